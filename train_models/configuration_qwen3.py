@@ -1,0 +1,14 @@
+"""Configuration of the routed Qwen3 models."""
+
+from transformers import Qwen3Config
+
+from .configuration_routing import RoutingFields
+
+
+class RoutedQwen3Config(RoutingFields, Qwen3Config):
+    """`Qwen3Config` with the fields of `RoutingFields`."""
+
+    model_type = "routed_qwen3"
+
+
+RoutedQwen3Config.register_for_auto_class()

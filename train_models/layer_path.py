@@ -1,0 +1,204 @@
+"""Running a path through the layers of a decoder: the one place that executes layers, for all families.
+
+A path is a list of layer indices; a route is its equivalent vector of counts in {0 skip, 1 run, 2 repeat}
+when the order of layers is kept. Rows of a batch may have different routes: rows that run a layer are
+gathered, run and scattered back, and nothing is gathered where all rows run.
+
+The forward mirrors the input preparation of transformers' Llama and Qwen models (embedding, masks by
+`layer_types`, rotary embeddings, final norm); a parity test against the stock classes guards it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.masking_utils import create_masks_for_generate
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+
+from .path_cache import PathCache, Step, checked_cache
+
+
+def path_steps(path: list[int]) -> list[Step]:
+    """Steps of a path that all rows of a batch follow; the n-th occurrence of a layer is its visit n."""
+    seen: dict[int, int] = {}
+    steps = []
+    for layer in path:
+        steps.append(Step(layer, seen.get(layer, 0)))
+        seen[layer] = seen.get(layer, 0) + 1
+    return steps
+
+
+def layer_steps(layer: int, counts: list[int]) -> list[Step]:
+    """Steps of one layer, given how often each row of the batch runs it."""
+    steps = []
+    for visit in range(max(counts, default=0)):
+        rows = tuple(row for row, count in enumerate(counts) if count > visit)
+        steps.append(Step(layer, visit, None if len(rows) == len(counts) else rows))
+    return steps
+
+
+class LayerRunner:
+    """Executes steps on the hidden states of one forward; holds what all layers of that forward share.
+
+    Args:
+        layers: the decoder layers.
+        cache: PathCache to read and extend, or None.
+        masks: attention mask for each layer type, or one for all; each has B rows, 1 row, or is None.
+        position_ids: [1 or B, T].
+        position_embeddings: (cos, sin), each [1 or B, T, D_head].
+        extra: further keyword arguments of the decoder layers.
+    """
+
+    def __init__(self, layers, layer_types, cache, masks, position_ids, position_embeddings, extra):
+        self.layers, self.layer_types, self.cache, self.extra = layers, layer_types, cache, extra
+        self.masks, self.position_ids, self.position_embeddings = masks, position_ids, position_embeddings
+        self._gathered: dict[tuple, tuple] = {}
+
+    def _mask(self, layer: int):
+        return self.masks[self.layer_types[layer]] if isinstance(self.masks, dict) else self.masks
+
+    def _row_inputs(self, step: Step, device):
+        """(row index, layer arguments) of a step over some rows; made once for each set of rows."""
+        key = (step.rows, self.layer_types[step.layer] if isinstance(self.masks, dict) else None)
+        if key not in self._gathered:
+            index = torch.tensor(step.rows, device=device)
+            arguments = {
+                "attention_mask": _take(self._mask(step.layer), index),
+                "position_ids": _take(self.position_ids, index),
+                "position_embeddings": tuple(_take(t, index) for t in self.position_embeddings),
+            }
+            self._gathered[key] = index, arguments
+        return self._gathered[key]
+
+    def run(self, hidden: torch.Tensor, step: Step) -> torch.Tensor:
+        """Hidden states [B, T, D] after one step; rows that do not take part pass unchanged."""
+        arguments = dict(self.extra)
+        if self.cache is not None:
+            arguments["past_key_values"] = self.cache.slot(step)
+        layer = self.layers[step.layer]
+        if step.rows is None:
+            return layer(
+                hidden,
+                attention_mask=self._mask(step.layer),
+                position_ids=self.position_ids,
+                position_embeddings=self.position_embeddings,
+                **arguments,
+            )
+        index, row_arguments = self._row_inputs(step, hidden.device)
+        index = index.to(hidden.device)
+        output = layer(hidden.index_select(0, index), **row_arguments, **arguments)
+        return hidden.to(output.device).index_copy(0, index.to(output.device), output)
+
+
+def _take(tensor: torch.Tensor | None, index: torch.Tensor):
+    """Rows of a tensor with B rows; None, and tensors that all rows share, as they are."""
+    if tensor is None or tensor.shape[0] == 1:
+        return tensor
+    return tensor.index_select(0, index.to(tensor.device))
+
+
+class LayerPathModel:
+    """Mixin over a transformers decoder (`LlamaModel`, ...) whose layers are run by steps of its choice."""
+
+    _supports_flex_attn = False
+
+    @can_return_tuple
+    @merge_with_config_defaults
+    def forward_along(
+        self,
+        execute: Callable[[torch.Tensor, LayerRunner, list | None], torch.Tensor],
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: PathCache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """The stock forward, with `execute` in place of the loop over all layers.
+
+        Args:
+            execute: maps (embeddings [B, T, D], runner, states) to the last hidden states [B, T, D]. `states`
+                is None, or a list that takes the hidden states asked for with `output_hidden_states`.
+            others: as in transformers.
+
+        Raises:
+            ValueError: for wrong inputs; attention maps are refused, since a skipped layer has none.
+            TypeError: for a cache that is no PathCache.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds.")
+        if output_attentions or (output_attentions is None and getattr(self.config, "output_attentions", False)):
+            raise ValueError("output_attentions is not available along a path: a skipped layer has no attention.")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        cache = checked_cache(past_key_values, self.config, use_cache)
+        if position_ids is None:
+            start = 0 if cache is None else cache.get_seq_length()
+            position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + start
+            position_ids = position_ids.unsqueeze(0)
+        masks = attention_mask
+        if not isinstance(masks, dict):
+            masks = create_masks_for_generate(self.config, inputs_embeds, attention_mask, cache, position_ids)
+        if output_hidden_states is None:
+            output_hidden_states = getattr(self.config, "output_hidden_states", False)
+        states = [] if output_hidden_states else None
+        runner = LayerRunner(
+            layers=self.layers,
+            layer_types=getattr(self.config, "layer_types", None),
+            cache=cache,
+            masks=masks,
+            position_ids=position_ids,
+            position_embeddings=self.rotary_emb(inputs_embeds, position_ids),
+            extra=kwargs | {"use_cache": use_cache},
+        )
+        if cache is not None and cache.is_empty:
+            cache.start(inputs_embeds.shape[0])
+        hidden = self.norm(execute(inputs_embeds, runner, states))
+        if cache is not None:
+            cache.advance(inputs_embeds.shape[1])
+        return BaseModelOutputWithPast(
+            last_hidden_state=hidden,
+            past_key_values=cache,
+            hidden_states=None if states is None else (*states, hidden),
+        )
+
+
+class LayerPathForCausalLM:
+    """Mixin over a `...ForCausalLM`: holds `inner_model_class`, and lets generate() work with a `PathCache`."""
+
+    inner_model_class: type
+
+    def __init__(self, config):
+        # Not the stock __init__, which would build the stock decoder first and throw it away.
+        PreTrainedModel.__init__(self, config)
+        self.model = self.inner_model_class(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+        given = checked_cache(model_kwargs.get("past_key_values"), self.config, use_cache=False)
+        wanted = generation_config.cache_implementation
+        if wanted not in (None, "dynamic"):
+            raise ValueError(
+                f"cache_implementation={wanted!r}: such a cache has one slot per layer and cannot hold the visits "
+                "of a repeated layer. Leave cache_implementation out."
+            )
+        if generation_config.prefill_chunk_size is not None:
+            raise ValueError(
+                f"prefill_chunk_size={generation_config.prefill_chunk_size}: the path is decided once, on the "
+                "whole prompt, so the prompt cannot be fed in chunks. Leave prefill_chunk_size out."
+            )
+        if given is not None or generation_config.use_cache is False:
+            super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+            return
+        model_kwargs["past_key_values"] = cache = PathCache(self.config)
+        if generation_config.is_assistant:
+            cache.activate_past_recording()

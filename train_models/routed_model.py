@@ -1,0 +1,297 @@
+"""Models that choose their own path: a router per layer, decided once on the prompt, kept while decoding."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import cached_file
+from transformers.utils.generic import can_return_tuple
+
+from .layer_path import LayerPathForCausalLM, LayerPathModel, layer_steps
+from .path_cache import Step
+from .routers import REPEAT, RouterBlock, pool_windows, prompt_mask, window_weights
+
+LM_EVAL_PADDING_ID = 0  # lm-eval pads loglikelihood requests with this id, whatever the tokenizer says.
+ROUTER_FILE = "routers.safetensors"
+
+
+@dataclass
+class RouteTotals:
+    """Running totals of what the routes executed.
+
+    Attributes:
+        inputs: rows for which a route was decided or forced.
+        layers: layer executions, summed over these rows.
+        choices: [L, 3], how many rows skipped, ran and repeated each layer.
+    """
+
+    inputs: int = 0
+    layers: int = 0
+    choices: torch.LongTensor | None = None
+
+    def add(self, routes: torch.LongTensor) -> None:
+        choices = nn.functional.one_hot(routes, REPEAT + 1).sum(0)
+        self.choices = choices if self.choices is None else self.choices + choices
+        self.inputs += len(routes)
+        self.layers += int(routes.sum())
+
+
+@dataclass
+class RoutedCausalLMOutput(CausalLMOutputWithPast):
+    """`CausalLMOutputWithPast` plus the routes [B, L] that were executed."""
+
+    routes: torch.LongTensor | None = field(default=None)
+
+
+class RoutedModel(LayerPathModel):
+    """Mixin over a decoder: one RouterBlock per layer.
+
+    Attributes:
+        last_routes: [B, L] counts in {0 skip, 1 run, 2 repeat} of the last prefill, on the CPU; None before.
+        totals: RouteTotals while counting is on (`count_layers`), else None.
+    """
+
+    _keep_in_fp32_modules_strict = ["routers"]
+
+    def __init__(self, config):
+        config.check_routing()
+        super().__init__(config)
+        self.routers = nn.ModuleList(
+            RouterBlock(config.hidden_size, config.router_hidden_size) for _ in range(config.num_hidden_layers)
+        )
+        self.last_routes: torch.LongTensor | None = None
+        self.totals: RouteTotals | None = None
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        if isinstance(module, RouterBlock):
+            module.reset_parameters()
+        else:
+            super()._init_weights(module)
+
+    def init_routers(self) -> None:
+        """Draw all routers anew: Xavier weights, zero biases (from torch's global generator)."""
+        with torch.no_grad():
+            for router in self.routers:
+                for parameter in router.parameters():
+                    parameter._is_hf_initialized = False
+                router.reset_parameters()
+
+    def count_layers(self, on: bool = True) -> None:
+        """Start new running totals (`totals`), or stop counting."""
+        self.totals = RouteTotals() if on else None
+
+    def routing_mask(self, input_ids, attention_mask, hidden, prompt_lengths=None) -> torch.BoolTensor:
+        """[B, T]: the tokens that the routers see."""
+        padding = {LM_EVAL_PADDING_ID}
+        if isinstance(self.config.pad_token_id, int):
+            padding.add(self.config.pad_token_id)
+        shape = tuple(hidden.shape[:2])
+        return prompt_mask(input_ids, attention_mask, shape, hidden.device, tuple(padding), prompt_lengths)
+
+    def _checked_routes(self, routes, batch: int) -> list[list[int]]:
+        routes = torch.as_tensor(routes)
+        shape = (batch, self.config.num_hidden_layers)
+        if routes.shape != shape or routes.dtype.is_floating_point or routes.dtype == torch.bool:
+            raise ValueError(f"routes must be whole numbers of shape {shape}, got {routes.dtype} {tuple(routes.shape)}.")
+        if bool(((routes < 0) | (routes > REPEAT)).any()):
+            raise ValueError(
+                f"routes must be 0 (skip), 1 (run) or 2 (repeat), got {sorted(set(routes.flatten().tolist()))}."
+            )
+        return routes.tolist()
+
+    def forward(self, input_ids=None, attention_mask=None, routes=None, prompt_lengths=None, **kwargs):
+        """The stock forward along each row's own route.
+
+        A forward with an empty cache, or none, decides the routes (or takes `routes`, or all ones with
+        `config.is_static_routing`); later ones replay what the cache holds. `output_hidden_states` gives the
+        state entering each layer, skipped or not, then the normalised last one: L + 1 tensors [B, T, D].
+
+        Args:
+            routes: [B, L] counts to force.
+            prompt_lengths: [B], how many real tokens of each row the routers may see; default all.
+
+        Raises:
+            ValueError: for routes or prompt lengths of wrong shape or value, or routes that contradict the cache.
+        """
+
+        def execute(hidden: torch.Tensor, runner, states: list | None) -> torch.Tensor:
+            if runner.cache is not None and not runner.cache.is_empty:
+                return self._replay(hidden, runner, states, routes)
+            batch = hidden.shape[0]
+            forced = None if routes is None else self._checked_routes(routes, batch)
+            if forced is None and self.config.is_static_routing:
+                forced = [[1] * len(self.layers)] * batch
+            decide = None
+            if forced is None:
+                mask = self.routing_mask(input_ids, attention_mask, hidden, prompt_lengths)
+                decide = self._decider(mask)
+            taken = []
+            for layer in range(len(self.layers)):
+                if states is not None:
+                    states.append(hidden)
+                counts = decide(layer, hidden) if forced is None else [row[layer] for row in forced]
+                taken.append(counts)
+                for step in layer_steps(layer, counts):
+                    hidden = runner.run(hidden, step)
+            self._record(torch.tensor(taken, dtype=torch.long).reshape(-1, batch).T.contiguous(), runner.cache)
+            return hidden
+
+        return self.forward_along(execute, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+    def _decider(self, mask: torch.BoolTensor):
+        """Function (layer, hidden [B, T, D]) -> how often each row runs the layer. Rows without prompt run once."""
+        weights, windows = window_weights(mask, self.config.num_windows)
+        empty = (~windows.any(1)).tolist()
+
+        def decide(layer: int, hidden: torch.Tensor) -> list[int]:
+            logits = self.routers[layer](pool_windows(hidden, weights), windows.to(hidden.device))
+            return [1 if blank else count for blank, count in zip(empty, logits.argmax(-1).tolist(), strict=True)]
+
+        return decide
+
+    def _replay(self, hidden, runner, states, routes):
+        if routes is not None and self._checked_routes(routes, hidden.shape[0]) != runner.cache.routes.tolist():
+            raise ValueError(
+                f"routes={torch.as_tensor(routes).tolist()} contradicts the cache, which was filled along "
+                f"{runner.cache.routes.tolist()}. A route is fixed at prefill; start with a new cache."
+            )
+        by_layer: dict[int, list[Step]] = {}
+        for step in runner.cache.steps:
+            by_layer.setdefault(step.layer, []).append(step)
+        for layer in range(len(self.layers)):
+            if states is not None:
+                states.append(hidden)
+            for step in by_layer.get(layer, ()):
+                hidden = runner.run(hidden, step)
+        return hidden
+
+    def _record(self, routes: torch.LongTensor, cache) -> None:
+        self.last_routes = routes
+        if cache is not None:
+            cache.routes = routes
+        if self.totals is not None:
+            self.totals.add(routes)
+
+
+class RoutedForCausalLM(LayerPathForCausalLM):
+    """Mixin over a `...ForCausalLM` whose decoder is a RoutedModel."""
+
+    _keep_in_fp32_modules_strict = ["routers"]
+
+    @property
+    def last_routes(self) -> torch.LongTensor | None:
+        """[B, L] counts of the last prefill, see `RoutedModel`."""
+        return self.model.last_routes
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        if isinstance(module, RouterBlock):
+            module.reset_parameters()
+        else:
+            super()._init_weights(module)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values=None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        routes: torch.LongTensor | None = None,
+        prompt_lengths: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> RoutedCausalLMOutput:
+        """Logits along each row's route; `routes` and `prompt_lengths` as in `RoutedModel.forward`."""
+        output = super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            routes=routes,
+            prompt_lengths=prompt_lengths,
+            return_dict=True,
+            **kwargs,
+        )
+        cache = output.past_key_values
+        return RoutedCausalLMOutput(**output, routes=self.last_routes if cache is None else cache.routes)
+
+    def _update_model_kwargs_for_generation(self, outputs, model_kwargs, *args, **kwargs):
+        """Keep the route of the prefill where no cache keeps it; a cache knows better (beams reorder it)."""
+        model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
+        cached = model_kwargs.get("past_key_values") is not None
+        model_kwargs["routes"] = None if cached else outputs.routes
+        return model_kwargs
+
+    def prepare_inputs_for_generation(self, input_ids, *args, prompt_lengths=None, is_first_iteration=False, **kwargs):
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, *args, is_first_iteration=is_first_iteration, **kwargs
+        )
+        if prompt_lengths is not None and is_first_iteration:
+            inputs["prompt_lengths"] = prompt_lengths
+        return inputs
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
+        """Loads a routed checkpoint, a base of the family, or routers with a reference to their base.
+
+        A base has no routers: they are drawn at random (transformers says so) and wait for training.
+        """
+        place = pretrained_model_name_or_path
+        if config is None:
+            hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
+            own = {key: kwargs.pop(key) for key in list(kwargs) if hasattr(cls.config_class, key)}
+            config = cls.config_class.from_pretrained(place, **hub, **own)
+        if getattr(config, "base_model", None) is None:
+            return super().from_pretrained(place, *args, config=config, **kwargs)
+        return cls._from_reference(place, *args, config=config, **kwargs)
+
+    @classmethod
+    def _from_reference(cls, place, *args, config, **kwargs):
+        base = config.base_model
+        if config.base_sha256 is not None:
+            check_base_files(base, config.base_sha256)
+        hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
+        routers = load_file(cached_file(place, ROUTER_FILE, **hub))
+        kwargs = kwargs | {"revision": config.base_revision or "main"}
+        loaded = super().from_pretrained(base, *args, config=config, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.model.routers.load_state_dict(routers)
+        return loaded
+
+
+def check_base_files(base: str, expected: dict[str, str]) -> None:
+    """Refuse a base folder that is gone or was changed since the routers were trained.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file and the remedy.
+    """
+    for name, digest in expected.items():
+        path = Path(base) / name
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"the checkpoint refers to the base model in {base}, but {path} is missing. Put the base back, or "
+                "edit base_model in the checkpoint's config.json to where it is now."
+            )
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != digest:
+            raise ValueError(
+                f"{path} is not the file that the routers were trained with (SHA-256 {found}, expected {digest}). "
+                "Point base_model in the checkpoint's config.json to the right base, or train again."
+            )
