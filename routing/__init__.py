@@ -1,0 +1,1 @@
+"""The library behind the three commands: tasks, scoring, search, labels, features, objectives, reports."""

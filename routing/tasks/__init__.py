@@ -1,0 +1,93 @@
+"""Data sets by name."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from routing.errors import UserError
+from routing.tasks import hub, offline
+from routing.tasks.examples import SPLITS, Example, distinct
+from routing.tasks.local import local_examples
+
+HUB = {
+    "arc_easy": hub.arc("ARC-Easy"),
+    "arc_challenge": hub.arc("ARC-Challenge"),
+    **{f"dart-{level}": hub.dart(level) for level in range(1, 6)},
+    "squadv2": hub.squadv2,
+    "commonsense_qa": hub.commonsense_qa,
+}
+OFFLINE = {"arithmetic": offline.arithmetic, **{name: offline.from_wheel(name) for name in offline.FILES}}
+GROUPS = {"arc": ("arc_easy", "arc_challenge"), "dart": tuple(f"dart-{level}" for level in range(1, 6))}
+
+
+def expand_names(names: str) -> list[str]:
+    """Data set names of a comma-separated list, groups resolved, each once, in order."""
+    listed = [name.strip() for name in names.split(",") if name.strip()]
+    return list(dict.fromkeys(member for name in listed for member in GROUPS.get(name, (name,))))
+
+
+def unknown_names(names: str) -> list[str]:
+    """What is wrong with a list of data set names, as sentences."""
+    problems = [] if expand_names(names) else [f"--dataset {names!r} names no data set"]
+    for name in expand_names(names):
+        if name in HUB or name in OFFLINE:
+            continue
+        if name.endswith((".jsonl", ".json")) or "/" in name:
+            if not Path(name).is_file():
+                problems.append(f"--dataset {name!r}: there is no such file")
+            continue
+        problems.append(
+            f"--dataset {name!r} is unknown; from the hub: {', '.join([*GROUPS, *HUB])}; offline: "
+            f"{', '.join(OFFLINE)}; or the path of a JSONL file of your own"
+        )
+    return problems
+
+
+def _source(name: str) -> Callable | None:
+    return HUB.get(name) or OFFLINE.get(name)
+
+
+def iterate(name: str, split: str) -> Iterator[Example]:
+    """Examples of one data set and split, duplicates left out, in the order of the source.
+
+    Raises:
+        UserError: if the data cannot be had.
+    """
+    if _source(name) is None:
+        # A user's own file is used whole when it is searched: the user keeps test questions elsewhere.
+        yield from distinct(local_examples(Path(name), None if split == "search" else split))
+        return
+    from datasets import load_dataset
+
+    try:
+        yield from distinct(_source(name)(split, load_dataset))
+    except (OSError, ConnectionError) as error:
+        if name not in HUB:
+            raise
+        raise UserError(
+            f"data set {name!r} comes from the HuggingFace hub, which this machine cannot reach ({error}). Without "
+            f"hub access use one of {', '.join(OFFLINE)}, or the path of a JSONL file."
+        ) from error
+
+
+def load_examples(names: str, split: str, num_samples: int | None, seed: int) -> list[Example]:
+    """Up to `num_samples` examples of each data set, drawn with `seed`; duplicates over data sets left out.
+
+    Args:
+        names: comma-separated names.
+        split: search, validation or test.
+        num_samples: examples a data set, None for all.
+        seed: of the drawing; the same seed gives the same examples in the same order.
+    """
+    if split not in SPLITS:
+        raise UserError(f"--split {split!r} is unknown; allowed are {', '.join(SPLITS)}.")
+    chosen: list[Example] = []
+    for name in expand_names(names):
+        examples = list(iterate(name, split))
+        if not examples:
+            raise UserError(f"data set {name!r} has no example in the split {split!r}.")
+        random.Random(f"{seed}/{name}").shuffle(examples)
+        chosen += examples[:num_samples]
+    return list(distinct(chosen))

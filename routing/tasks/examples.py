@@ -1,0 +1,72 @@
+"""Questions with checkable answers, and their division into disjoint splits."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+SPLITS = ("search", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question.
+
+    Attributes:
+        dataset: name of the data set.
+        question: the question with its passage, if any.
+        answer: the right answer; for questions with choices, the text of the right choice.
+        choices: texts of the choices, empty for open questions.
+        gold: index of the right choice, None for open questions.
+        checker: how a generated answer is checked, see routing/answers.py.
+        shots: solved examples put before the question, for models that must be shown the format.
+        accepted: further right answers of an open question.
+    """
+
+    dataset: str
+    question: str
+    answer: str
+    choices: tuple[str, ...] = ()
+    gold: int | None = None
+    checker: str = "exact"
+    shots: str = ""
+    accepted: tuple[str, ...] = ()
+
+    @property
+    def id(self) -> str:
+        """Data set and hash of question and choices: stable over runs and orders."""
+        return f"{self.dataset}/{question_hash(self)[:16]}"
+
+
+def _normalise(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def question_hash(example: Example) -> str:
+    """Hex SHA-256 of the normalised question, with its choices in sorted order where it has any."""
+    parts = [_normalise(example.question), *sorted(map(_normalise, example.choices))]
+    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
+
+
+def split_of(example: Example) -> str:
+    """Split of an example whose source has no splits of its own: 60 % search, 10 % validation, 30 % test."""
+    share = int(question_hash(example)[:8], 16) / 16**8
+    return "search" if share < 0.6 else "validation" if share < 0.7 else "test"
+
+
+def held_out(example_hash: str, fraction: float) -> bool:
+    """Whether training keeps an example aside; a share of `fraction`, independent of `split_of`."""
+    digest = hashlib.sha256(f"held-out/{example_hash}".encode()).hexdigest()
+    return int(digest[:8], 16) / 16**8 < fraction
+
+
+def distinct(examples: Iterable[Example]) -> Iterator[Example]:
+    """Each question once, the first time it comes."""
+    seen = set()
+    for example in examples:
+        key = bytes.fromhex(question_hash(example))
+        if key not in seen:
+            seen.add(key)
+            yield example

@@ -1,0 +1,65 @@
+"""Data sets of the HuggingFace hub, by their real schemas.
+
+Each function maps (split, loader) to examples; `loader` is `datasets.load_dataset`, and a stand-in in tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from routing.tasks.examples import Example, split_of
+
+OFFICIAL = {"search": "train", "validation": "validation", "test": "test"}
+
+
+def _lettered(row: dict, dataset: str) -> Example:
+    """ARC and CommonsenseQA: {question, choices: {text, label}, answerKey}."""
+    gold = row["choices"]["label"].index(row["answerKey"])
+    choices = tuple(row["choices"]["text"])
+    return Example(dataset, row["question"], choices[gold], choices, gold, "letter")
+
+
+def arc(config: str) -> Callable:
+    def examples(split: str, loader: Callable) -> Iterator[Example]:
+        name = {"ARC-Easy": "arc_easy", "ARC-Challenge": "arc_challenge"}[config]
+        for row in loader("allenai/ai2_arc", config, split=OFFICIAL[split]):
+            yield _lettered(row, name)
+
+    return examples
+
+
+def commonsense_qa(split: str, loader: Callable) -> Iterator[Example]:
+    """Its test split has no answers: the training split is divided by question hash, validation is the test."""
+    source = "validation" if split == "test" else "train"
+    for row in loader("tau/commonsense_qa", split=source):
+        example = _lettered(row, "commonsense_qa")
+        if split == "test" or (split_of(example) == "validation") == (split == "validation"):
+            yield example
+
+
+def squadv2(split: str, loader: Callable) -> Iterator[Example]:
+    """Extractive questions; unanswerable ones want the word "unanswerable"."""
+    source = "validation" if split == "test" else "train"
+    for row in loader("rajpurkar/squad_v2", split=source):
+        answers = tuple(dict.fromkeys(row["answers"]["text"])) or ("unanswerable",)
+        question = (
+            f"{row['context']}\nQuestion: {row['question']}\n"
+            'Answer with words of the passage, or with "unanswerable".'
+        )
+        example = Example("squadv2", question, answers[0], checker="exact", accepted=answers[1:])
+        if split == "test" or (split_of(example) == "validation") == (split == "validation"):
+            yield example
+
+
+def dart(level: int) -> Callable:
+    """DART-Math of one difficulty level; questions repeat there, so splits go by question hash."""
+
+    def examples(split: str, loader: Callable) -> Iterator[Example]:
+        for row in loader("hkust-nlp/dart-math-pool-math", split="train"):
+            if int(row["query_metadata"]["level"]) != level:
+                continue
+            example = Example(f"dart-{level}", row["query"], str(row["gt_ans"]), checker="boxed")
+            if split_of(example) == split:
+                yield example
+
+    return examples

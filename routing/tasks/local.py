@@ -1,0 +1,67 @@
+"""A user's own questions, as JSONL: {"question": …, "answer": …, "choices": […], "checker": …}."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from routing.answers import CHECKERS
+from routing.errors import UserError
+from routing.tasks.examples import Example, split_of
+
+WANTED = (
+    'each line must be a JSON object with "question" (text), "answer" (text or number; with choices: the right '
+    'choice, its letter or its index), optional "choices" (list of at least 2 texts) and optional "checker"'
+)
+
+
+def parse_local(row, dataset: str) -> Example:
+    """Example of one row; raises a ValueError that says what is wrong."""
+    if not isinstance(row, dict):
+        raise ValueError(f"it is a {type(row).__name__}, no object")
+    question, answer, choices = row.get("question"), row.get("answer"), row.get("choices") or ()
+    if not isinstance(question, str) or not question.strip():
+        raise ValueError(f'"question" must be a text, got {question!r}')
+    if isinstance(answer, bool) or not isinstance(answer, (str, int, float)) or str(answer).strip() == "":
+        raise ValueError(f'"answer" must be a text or a number, got {answer!r}')
+    if choices:
+        return _with_choices(dataset, question, answer, choices)
+    checker = row.get("checker", "exact")
+    if checker not in CHECKERS or checker == "letter":
+        allowed = ", ".join(sorted(set(CHECKERS) - {"letter"}))
+        raise ValueError(f'"checker" must be one of {allowed} for a question without choices, got {checker!r}')
+    return Example(dataset, question, str(answer), checker=checker)
+
+
+def _with_choices(dataset: str, question: str, answer, choices) -> Example:
+    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) for c in choices):
+        raise ValueError(f'"choices" must be a list of at least two texts, got {choices!r}')
+    if isinstance(answer, int) and 0 <= answer < len(choices):
+        gold = answer
+    elif answer in choices:
+        gold = choices.index(answer)
+    elif isinstance(answer, str) and len(answer) == 1 and 0 <= ord(answer.upper()) - 65 < len(choices):
+        gold = ord(answer.upper()) - 65
+    else:
+        raise ValueError(f'"answer" {answer!r} is none of the choices, nor the letter or index of one')
+    return Example(dataset, question, choices[gold], tuple(choices), gold, "letter")
+
+
+def local_examples(path: Path, split: str | None) -> list[Example]:
+    """Examples of a JSONL file; with a split, those that the question hash puts there.
+
+    Raises:
+        UserError: for an empty file or a bad line, with its number.
+    """
+    examples = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                examples.append(parse_local(json.loads(line), path.stem))
+            except (ValueError, json.JSONDecodeError) as error:
+                raise UserError(f"{path}, line {number}: {error}; {WANTED}.") from error
+    if not examples:
+        raise UserError(f"{path} holds no question; {WANTED}.")
+    return [example for example in examples if split is None or split_of(example) == split]

@@ -1,0 +1,224 @@
+"""Tiny random models of every family, and the naive forward that the tests compare the real ones with."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+
+# Read when transformers is imported: the code of saved checkpoints is copied here, and must not stay behind.
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="hf_modules_")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import settings
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from data_models.modeling_llama import PathLlamaForCausalLM
+from data_models.modeling_qwen2 import PathQwen2ForCausalLM
+from data_models.modeling_qwen3 import PathQwen3ForCausalLM
+from train_models.configuration_llama import RoutedLlamaConfig
+from train_models.configuration_qwen2 import RoutedQwen2Config
+from train_models.configuration_qwen3 import RoutedQwen3Config
+from train_models.modeling_llama import RoutedLlamaForCausalLM
+from train_models.modeling_qwen2 import RoutedQwen2ForCausalLM
+from train_models.modeling_qwen3 import RoutedQwen3ForCausalLM
+
+# Models take longer than hypothesis' deadline on a busy core; without a database no folder is left behind.
+settings.register_profile("models", deadline=None, database=None, derandomize=True, max_examples=6)
+settings.load_profile("models")
+
+LAYERS, VOCAB, WINDOW = 5, 97, 4
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _remove_modules_cache():
+    yield
+    shutil.rmtree(os.environ["HF_MODULES_CACHE"], ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Family:
+    """The classes of one model family; `overrides` are config fields of a variant of it."""
+
+    name: str
+    config: type
+    stock: type
+    routed_config: type
+    routed: type
+    path: type
+    overrides: tuple[tuple[str, object], ...] = ()
+
+    def __str__(self) -> str:
+        return self.name
+
+
+LLAMA = Family("llama", LlamaConfig, LlamaForCausalLM, RoutedLlamaConfig, RoutedLlamaForCausalLM, PathLlamaForCausalLM)
+QWEN2 = Family("qwen2", Qwen2Config, Qwen2ForCausalLM, RoutedQwen2Config, RoutedQwen2ForCausalLM, PathQwen2ForCausalLM)
+QWEN3 = Family("qwen3", Qwen3Config, Qwen3ForCausalLM, RoutedQwen3Config, RoutedQwen3ForCausalLM, PathQwen3ForCausalLM)
+FAMILIES = (LLAMA, QWEN2, QWEN3)
+
+
+def sliding(family: Family, layer_types: str) -> Family:
+    """A variant with one letter a layer: f for full and s for sliding-window attention."""
+    kinds = {"f": "full_attention", "s": "sliding_attention"}
+    overrides = (
+        ("use_sliding_window", True),
+        ("sliding_window", WINDOW),
+        ("layer_types", [kinds[letter] for letter in layer_types]),
+    )
+    return Family(f"{family.name}-{layer_types}", *list(vars(family).values())[1:6], overrides)
+
+
+SLIDING_FAMILIES = (sliding(QWEN2, "fssfs"), sliding(QWEN3, "sfsfs"), sliding(QWEN3, "sssss"))
+
+
+@pytest.fixture(params=FAMILIES, ids=str)
+def family(request) -> Family:
+    return request.param
+
+
+@pytest.fixture(params=SLIDING_FAMILIES, ids=str)
+def sliding_family(request) -> Family:
+    return request.param
+
+
+@pytest.fixture(params=FAMILIES + SLIDING_FAMILIES, ids=str)
+def any_family(request) -> Family:
+    return request.param
+
+
+def config_fields(family: Family, **overrides) -> dict:
+    """Fields of a tiny config with grouped-query attention and no special tokens."""
+    fields = {
+        "vocab_size": VOCAB,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 128,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+        "tie_word_embeddings": False,
+        "attn_implementation": "sdpa",
+    }
+    return fields | dict(family.overrides) | overrides
+
+
+def stock_model(family: Family, seed: int = 0, **overrides):
+    """A stock model whose layers matter: with transformers' small initial weights, a wrong path hardly shows."""
+    torch.manual_seed(seed)
+    model = family.stock(family.config(**config_fields(family, **overrides))).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("norm.weight"):
+                parameter.normal_(1.0, 0.2)
+            else:
+                parameter.normal_(0.0, 0.3)
+    return model
+
+
+def routed_from(family: Family, stock, router_seed: int | None = None, **overrides):
+    """The routed model with the weights of `stock`; with `router_seed`, its routers take varied decisions."""
+    torch.manual_seed(1 if router_seed is None else router_seed)
+    fields = config_fields(family, tie_word_embeddings=stock.config.tie_word_embeddings)
+    fields["attn_implementation"] = stock.config._attn_implementation
+    model = family.routed(family.routed_config(**(fields | {"router_hidden_size": 16} | overrides))).eval()
+    missing, unexpected = model.load_state_dict(stock.state_dict(), strict=False)
+    assert not unexpected and all(".routers." in name for name in missing)
+    if router_seed is not None:
+        with torch.no_grad():
+            for parameter in model.model.routers.parameters():
+                parameter.normal_(0.0, 1.0)
+    return model
+
+
+def path_from(family: Family, stock):
+    """The model of data_models with the weights of `stock`."""
+    fields = config_fields(family, tie_word_embeddings=stock.config.tie_word_embeddings)
+    fields["attn_implementation"] = stock.config._attn_implementation
+    model = family.path(family.config(**fields)).eval()
+    model.load_state_dict(stock.state_dict())
+    return model
+
+
+def models(family: Family, seed: int = 0, **overrides):
+    """(stock, routed, path) models with the same weights."""
+    stock = stock_model(family, seed, **overrides)
+    return stock, routed_from(family, stock), path_from(family, stock)
+
+
+def random_rows(lengths, seed: int = 0) -> list[torch.Tensor]:
+    """One prompt [T] for each length, without the padding id 0."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(1, VOCAB, (length,), generator=generator) for length in lengths]
+
+
+def padded(rows, side: str = "left") -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask, each [B, T], of rows of different lengths; padded with 0."""
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for line, real, row in zip(ids, mask, rows, strict=True):
+        place = slice(len(line) - len(row), None) if side == "left" else slice(len(row))
+        line[place], real[place] = row, 1
+    return ids, mask
+
+
+def route_path(route) -> list[int]:
+    """The layer indices of a route of counts, in order."""
+    return [layer for layer, count in enumerate(route) for _ in range(int(count))]
+
+
+def oracle_states(stock, embeddings: torch.Tensor, path) -> list[torch.Tensor]:
+    """What enters each step of a path and the normalised end, [1, T, D] each: no cache, no batch, no padding."""
+    tokens = embeddings.shape[1]
+    positions = torch.arange(tokens)[None]
+    rotary = stock.model.rotary_emb(embeddings, positions)
+    distance = positions.T - positions
+    kinds = getattr(stock.config, "layer_types", None) or ["full_attention"] * len(stock.model.layers)
+    hidden, states = embeddings, []
+    for layer in path:
+        visible = distance >= 0
+        if kinds[layer] == "sliding_attention":
+            visible = visible & (distance < stock.config.sliding_window)
+        mask = torch.zeros(1, 1, tokens, tokens).masked_fill(~visible, torch.finfo(torch.float32).min)
+        states.append(hidden)
+        hidden = stock.model.layers[layer](
+            hidden, attention_mask=mask, position_ids=positions, position_embeddings=rotary
+        )
+    return [*states, stock.model.norm(hidden)]
+
+
+def oracle_logits(stock, row: torch.Tensor, path) -> torch.Tensor:
+    """Logits [T, V] of one row of tokens [T] along a path."""
+    return stock.lm_head(oracle_states(stock, stock.model.embed_tokens(row[None]), path)[-1])[0]
+
+
+@torch.no_grad()
+def oracle_generate(stock, row: torch.Tensor, path, new_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Greedy tokens [N] and their logits [N, V]; everything is computed anew for each token."""
+    logits = []
+    for _ in range(new_tokens):
+        logits.append(oracle_logits(stock, row, path)[-1])
+        row = torch.cat([row, logits[-1].argmax()[None]])
+    return row[-new_tokens:], torch.stack(logits)
+
+
+def assert_near(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = TOLERANCE) -> None:
+    """Equal to an absolute tolerance."""
+    torch.testing.assert_close(actual, expected, atol=tolerance, rtol=0)
