@@ -15,7 +15,8 @@ import regex
 from routing.tasks.examples import Example
 
 _STATED = regex.compile(
-    r"\b(?:answer|choice|option)\b\s*(?:is|would\s+be|=|:)?\s*:?\s*[\(\[\*\"'`_]*([A-Za-z])(?![A-Za-z'’])", regex.IGNORECASE
+    r"\b(?:answer|choice|option)\b\s*(?:is|would\s+be|=|:)?\s*:?\s*[\(\[\*\"'`_]*([A-Za-z])(?![A-Za-z'’])",
+    regex.IGNORECASE,
 )
 _LEADING = regex.compile(r"^[\s\(\[\*\"'`_]*([A-Za-z])(?P<after>[\s\).\]:,;*\"'`_/-].*|)$", regex.DOTALL)
 # After a bare letter and a space, words that go on about the choice; others make "A" an article, "I" a pronoun.

@@ -11,7 +11,11 @@ from routing.default_model import DEFAULT_MODEL, default_model_folder
 from routing.errors import UserError
 
 # model_type of the base -> (module of data_models and train_models, prefix of the class names)
-FAMILIES = {"llama": ("modeling_llama", "Llama"), "qwen2": ("modeling_qwen2", "Qwen2"), "qwen3": ("modeling_qwen3", "Qwen3")}
+FAMILIES = {
+    "llama": ("modeling_llama", "Llama"),
+    "qwen2": ("modeling_qwen2", "Qwen2"),
+    "qwen3": ("modeling_qwen3", "Qwen3"),
+}
 
 
 def locate_model(name: str) -> str:
@@ -29,9 +33,13 @@ def load_base_config(name: str) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(place)
     except (OSError, ValueError) as error:
-        offline = "" if Path(place).exists() else (
-            f" Is it spelled right and can this machine reach the hub? Without hub access give a local folder, "
-            f"or {DEFAULT_MODEL!r}, which comes from the package index."
+        offline = (
+            ""
+            if Path(place).exists()
+            else (
+                f" Is it spelled right and can this machine reach the hub? Without hub access give a local folder, "
+                f"or {DEFAULT_MODEL!r}, which comes from the package index."
+            )
         )
         raise UserError(f"--model {name!r} cannot be loaded: {str(error).splitlines()[0]}{offline}") from error
     supported = ", ".join(FAMILIES)

@@ -124,14 +124,24 @@ def check_fresh(routers, hidden_size, router_hidden_size):
         for linear in (router.up, router.down):
             bound = math.sqrt(6 / sum(linear.weight.shape))
             assert not linear.bias.any()
-            assert bound * 0.8 < linear.weight.abs().max() <= bound
+            assert bound * 0.8 < linear.weight.abs().max().item() <= bound
             # The standard deviation tells uniform from normal: bound / sqrt(3).
-            assert linear.weight.std() == pytest.approx(bound / math.sqrt(3), rel=0.25)
+            assert linear.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.25)
 
 
-def test_fresh_models_and_init_routers_are_xavier(family):
+def test_fresh_models_have_xavier_routers(family):
     model = routed_from(family, stock_model(family), router_hidden_size=64)
     check_fresh(model.model.routers, 32, 64)
+
+
+def test_bases_are_loaded_with_xavier_routers(family, tmp_path):
+    """A user who loads a base and trains it without a call of init_routers starts from the paper's draw."""
+    stock_model(family).save_pretrained(tmp_path)
+    check_fresh(family.routed.from_pretrained(tmp_path, router_hidden_size=64).model.routers, 32, 64)
+
+
+def test_init_routers_is_xavier_and_touches_nothing_else(family):
+    model = routed_from(family, stock_model(family), router_hidden_size=64)
     with torch.no_grad():
         for parameter in model.model.routers.parameters():
             parameter.fill_(7.0)

@@ -100,7 +100,9 @@ class RoutedModel(LayerPathModel):
         routes = torch.as_tensor(routes)
         shape = (batch, self.config.num_hidden_layers)
         if routes.shape != shape or routes.dtype.is_floating_point or routes.dtype == torch.bool:
-            raise ValueError(f"routes must be whole numbers of shape {shape}, got {routes.dtype} {tuple(routes.shape)}.")
+            raise ValueError(
+                f"routes must be whole numbers of shape {shape}, got {routes.dtype} {tuple(routes.shape)}."
+            )
         if bool(((routes < 0) | (routes > REPEAT)).any()):
             raise ValueError(
                 f"routes must be 0 (skip), 1 (run) or 2 (repeat), got {sorted(set(routes.flatten().tolist()))}."

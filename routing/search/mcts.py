@@ -152,9 +152,7 @@ def _choose(node: Node, settings: SearchSettings, rng: Random) -> Node:
     return max(node.children, key=lambda child: ucb(child, node.visits, settings))
 
 
-def run_search(
-    score: Callable[[Route], bool], depth: int, settings: SearchSettings, rng: Random
-) -> SearchResult:
+def run_search(score: Callable[[Route], bool], depth: int, settings: SearchSettings, rng: Random) -> SearchResult:
     """One search to its end, with a function that gives the verdict of a route."""
     searching = search(depth, settings, rng)
     route = next(searching)

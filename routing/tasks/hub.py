@@ -43,8 +43,7 @@ def squadv2(split: str, loader: Callable) -> Iterator[Example]:
     for row in loader("rajpurkar/squad_v2", split=source):
         answers = tuple(dict.fromkeys(row["answers"]["text"])) or ("unanswerable",)
         question = (
-            f"{row['context']}\nQuestion: {row['question']}\n"
-            'Answer with words of the passage, or with "unanswerable".'
+            f'{row["context"]}\nQuestion: {row["question"]}\nAnswer with words of the passage, or with "unanswerable".'
         )
         example = Example("squadv2", question, answers[0], checker="exact", accepted=answers[1:])
         if split == "test" or (split_of(example) == "validation") == (split == "validation"):

@@ -69,16 +69,16 @@ def of_split(examples: Iterator[Example], split: str) -> Iterator[Example]:
     return (example for example in examples if split_of(example) == split)
 
 
-ARITHMETIC_SHOTS = "3 + 4 = 7\n20 + 8 = 28\n6 * 3 = 18\n"
+ARITHMETIC_SHOTS = "6 * 3 = 18\n"
 
 
 def arithmetic(split: str, loader: Callable) -> Iterator[Example]:
-    """All sums of numbers from 1 to 30 and all products of numbers from 2 to 12, three solved ones before each."""
-    pairs = [(a, "+", b, a + b) for a in range(1, 31) for b in range(1, 31)]
-    pairs += [(a, "*", b, a * b) for a in range(2, 13) for b in range(2, 13)]
-    for a, sign, b, result in pairs:
-        question = f"{a} {sign} {b} ="
-        if question in ARITHMETIC_SHOTS:
+    """Sums of numbers from 1 to 25, differences up to 20 - 19, products of 2 to 12; one solved product before each."""
+    problems = [(f"{a} + {b} =", a + b) for a in range(1, 26) for b in range(1, 26)]
+    problems += [(f"{a} - {b} =", a - b) for a in range(2, 21) for b in range(1, a)]
+    problems += [(f"{a} * {b} =", a * b) for a in range(2, 13) for b in range(2, 13)]
+    for question, result in problems:
+        if ARITHMETIC_SHOTS.startswith(question):
             continue
         example = Example("arithmetic", question, str(result), checker="number", shots=ARITHMETIC_SHOTS)
         if split_of(example) == split:

@@ -1,0 +1,194 @@
+"""Command-line arguments: one dataclass a stage; all problems are reported at once, before a model is loaded."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+
+import torch
+from transformers import HfArgumentParser
+
+from routing.default_model import DEFAULT_MODEL
+from routing.errors import raise_all
+from routing.prompts import SCORINGS
+from routing.tasks import unknown_names
+from routing.tasks.examples import SPLITS
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def option(default, help: str, choices: tuple | None = None):
+    """A dataclass field with a help text, and allowed values."""
+    metadata = {"help": help} | ({"choices": list(choices)} if choices else {})
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class DataGenerationArguments:
+    """Search layer paths and write labels. Run it again to continue after an interruption."""
+
+    model: str = option(DEFAULT_MODEL, "base model: hub id, local folder, or the default, fetched without a hub")
+    dataset: str = option("arc,dart", "comma-separated data sets: names, groups (arc, dart), paths of JSONL files")
+    split: str = option("search", "split to draw from; search, validation and test are disjoint", SPLITS)
+    num_samples: int | None = option(None, "examples drawn from each data set; default all")
+    num_simulations: int = option(50, "simulations of the search for each example")
+    budget: float = option(2.0, "longest path, as a multiple of the number of layers, at least 1")
+    exploration_constant: float = option(1.8, "c of the UCB rule")
+    length_penalty: float = option(3.0, "lambda of the UCB rule, for |path| / L")
+    random_prob: float = option(0.1, "probability of descending to a random child, 0 to 1")
+    widening: float = option(0.5, "a node visited V times may have V**widening children, above 0 to 1")
+    stop_saving: int = option(2, "stop at a right path this many layers shorter than the model, at least 1")
+    scoring: str = option(
+        "auto",
+        "generate (greedy answer and checker), loglikelihood (lm-eval's acc), loglikelihood_norm (acc_norm), "
+        "loglikelihood_bytes (acc_bytes); auto: loglikelihood where there are choices, else generate",
+        SCORINGS,
+    )
+    apply_chat_template: bool = option(False, "wrap prompts in the chat template, as lm-eval does with this flag")
+    dtype: str = option("float32", "dtype of the model", tuple(DTYPES))
+    device: str = option("auto", "torch device; auto: cuda if there is one, else cpu")
+    batch_size: int = option(16, "sequences evaluated in one forward, at most")
+    group_size: int = option(16, "examples searched side by side; part of what makes a file reproducible")
+    seed: int = option(0, "seed of the drawing of examples and of every search")
+    output_dir: str = option("data/mcts_paths", "folder of the label file")
+
+    def problems(self) -> list[str]:
+        found = unknown_names(self.dataset)
+        found += _below(self, num_simulations=1, budget=1, exploration_constant=0, length_penalty=0, stop_saving=1)
+        found += _below(self, batch_size=1, group_size=1)
+        if self.num_samples is not None:
+            found += _below(self, num_samples=1)
+        found += _outside(self, random_prob=(0, 1), widening=(0, 1))
+        if self.widening == 0:
+            found.append("--widening must be above 0, or no node could have a child")
+        return found + _device_problems(self.device)
+
+
+@dataclass
+class TrainArguments:
+    """Train routers on the frozen base and write a checkpoint. Run it again with --resume to continue."""
+
+    run_name: str = option("", "name of the run, and of the checkpoint folder below --output_dir")
+    model_id: str = option(DEFAULT_MODEL, "base model that the labels were made with")
+    data: str = option("data/mcts_paths", "comma-separated folders of labels from data_generation.py")
+    objective: str = option("supervised", "training objective", ("supervised",))
+    num_epochs: int = option(25, "epochs over the training examples")
+    learning_rate: float = option(1e-3, "peak learning rate of AdamW, cosine decay")
+    weight_decay: float = option(0.01, "weight decay of AdamW")
+    warmup_steps: int = option(500, "steps of linear warm-up; at most a tenth of all steps are used")
+    batch_size: int = option(16, "examples a step and device")
+    gradient_accumulation: int = option(1, "steps whose gradients are averaged before an update")
+    num_windows: int = option(8, "windows W of prompt tokens pooled for the routers")
+    router_hidden_size: int = option(128, "width of each router's hidden layer")
+    focal_gamma: float = option(2.0, "gamma of the focal loss")
+    class_beta: float = option(0.999, "beta of the effective number of samples, 0 (no weights) to below 1")
+    class_weighting: str = option(
+        "effective",
+        "class weights from the label counts: effective numbers, inverse frequency, or none",
+        ("effective", "inverse", "none"),
+    )
+    with_squad: bool = option(False, "use labels of squadv2 too")
+    with_commonsense: bool = option(False, "use labels of commonsense_qa too")
+    eval_fraction: float = option(0.1, "share of examples held out, by question hash, above 0 to below 1")
+    num_evaluations: int = option(5, "held-out evaluations, spread evenly over training")
+    eval_examples: int = option(64, "held-out examples whose answers are executed in each evaluation, at most")
+    features: str = option(
+        "cached", "cached: pool all router inputs once; live: run the base in every step", ("cached", "live")
+    )
+    save_base: str = option(
+        "copy",
+        "copy: a checkpoint with the base weights; reference: routers and the base's name",
+        ("copy", "reference"),
+    )
+    dtype: str = option("float32", "dtype of the base while features are made and answers executed", tuple(DTYPES))
+    device: str = option("auto", "torch device of the base; auto: cuda if there is one, else cpu")
+    report_to: str = option("none", "where the Trainer logs", ("none", "wandb", "tensorboard"))
+    seed: int = option(0, "seed of router initialisation and of shuffling")
+    resume: bool = option(False, "continue the run from its last checkpoint")
+    output_dir: str = option("checkpoints", "folder of the finished checkpoint folders")
+    work_dir: str = option("runs", "folder of features, training states and logs")
+
+    def problems(self) -> list[str]:
+        found = []
+        if not self.run_name or "/" in self.run_name or self.run_name.startswith("."):
+            found.append(f"--run_name {self.run_name!r} must be a plain folder name, such as my-run")
+        found += _below(self, num_epochs=1, batch_size=1, gradient_accumulation=1, num_windows=1, warmup_steps=0)
+        found += _below(self, router_hidden_size=1, weight_decay=0, focal_gamma=0, num_evaluations=1, eval_examples=1)
+        found += _outside(self, class_beta=(0, 1), eval_fraction=(0, 1))
+        if self.class_beta == 1:
+            found.append("--class_beta 1.0 gives no weights; it must be below 1")
+        if self.eval_fraction in (0, 1):
+            found.append(f"--eval_fraction {self.eval_fraction} must lie between 0 and 1, neither of them")
+        if not self.learning_rate > 0:
+            found.append(f"--learning_rate {self.learning_rate} must be above 0")
+        return found + _device_problems(self.device)
+
+
+@dataclass
+class EvaluationArguments:
+    """Evaluate a checkpoint and its base with lm-eval, routing on the prompt alone."""
+
+    checkpoint: str = option("", "folder of a routed checkpoint")
+    tasks: str = option("routed_arithmetic", "comma-separated lm-eval tasks, those of eval_configs/ included")
+    limit: int | None = option(None, "questions a task, default all")
+    batch_size: int = option(16, "sequences a forward")
+    dtype: str = option("float32", "dtype of the model", tuple(DTYPES))
+    device: str = option("auto", "torch device; auto: cuda if there is one, else cpu")
+    output: str = option("", "JSON file for the results, default evaluation.json in the checkpoint folder")
+
+    def problems(self) -> list[str]:
+        found = [] if self.checkpoint else ["--checkpoint is missing; give the folder of a routed checkpoint"]
+        found += _below(self, batch_size=1)
+        if self.limit is not None:
+            found += _below(self, limit=1)
+        return found + _device_problems(self.device)
+
+
+def _below(arguments, **least) -> list[str]:
+    values = {name: getattr(arguments, name) for name in least}
+    return [
+        f"--{name} {values[name]} must be at least {low}"
+        for name, low in least.items()
+        if not values[name] >= low or math.isinf(values[name])
+    ]
+
+
+def _outside(arguments, **ranges) -> list[str]:
+    values = {name: getattr(arguments, name) for name in ranges}
+    return [
+        f"--{name} {values[name]} must lie between {low} and {high}"
+        for name, (low, high) in ranges.items()
+        if not low <= values[name] <= high
+    ]
+
+
+def _device_problems(name: str) -> list[str]:
+    if name == "auto":
+        return []
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        return [f"--device {name!r} is no torch device, such as cpu or cuda:0"]
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return [f"--device {name!r}: this machine has no usable GPU; give cpu or auto"]
+    return []
+
+
+def pick_device(name: str) -> torch.device:
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def parse(kind: type, argv: list[str] | None = None):
+    """Arguments of one stage.
+
+    Raises:
+        UserError: with every problem of the values.
+    """
+    parser = HfArgumentParser(kind, description=kind.__doc__)
+    arguments = parser.parse_args_into_dataclasses(argv)[0]
+    raise_all(arguments.problems())
+    return arguments
+
+
+def as_dict(arguments) -> dict:
+    return {f.name: getattr(arguments, f.name) for f in fields(arguments)}

@@ -1,0 +1,69 @@
+"""Writing the finished checkpoint folder: with the base weights, or with a reference to them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers.dynamic_module_utils import custom_object_save
+
+from routing.errors import UserError
+from routing.families import load_base_config, load_tokenizer, locate_model, routed_class
+from routing.files import sha256, write_json
+from train_models.routed_model import ROUTER_FILE
+
+
+def save_checkpoint(
+    folder: Path, base: str, routers: dict[str, torch.Tensor], config_fields: dict, save_base: str, run_info: dict
+) -> None:
+    """Write a self-contained folder that loads with trust_remote_code, replacing an older one whole.
+
+    Args:
+        folder: the checkpoint.
+        base: the base model's name.
+        routers: state dict of `model.model.routers`.
+        config_fields: fields of RoutingFields to set.
+        save_base: copy: the base weights, bit for bit in their own dtype, go into the folder; reference: only
+            the routers do, and config.json names the base.
+        run_info: saved as training.json.
+    """
+    place = locate_model(base)
+    work = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    routed = routed_class(load_base_config(base).model_type)
+    config = routed.config_class.from_pretrained(place, **config_fields)
+    if save_base == "copy":
+        model = routed.from_pretrained(place, config=config, dtype="auto")
+        model.model.routers.load_state_dict(routers)
+        model.save_pretrained(work)
+    else:
+        save_reference(work, routed, config, place, routers)
+    load_tokenizer(base).save_pretrained(work)
+    write_json(work / "training.json", run_info)
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    work.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def save_reference(work: Path, routed: type, config, place: str, routers: dict[str, torch.Tensor]) -> None:
+    """Routers, code and a config that names the base."""
+    base = Path(place)
+    if base.is_dir():
+        config.base_model = str(base.resolve())
+        config.base_sha256 = {path.name: sha256(path) for path in sorted(base.glob("*.safetensors"))}
+        if not config.base_sha256:
+            raise UserError(f"--save_base reference: {base} holds no safetensors weights; use --save_base copy.")
+    else:
+        config.base_model, config.base_revision = place, config._commit_hash
+    config.architectures = [routed.__name__]
+    with torch.device("meta"):
+        shell = routed(config)
+    custom_object_save(shell, work, config=config)
+    config.save_pretrained(work)
+    save_file({name: tensor.contiguous() for name, tensor in routers.items()}, work / ROUTER_FILE)

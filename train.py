@@ -1,0 +1,124 @@
+"""Stage 2: train routers on the frozen base and write a checkpoint that loads with trust_remote_code.
+
+    python train.py --model_id M --data data/mcts_paths --run_name my-run --num_epochs 25 --learning_rate 1e-3
+
+A run that was interrupted continues with the same arguments and --resume.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from transformers import set_seed
+
+from routing.arguments import DTYPES, TrainArguments, as_dict, parse, pick_device
+from routing.checkpoint import save_checkpoint
+from routing.dataset import TrainingData, load_training_data
+from routing.errors import UserError, run_command
+from routing.families import load_base_config, load_tokenizer, locate_model, routed_class
+from routing.features import CachedFeatures, LiveExamples, cache_features, fingerprint, live_collator
+from routing.files import write_json
+from routing.locks import only_run
+from routing.objectives.supervised import CLASSES, class_counts, class_weights
+from routing.run_info import git_commit, hardware, versions
+from routing.training import executor, train_routers
+
+
+def prepare_folder(arguments: TrainArguments, work: Path) -> Path:
+    """Folder of the Trainer's checkpoints: kept with --resume, else empty.
+
+    Raises:
+        UserError: if --resume comes with other arguments than the run was started with, or there is no run.
+    """
+    states, saved = work / "trainer", work / "arguments.json"
+    chosen = {key: value for key, value in as_dict(arguments).items() if key != "resume"}
+    if arguments.resume:
+        import json
+
+        if not saved.exists():
+            raise UserError(f"--resume: there is no run in {work}. Leave --resume out to start it.")
+        old = json.loads(saved.read_text())
+        differences = [f"--{k} was {old.get(k)!r}, now {v!r}" for k, v in chosen.items() if old.get(k) != v]
+        if differences:
+            raise UserError(
+                f"--resume continues the run in {work} with its own arguments; {'; '.join(differences)}. Give the "
+                "same ones, or another --run_name."
+            )
+    else:
+        shutil.rmtree(states, ignore_errors=True)
+        write_json(saved, chosen)
+    return states
+
+
+def make_sets(arguments: TrainArguments, model, data: TrainingData, pad_id: int, work: Path):
+    """Training set, held-out set and collator, cached or live."""
+    train, held_out = data.train_indices, data.held_out_indices
+    if arguments.features == "live":
+        sets = [LiveExamples([data.examples[i] for i in part]) for part in (train, held_out)]
+        return *sets, live_collator(model, pad_id)
+    key = fingerprint(data.examples, model=arguments.model_id, num_windows=arguments.num_windows, dtype=arguments.dtype)
+    folder = work / "features"
+    folder.mkdir(parents=True, exist_ok=True)
+    cache_features(folder, model, data.examples, pad_id, arguments.batch_size, key)
+    return CachedFeatures(folder, train), CachedFeatures(folder, held_out), None
+
+
+def main() -> None:
+    arguments = parse(TrainArguments)
+    config = load_base_config(arguments.model_id)
+    tokenizer = load_tokenizer(arguments.model_id)
+    data = load_training_data(arguments, config, tokenizer)
+    work = Path(arguments.work_dir) / arguments.run_name
+    with only_run(work):
+        states = prepare_folder(arguments, work)
+        set_seed(arguments.seed)
+        routed = routed_class(config.model_type)
+        fields = {"num_windows": arguments.num_windows, "router_hidden_size": arguments.router_hidden_size}
+        model = routed.from_pretrained(locate_model(arguments.model_id), dtype=DTYPES[arguments.dtype], **fields)
+        model.to(pick_device(arguments.device)).eval()
+        model.requires_grad_(False)
+        model.model.init_routers()
+        model.model.routers.requires_grad_(True)
+
+        counts = class_counts(torch.tensor([data.examples[i].route for i in data.train_indices]))
+        weights = class_weights(counts, arguments.class_weighting, arguments.class_beta)
+        print(
+            f"{len(data.train_indices)} training and {len(data.held_out_indices)} held-out examples; labels and "
+            "class weights: "
+            + ", ".join(f"{n} {c} ({w:.3f})" for n, c, w in zip(CLASSES, counts.tolist(), weights.tolist())),
+            file=sys.stderr,
+        )
+        train_set, eval_set, collator = make_sets(arguments, model, data, tokenizer.pad_token_id, work)
+        execute = executor(model, tokenizer, data.held_out_requests[: arguments.eval_examples], arguments.batch_size)
+        trainer = train_routers(arguments, model.model.routers, weights, train_set, eval_set, collator, execute, states)
+        summary = {
+            "arguments": as_dict(arguments),
+            "class_counts": dict(zip(CLASSES, counts.tolist())),
+            "class_weights": dict(zip(CLASSES, weights.tolist())),
+            "train_examples": len(data.train_indices),
+            "held_out_examples": len(data.held_out_indices),
+            "kept_step": trainer.state.best_global_step,
+            "log": trainer.state.log_history,
+            "versions": versions(),
+            "git_commit": git_commit(),
+            "hardware": hardware(),
+        }
+        folder = Path(arguments.output_dir) / arguments.run_name
+        routers = {name: tensor.detach().cpu() for name, tensor in model.model.routers.state_dict().items()}
+        del model, trainer
+        save_checkpoint(
+            folder,
+            arguments.model_id,
+            routers,
+            fields | {"trained_num_windows": arguments.num_windows},
+            arguments.save_base,
+            summary,
+        )
+    print(f"checkpoint: {folder}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run_command(main)
