@@ -7,6 +7,7 @@ A run that was interrupted continues with the same arguments and --resume.
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -36,8 +37,6 @@ def prepare_folder(arguments: TrainArguments, work: Path) -> Path:
     states, saved = work / "trainer", work / "arguments.json"
     chosen = {key: value for key, value in as_dict(arguments).items() if key != "resume"}
     if arguments.resume:
-        import json
-
         if not saved.exists():
             raise UserError(f"--resume: there is no run in {work}. Leave --resume out to start it.")
         old = json.loads(saved.read_text())
@@ -113,7 +112,7 @@ def main() -> None:
             folder,
             arguments.model_id,
             routers,
-            fields | {"trained_num_windows": arguments.num_windows},
+            fields,
             arguments.save_base,
             summary,
         )

@@ -24,7 +24,7 @@ def save_checkpoint(
         folder: the checkpoint.
         base: the base model's name.
         routers: state dict of `model.model.routers`.
-        config_fields: fields of RoutingFields to set.
+        config_fields: fields of RoutingFields that the routers were trained with.
         save_base: copy: the base weights, bit for bit in their own dtype, go into the folder; reference: only
             the routers do, and config.json names the base.
         run_info: saved as training.json.
@@ -38,8 +38,10 @@ def save_checkpoint(
     if save_base == "copy":
         model = routed.from_pretrained(place, config=config, dtype="auto")
         model.model.routers.load_state_dict(routers)
+        config.trained_num_windows = config.num_windows
         model.save_pretrained(work)
     else:
+        config.trained_num_windows = config.num_windows
         save_reference(work, routed, config, place, routers)
     load_tokenizer(base).save_pretrained(work)
     write_json(work / "training.json", run_info)

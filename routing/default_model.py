@@ -65,3 +65,7 @@ def check_tokenizer(tokenizer) -> None:
         problems.append("it has no chat template")
     if problems:
         raise RuntimeError("the tokenizer converted from GGUF is wrong: " + "; ".join(problems))
+
+
+if __name__ == "__main__":
+    print(default_model_folder())

@@ -122,8 +122,8 @@ def config_fields(family: Family, **overrides) -> dict:
 
 def stock_model(family: Family, seed: int = 0, **overrides):
     """A stock model whose layers matter: with transformers' small initial weights, a wrong path hardly shows."""
-    torch.manual_seed(seed)
     model = family.stock(family.config(**config_fields(family, **overrides))).eval()
+    torch.manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("norm.weight"):
@@ -135,13 +135,13 @@ def stock_model(family: Family, seed: int = 0, **overrides):
 
 def routed_from(family: Family, stock, router_seed: int | None = None, **overrides):
     """The routed model with the weights of `stock`; with `router_seed`, its routers take varied decisions."""
-    torch.manual_seed(1 if router_seed is None else router_seed)
     fields = config_fields(family, tie_word_embeddings=stock.config.tie_word_embeddings)
     fields["attn_implementation"] = stock.config._attn_implementation
     model = family.routed(family.routed_config(**(fields | {"router_hidden_size": 16} | overrides))).eval()
     missing, unexpected = model.load_state_dict(stock.state_dict(), strict=False)
     assert not unexpected and all(".routers." in name for name in missing)
     if router_seed is not None:
+        torch.manual_seed(router_seed)
         with torch.no_grad():
             for parameter in model.model.routers.parameters():
                 parameter.normal_(0.0, 1.0)

@@ -41,10 +41,10 @@ def check_against_oracle(name, path, rows):
     ids, mask = padded(rows)
     for use_cache in (True, False):
         logits = model(ids, attention_mask=mask, use_cache=use_cache).logits
-        tokens = model.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False, use_cache=use_cache)
+        tokens = model.generate(ids, attention_mask=mask, max_new_tokens=3, do_sample=False, use_cache=use_cache)
         for at, row in enumerate(rows):
             assert_near(logits[at, -len(row) :], oracle_logits(stock, row, path))
-            assert tokens[at, ids.shape[1] :].tolist() == oracle_generate(stock, row, path, 4)[0].tolist()
+            assert tokens[at, ids.shape[1] :].tolist() == oracle_generate(stock, row, path, 3)[0].tolist()
 
 
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS.keys())

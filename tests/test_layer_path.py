@@ -219,7 +219,6 @@ def test_random_routes(name, rows, seed):
     check_greedy_equals_oracle(stock, routed, random_rows(lengths, seed), list(routes))
 
 
-@torch.no_grad()
 def test_eager_attention_along_mixed_routes(any_family):
     stock = stock_model(any_family, attn_implementation="eager")
     rows = random_rows([4, 9, 6])

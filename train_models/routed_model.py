@@ -67,6 +67,9 @@ class RoutedModel(LayerPathModel):
         )
         self.last_routes: torch.LongTensor | None = None
         self.totals: RouteTotals | None = None
+        if config.trained_num_windows is None or config.base_model is not None:
+            # A base has no routers, which is no reason to warn of missing weights.
+            self._keys_to_ignore_on_load_missing = [r"routers\."]
         self.post_init()
 
     @torch.no_grad()
@@ -249,32 +252,42 @@ class RoutedForCausalLM(LayerPathForCausalLM):
         return inputs
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, output_loading_info=False, **kwargs):
         """Loads a routed checkpoint, a base of the family, or routers with a reference to their base.
 
-        A base has no routers: they are drawn at random (transformers says so) and wait for training.
+        A base has no routers: they are drawn at random and wait for training.
+
+        Raises:
+            ValueError: for a checkpoint of trained routers that lacks some of them, a base of another family, or
+                arguments that contradict the checkpoint.
         """
         place = pretrained_model_name_or_path
-        if config is None:
-            hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
-            own = {key: kwargs.pop(key) for key in list(kwargs) if hasattr(cls.config_class, key)}
-            config = cls.config_class.from_pretrained(place, **hub, **own)
-        if getattr(config, "base_model", None) is None:
-            return super().from_pretrained(place, *args, config=config, **kwargs)
-        return cls._from_reference(place, *args, config=config, **kwargs)
-
-    @classmethod
-    def _from_reference(cls, place, *args, config, **kwargs):
-        base = config.base_model
-        if config.base_sha256 is not None:
-            check_base_files(base, config.base_sha256)
         hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
-        routers = load_file(cached_file(place, ROUTER_FILE, **hub))
-        kwargs = kwargs | {"revision": config.base_revision or "main"}
-        loaded = super().from_pretrained(base, *args, config=config, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.model.routers.load_state_dict(routers)
-        return loaded
+        if config is None:
+            config, unused = cls.config_class.from_pretrained(place, return_unused_kwargs=True, **kwargs)
+            kwargs = hub | unused
+        config.check_routing()
+        routers = None
+        if config.base_model is not None:
+            routers = load_file(cached_file(place, ROUTER_FILE, **hub))
+            if config.base_sha256 is not None:
+                check_base_files(config.base_model, config.base_sha256)
+            place, kwargs = config.base_model, kwargs | {"revision": config.base_revision or "main"}
+        model, info = super().from_pretrained(place, *args, config=config, output_loading_info=True, **kwargs)
+        # Freshly drawn routers come in the dtype of the base; trained ones are kept in fp32 anyway.
+        model.model.routers.float()
+        if routers is not None:
+            model.model.routers.load_state_dict(routers)
+            # The model is complete now: what save_pretrained writes needs no base beside it.
+            config.base_model = config.base_revision = config.base_sha256 = None
+        elif config.trained_num_windows is not None:
+            missing = sorted(key for key in info["missing_keys"] if ".routers." in key)
+            if missing:
+                raise ValueError(
+                    f"{place} says that its routers are trained, but lacks {len(missing)} of their weights, "
+                    f"{missing[0]} first. The checkpoint is damaged; make it again with train.py."
+                )
+        return (model, info) if output_loading_info else model
 
 
 def check_base_files(base: str, expected: dict[str, str]) -> None:

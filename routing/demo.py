@@ -1,0 +1,70 @@
+"""`make demo`: the three stages on the default model and offline questions, with a table and two pictures.
+
+Every stage is the command a user would type; what is finished is not done again.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from routing.files import write_json
+from routing.report import plot_layer_rates, plot_routes, print_table
+from routing.run_info import hardware
+
+ROOT = Path(__file__).resolve().parents[1]
+DEMO = Path("demo")
+TASK = "routed_arithmetic"
+SEARCH = ("--dataset", "arithmetic", "--num_samples", "200", "--num_simulations", "50", "--group_size", "32")
+TRAINING = ("--num_epochs", "25", "--learning_rate", "1e-3", "--eval_fraction", "0.2")
+
+
+def run_stage(number: int, title: str, script: str, *arguments: str) -> None:
+    """Run one script as a user would; end the demo with its exit status if it fails."""
+    print(f"\n[{number}/4] {title}\n      python {script} {' '.join(arguments)}", flush=True)
+    start = time.perf_counter()
+    result = subprocess.run([sys.executable, str(ROOT / script), *arguments])
+    if result.returncode:
+        sys.exit(result.returncode)
+    print(f"      {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def done(output: Path, *inputs: Path) -> bool:
+    """Whether an output is there and no older than what it was made from."""
+    return output.exists() and all(output.stat().st_mtime >= path.stat().st_mtime for path in inputs)
+
+
+def main() -> None:
+    labels, checkpoint = DEMO / "labels", DEMO / "checkpoint"
+    evaluation = checkpoint / "evaluation.json"
+    run_stage(1, "search layer paths", "data_generation.py", *SEARCH, "--batch_size", "32", "--output_dir", str(labels))
+    if done(checkpoint / "training.json", labels / "labels.jsonl"):
+        print(f"\n[2/4] routers are trained: {checkpoint}")
+    else:
+        train = ("--data", str(labels), "--run_name", "checkpoint", "--output_dir", str(DEMO))
+        run_stage(2, "train routers", "train.py", *train, "--work_dir", str(DEMO / "runs"), *TRAINING)
+    if done(evaluation, checkpoint / "training.json"):
+        print(f"\n[3/4] checkpoint is evaluated: {evaluation}")
+    else:
+        run_stage(
+            3, "evaluate base and routed model", "evaluation.py",
+            "--checkpoint", str(checkpoint), "--tasks", TASK, "--batch_size", "32",
+        )  # fmt: skip
+    print("\n[4/4] table and pictures")
+    result = json.loads(evaluation.read_text())[0]
+    routes = result.pop("routes")
+    write_json(DEMO / "results.json", result)
+    title = f"{result['model']} on {result['task']}, {result['n']} held-out questions"
+    plot_routes(routes, DEMO / "routes.png", title)
+    plot_layer_rates(routes, DEMO / "layer_rates.png", title)
+    print_table([result])
+    print(f"{hardware()}, {result['date']}")
+    for path in (labels / "labels.jsonl", checkpoint, DEMO / "results.json", DEMO / "routes.png", DEMO / "layer_rates.png"):
+        print(f"  {path}")
+
+
+if __name__ == "__main__":
+    main()
