@@ -14,7 +14,7 @@ from pathlib import Path
 from routing.arguments import DTYPES, DataGenerationArguments, as_dict, parse, pick_device
 from routing.errors import raise_all, run_command
 from routing.families import load_base_config, load_tokenizer, locate_model, routed_class
-from routing.labelling import label_all
+from routing.labelling import label_all, no_prior
 from routing.labels import FORMAT, LABELS, LabelWriter
 from routing.locks import only_run
 from routing.prompts import build_prompt, scoring_of
@@ -82,7 +82,10 @@ def main() -> None:
             stop_saving=arguments.stop_saving,
         )
         evaluator = Evaluator(model, tokenizer, arguments.batch_size)
-        counts = label_all(requests, config.num_hidden_layers, settings, arguments.seed, evaluator.verdicts, writer)
+        prior = evaluator.influence if arguments.prior == "influence" else no_prior
+        counts = label_all(
+            requests, config.num_hidden_layers, settings, arguments.seed, evaluator.verdicts, writer, prior
+        )
     print(
         f"{folder / LABELS}: {len(requests)} examples; in this run {counts['examples']} with "
         f"{counts['evaluations']} evaluations: {counts['base_correct']} right at full depth, "

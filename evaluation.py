@@ -33,9 +33,7 @@ def load_pair(arguments: EvaluationArguments) -> tuple[PromptRoutedLM, PromptRou
     tokenizer = AutoTokenizer.from_pretrained(folder)
     models = []
     for place, trusted in ((locate_model(base), False), (str(folder), True)):
-        model = AutoModelForCausalLM.from_pretrained(
-            place, trust_remote_code=trusted, dtype=DTYPES[arguments.dtype]
-        )
+        model = AutoModelForCausalLM.from_pretrained(place, trust_remote_code=trusted, dtype=DTYPES[arguments.dtype])
         model.to(pick_device(arguments.device)).eval()
         models.append(PromptRoutedLM(pretrained=model, tokenizer=tokenizer, batch_size=arguments.batch_size))
     return *models, base

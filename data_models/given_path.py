@@ -27,7 +27,7 @@ class GivenPathModel(LayerPathModel):
             indices = [layer for layer in path if not isinstance(layer, bool)]
             valid = not isinstance(path, str) and len(indices) == len(path)
             valid = valid and all(layer == int(layer) and 0 <= layer < depth for layer in indices)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             valid = False
         if not valid:
             raise ValueError(

@@ -38,6 +38,12 @@ class DataGenerationArguments:
     random_prob: float = option(0.1, "probability of descending to a random child, 0 to 1")
     widening: float = option(0.5, "a node visited V times may have V**widening children, above 0 to 1")
     stop_saving: int = option(2, "stop at a right path this many layers shorter than the model, at least 1")
+    prior: str = option(
+        "influence",
+        "order in which moves are tried: influence (layers that change the prompt's states least come first; one "
+        "more forward an example) or none (random order, as published)",
+        ("influence", "none"),
+    )
     scoring: str = option(
         "auto",
         "generate (greedy answer and checker), loglikelihood (lm-eval's acc), loglikelihood_norm (acc_norm), "

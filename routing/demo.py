@@ -18,7 +18,7 @@ from routing.run_info import hardware
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = Path("demo")
 TASK = "routed_arithmetic"
-SEARCH = ("--dataset", "arithmetic", "--num_samples", "200", "--num_simulations", "50", "--group_size", "32")
+SEARCH = ("--dataset", "arithmetic", "--num_samples", "150", "--num_simulations", "50", "--group_size", "32")
 TRAINING = ("--num_epochs", "25", "--learning_rate", "1e-3", "--eval_fraction", "0.2")
 
 
@@ -62,7 +62,13 @@ def main() -> None:
     plot_layer_rates(routes, DEMO / "layer_rates.png", title)
     print_table([result])
     print(f"{hardware()}, {result['date']}")
-    for path in (labels / "labels.jsonl", checkpoint, DEMO / "results.json", DEMO / "routes.png", DEMO / "layer_rates.png"):
+    for path in (
+        labels / "labels.jsonl",
+        checkpoint,
+        DEMO / "results.json",
+        DEMO / "routes.png",
+        DEMO / "layer_rates.png",
+    ):
         print(f"  {path}")
 
 

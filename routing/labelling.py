@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 
 from tqdm import tqdm
@@ -14,6 +14,12 @@ from routing.search.mcts import SearchResult, SearchSettings, search
 from routing.search.routes import Route, route_length
 
 Score = Callable[[list[Request], list[Route]], list[bool]]
+Prior = Callable[[list[Request]], Sequence[Sequence[float] | None]]
+
+
+def no_prior(requests: list[Request]) -> list[None]:
+    """Moves in random order."""
+    return [None] * len(requests)
 
 
 def example_rng(seed: int, example_id: str) -> Random:
@@ -31,6 +37,7 @@ def search_group(
     known: dict[tuple[str, Route], bool],
     note: Callable[[list[tuple[str, Route, bool]]], None],
     finished: Callable[[SearchResult], None],
+    priors: Sequence[Sequence[float] | None],
 ) -> list[SearchResult]:
     """Search the examples of a group in rounds: one route of each unfinished search is evaluated a round.
 
@@ -39,10 +46,11 @@ def search_group(
         known: verdicts of rounds that an earlier run finished, by (example id, route); used instead of `score`.
         note: is told the verdicts of each new round before any search goes on.
         finished: is told each result as it comes.
+        priors: for each request the influence of each layer, or None.
     """
     running, results = {}, {}
     for index, request in enumerate(requests):
-        searching = search(depth, settings, example_rng(seed, request.example.id))
+        searching = search(depth, settings, example_rng(seed, request.example.id), priors[index])
         running[index] = (searching, next(searching))
     while running:
         pending = [(requests[i].example.id, route) for i, (_, route) in running.items()]
@@ -62,7 +70,13 @@ def search_group(
 
 
 def label_all(
-    requests: list[Request], depth: int, settings: SearchSettings, seed: int, score: Score, writer: LabelWriter
+    requests: list[Request],
+    depth: int,
+    settings: SearchSettings,
+    seed: int,
+    score: Score,
+    writer: LabelWriter,
+    prior: Prior = no_prior,
 ) -> dict[str, int]:
     """Label what the folder lacks; returns counts over the examples of this run."""
     counts = {"examples": 0, "evaluations": 0, "base_correct": 0, "fixed": 0, "shortened": 0}
@@ -90,7 +104,9 @@ def label_all(
     with progress:
         while writer.written < len(requests):
             group = requests[writer.written : writer.written + writer.group_size]
-            results = search_group(group, depth, settings, seed, counted, known, writer.write_round, finished)
+            results = search_group(
+                group, depth, settings, seed, counted, known, writer.write_round, finished, prior(group)
+            )
             known = {}
             writer.write_group([label_line(r, result) for r, result in zip(group, results, strict=True)])
     return counts

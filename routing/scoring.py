@@ -89,6 +89,32 @@ class Evaluator:
         self.evaluations += len(requests)
         return [done[i][0] for i in range(len(requests))], [done[i][1] for i in range(len(requests))]
 
+    @torch.no_grad()
+    def influence(self, requests: Sequence[Request]) -> list[list[float]]:
+        """How much each layer changes the hidden state of the prompt, [L] for each request.
+
+        Mean over the tokens behind the first (an attention sink) of 1 - cos(state in, state out), at full depth:
+        the block influence of ShortGPT (arXiv 2403.03853, section 3.2). Rounded, so that it does not hang on the
+        last bits of a float.
+        """
+        full = torch.ones(1, self.model.config.num_hidden_layers, dtype=torch.long)
+        # The one state that output_hidden_states does not give: it holds the last one normalised.
+        last: list[torch.Tensor] = []
+        hook = self.model.model.layers[-1].register_forward_hook(lambda _, __, output: last.append(output))
+        results = []
+        for request in requests:
+            ids = torch.tensor([request.prompt_ids], device=self.model.device)
+            states = self.model.model(input_ids=ids, routes=full, use_cache=False, output_hidden_states=True)
+            chain = [*states.hidden_states[:-1], last.pop()]
+            tokens = slice(1 if ids.shape[1] > 1 else 0, None)
+            kept = [
+                torch.cosine_similarity(before[0, tokens], after[0, tokens], dim=-1).mean()
+                for before, after in zip(chain, chain[1:])
+            ]
+            results.append([round(1 - float(cosine), 3) for cosine in kept])
+        hook.remove()
+        return results
+
     def _groups(self, requests: list[Request]) -> list[list[int]]:
         """Indices in batches of at most `batch_size` sequences, in order."""
         groups: list[list[int]] = []

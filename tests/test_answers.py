@@ -10,8 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from routing.answers import CHECKERS, check_boxed, check_exact, check_letter, check_number, check_regex
-from routing.answers import first_number, normalise, stated_letter
+from routing.answers import (
+    CHECKERS,
+    check_boxed,
+    check_exact,
+    check_letter,
+    check_number,
+    check_regex,
+    first_number,
+    normalise,
+    stated_letter,
+)
 from routing.tasks.examples import Example
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import (
+    ALL_SLIDING,
     FAMILIES,
     LAYERS,
     LLAMA,
@@ -194,14 +195,14 @@ def test_forced_routes_in_one_padded_batch(any_family):
 
 
 @pytest.mark.parametrize("route", ROUTES.values(), ids=ROUTES.keys())
-@pytest.mark.parametrize("family", (LLAMA, *SLIDING_FAMILIES), ids=str)
+@pytest.mark.parametrize("family", (LLAMA, *SLIDING_FAMILIES, ALL_SLIDING), ids=str)
 def test_forced_route_shared_by_all_rows(family, route):
     """No row is gathered here, which is another way through the code than in mixed batches."""
     stock = stock_model(family)
     check_greedy_equals_oracle(stock, routed_from(family, stock), random_rows([3, 10]), [route, route])
 
 
-SHARED = {str(family): models(family) for family in FAMILIES + SLIDING_FAMILIES}
+SHARED = {str(family): models(family) for family in (*FAMILIES, *SLIDING_FAMILIES, ALL_SLIDING)}
 
 
 @pytest.mark.parametrize("name", SHARED)
@@ -270,7 +271,7 @@ def test_mask_of_four_dimensions_is_taken_as_it_is(family):
 
 def test_sliding_window_matters():
     """Guards the sliding tests: the prompts are long enough for the window to change the result."""
-    for family in SLIDING_FAMILIES:
+    for family in (*SLIDING_FAMILIES, ALL_SLIDING):
         stock = stock_model(family)
         row = random_rows([11])[0]
         narrow = oracle_logits(stock, row, range(LAYERS))

@@ -7,11 +7,11 @@ import copy
 import pytest
 import torch
 from conftest import (
+    ALL_SLIDING,
     FAMILIES,
     LAYERS,
     LLAMA,
     QWEN2,
-    QWEN3,
     SLIDING_FAMILIES,
     VOCAB,
     assert_near,
@@ -20,7 +20,6 @@ from conftest import (
     padded,
     random_rows,
     route_path,
-    sliding,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,7 +33,7 @@ ROUTES = [[0, 1, 2, 0, 1], [2, 0, 0, 1, 1], [0, 2, 1, 2, 0], [0, 0, 0, 0, 0]]
 LENGTHS = [4, 9, 6, 7]
 BYTES_PER_TOKEN = 2 * 2 * 8 * 4  # keys and values, 2 heads, 8 numbers each, 4 bytes a number
 
-TRIPLES = {str(family): models(family) for family in FAMILIES + SLIDING_FAMILIES}
+TRIPLES = {str(family): models(family) for family in (*FAMILIES, *SLIDING_FAMILIES, ALL_SLIDING)}
 
 
 class Session:
@@ -175,7 +174,7 @@ def test_crop_then_continue(name, removed):
     session.go_on()
 
 
-@pytest.mark.parametrize("name", [str(family) for family in SLIDING_FAMILIES])
+@pytest.mark.parametrize("name", [str(family) for family in (*SLIDING_FAMILIES, ALL_SLIDING)])
 @torch.no_grad()
 def test_crop_beyond_the_window_when_the_past_is_recorded(name):
     """As assisted decoding does: record, run several tokens, take back some of them, and again."""
@@ -191,7 +190,7 @@ def test_crop_beyond_the_window_when_the_past_is_recorded(name):
     session.go_on()
 
 
-@pytest.mark.parametrize("name", [str(family) for family in SLIDING_FAMILIES])
+@pytest.mark.parametrize("name", [str(family) for family in (*SLIDING_FAMILIES, ALL_SLIDING)])
 @torch.no_grad()
 def test_crop_refused_beyond_the_window_leaves_the_cache_usable(name):
     """What fell out of a window cannot come back; a caller that catches this must not hold a broken cache."""
@@ -255,8 +254,7 @@ def test_memory_is_what_was_executed():
 
 
 def test_memory_of_a_window_does_not_grow():
-    family = sliding(QWEN3, "sssss")
-    routed = TRIPLES[str(family)][1]
+    routed = TRIPLES[str(ALL_SLIDING)][1]
     ids = torch.stack(random_rows([9, 9]))
     cache = routed(ids, routes=torch.tensor(ROUTES[:2]), use_cache=True).past_key_values
     window = routed.config.sliding_window - 1

@@ -187,7 +187,9 @@ def labelled(case: Example, tokenizer, chat: bool, scoring: str = "auto", right:
     """The request that a search works on, and the line that it leaves."""
     kind = scoring_of(case, scoring)
     request = make_request(case, kind, build_prompt(case, kind, tokenizer, chat), tokenizer, chat)
-    return request, label_line(request, run_search(lambda route: right, 3, SearchSettings(num_simulations=4), Random(0)))
+    return request, label_line(
+        request, run_search(lambda route: right, 3, SearchSettings(num_simulations=4), Random(0))
+    )
 
 
 @pytest.mark.parametrize("chat", [True, False], ids=["chat", "plain"])
@@ -251,8 +253,11 @@ def test_some_data_sets_are_trained_on_only_when_asked_for(tmp_path, tokenizer, 
     names = ("own", "squadv2", "commonsense_qa")
     cases = [Example(name, f"{name} {i}?", "x") for name in names for i in range(12)]
     write_labels(tmp_path, [labelled(case, tokenizer, chat=False)[1] for case in cases])
-    load = lambda **flags: len(load_training_data(training_arguments(tmp_path, **flags), CONFIG, tokenizer).examples)  # noqa: E731
-    assert (load(), load(with_squad=True), load(with_squad=True, with_commonsense=True)) == (12, 24, 36)
+
+    def used(**flags) -> int:
+        return len(load_training_data(training_arguments(tmp_path, **flags), CONFIG, tokenizer).examples)
+
+    assert (used(), used(with_squad=True), used(with_squad=True, with_commonsense=True)) == (12, 24, 36)
     assert "12 labels of squadv2 (use --with_squad)" in capsys.readouterr().err
 
 

@@ -42,6 +42,8 @@ def make_pair(family, **overrides):
     return stock, routed_from(family, stock, router_seed=5, num_windows=WINDOWS, **overrides)
 
 
+# What depends on generate() and the cache rather than on the weights needs no more families than these.
+KINDS_OF_CACHE = (LLAMA, *SLIDING_FAMILIES)
 PAIRS = {str(family): make_pair(family) for family in FAMILIES + SLIDING_FAMILIES}
 
 
@@ -119,6 +121,10 @@ def test_last_routes_are_those_of_the_last_prefill():
     assert torch.equal(routed.last_routes, routes) and torch.equal(step.routes, routes)
     routed(ids[:2], routes=torch.tensor(ROUTES[:2]))
     assert routed.last_routes.tolist() == ROUTES[:2]
+    # A step of the first batch reports the routes of its cache, not of the prefill in between.
+    longer = torch.cat([longer, torch.ones(5, 1, dtype=torch.long)], dim=1)
+    step = routed(ids[:, :1], attention_mask=longer, past_key_values=output.past_key_values)
+    assert torch.equal(step.routes, routes)
 
 
 @torch.no_grad()
@@ -159,6 +165,7 @@ def test_prompt_lengths_hide_the_continuation(pair):
             assert_near(output.logits[at][mask[at].bool()], wanted)
 
 
+@pytest.mark.parametrize("any_family", KINDS_OF_CACHE, ids=str)
 @pytest.mark.parametrize("arguments", [{}, {"use_cache": False}, {"num_beams": 2}], ids=str)
 @torch.no_grad()
 def test_prompt_lengths_in_generate(pair, arguments):
@@ -354,6 +361,7 @@ def test_beam_search(pair, forced):
         assert_near(cached.sequences_scores[at], likelihoods.sum() / NEW_TOKENS)
 
 
+@pytest.mark.parametrize("any_family", KINDS_OF_CACHE, ids=str)
 @pytest.mark.parametrize("forced", [True, False])
 @torch.no_grad()
 def test_sampling_several_sequences_of_each_row(pair, forced):
@@ -388,6 +396,7 @@ def test_sampling_several_sequences_of_each_row(pair, forced):
         assert_near(torch.stack(outputs[0].logits, 1)[at], expected[len(row) - 1 : -1])
 
 
+@pytest.mark.parametrize("any_family", KINDS_OF_CACHE, ids=str)
 @pytest.mark.parametrize("static", [False, True])
 @torch.no_grad()
 def test_as_assistant_of_its_dense_base(any_family, static, monkeypatch):
@@ -416,21 +425,24 @@ def test_as_assistant_of_its_dense_base(any_family, static, monkeypatch):
         assert draft[len(start) :].tolist() == tokens.tolist()
 
 
+@pytest.mark.parametrize("any_family", KINDS_OF_CACHE, ids=str)
 @pytest.mark.parametrize("how", ["assistant", "prompt lookup"])
 @torch.no_grad()
 def test_drafts_change_neither_text_nor_route(pair, how):
     """The first forward of assisted decoding holds prompt and draft; the routers must see the prompt alone."""
     stock, routed = pair
     for row in random_rows([7, 3]):
-        row = row.repeat(2)
-        expected = routed.generate(row[None], **GREEDY)
-        assert routed.last_routes.tolist() == [oracle_route(pair, row)]
-        arguments = {"assistant_model": stock} if how == "assistant" else {"prompt_lookup_num_tokens": 3}
-        text = routed.generate(row[None], **GREEDY, **arguments)
-        assert routed.last_routes.tolist() == [oracle_route(pair, row)]
-        assert torch.equal(text, expected)
+        # Padding ids at the end of a prompt are hidden from the routers, also when a draft stands behind them.
+        for prompt, seen in ((row.repeat(2), row.repeat(2)), (torch.cat([row, torch.zeros_like(row[:2])]), row)):
+            expected = routed.generate(prompt[None], **GREEDY)
+            assert routed.last_routes.tolist() == [oracle_route(pair, seen)]
+            arguments = {"assistant_model": stock} if how == "assistant" else {"prompt_lookup_num_tokens": 3}
+            text = routed.generate(prompt[None], **GREEDY, **arguments)
+            assert routed.last_routes.tolist() == [oracle_route(pair, seen)]
+            assert torch.equal(text, expected)
 
 
+@pytest.mark.parametrize("any_family", KINDS_OF_CACHE, ids=str)
 @torch.no_grad()
 def test_drafts_along_forced_routes_change_nothing(pair):
     stock, routed = pair

@@ -152,6 +152,16 @@ def test_init_routers_is_xavier_and_touches_nothing_else(family):
         assert torch.equal(tensor, before[name]) == (".routers." not in name)
 
 
+def test_init_routers_draws_anew_what_was_loaded(family, tmp_path):
+    """transformers marks loaded weights, and its init functions then leave them alone."""
+    model = routed_from(family, stock_model(family), router_seed=3, router_hidden_size=64)
+    model.save_pretrained(tmp_path)
+    loaded = family.routed.from_pretrained(tmp_path)
+    assert torch.equal(loaded.model.routers[0].up.bias, model.model.routers[0].up.bias)
+    loaded.model.init_routers()
+    check_fresh(loaded.model.routers, 32, 64)
+
+
 def test_init_routers_follows_the_global_seed():
     model = routed_from(LLAMA, stock_model(LLAMA)).model
     drawn = []
@@ -212,7 +222,7 @@ def test_attention_mask_is_respected_on_both_sides():
     assert mask_of([[0, 0, 5, 6], [3, 4, 5, 6]], [[0, 0, 1, 1], [1, 1, 1, 1]]) == [[0, 0, 1, 1], [1, 1, 1, 1]]
     assert mask_of([[5, 6, 8, 8]], [[1, 1, 0, 0]]) == [[1, 1, 0, 0]]
     # Of a mask that also covers what a cache holds, the last columns belong to these tokens.
-    assert mask_of([[5, 6]], [[0, 1, 1, 0, 1]]) == [[0, 1]]
+    assert mask_of([[5, 6]], [[1, 1, 1, 0, 1]]) == [[0, 1]]
 
 
 def test_rows_of_nothing_but_padding():

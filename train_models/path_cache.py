@@ -153,6 +153,9 @@ class PathCache(Cache):
         """Remove the last `-tokens_to_remove` tokens (a number <= 0, as in transformers)."""
         if tokens_to_remove > 0:
             raise ValueError(f"crop takes minus the number of tokens to remove, got {tokens_to_remove}.")
+        for slot in self.layers:
+            if slot.is_sliding and not slot.record_past and slot.get_seq_length() >= slot.sliding_window:
+                raise RuntimeError("crop beyond a sliding window needs activate_past_recording before the prefill.")
         super().crop(tokens_to_remove)
         self.seen_tokens = max(self.seen_tokens + tokens_to_remove, 0)
 
@@ -179,9 +182,13 @@ class PathCache(Cache):
         self._select_rows(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
+        if self.row_count is None:
+            return
         self._select_rows(torch.arange(self.row_count).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
+        if self.row_count is None:
+            return
         self._select_rows(torch.arange(self.row_count)[indices.cpu()])
 
 

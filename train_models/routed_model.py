@@ -15,10 +15,12 @@ from transformers.utils.generic import can_return_tuple
 
 from .layer_path import LayerPathForCausalLM, LayerPathModel, layer_steps
 from .path_cache import Step
-from .routers import REPEAT, RouterBlock, pool_windows, prompt_mask, window_weights
+from .routers import REPEAT, RouterBlock, RouterLinear, pool_windows, prompt_mask, window_weights
 
 LM_EVAL_PADDING_ID = 0  # lm-eval pads loglikelihood requests with this id, whatever the tokenizer says.
 ROUTER_FILE = "routers.safetensors"
+# What says where a checkpoint is; the config's from_pretrained consumes these, the weights need them too.
+HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
 
 
 @dataclass
@@ -74,7 +76,7 @@ class RoutedModel(LayerPathModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        if isinstance(module, RouterBlock):
+        if isinstance(module, RouterLinear):
             module.reset_parameters()
         else:
             super()._init_weights(module)
@@ -163,6 +165,10 @@ class RoutedModel(LayerPathModel):
         return decide
 
     def _replay(self, hidden, runner, states, routes):
+        if runner.cache.routes is None:
+            raise ValueError(
+                "the cache was filled by a model that was given its path and holds no routes. Leave past_key_values out."
+            )
         if routes is not None and self._checked_routes(routes, hidden.shape[0]) != runner.cache.routes.tolist():
             raise ValueError(
                 f"routes={torch.as_tensor(routes).tolist()} contradicts the cache, which was filled along "
@@ -198,7 +204,7 @@ class RoutedForCausalLM(LayerPathForCausalLM):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        if isinstance(module, RouterBlock):
+        if isinstance(module, RouterLinear):
             module.reset_parameters()
         else:
             super()._init_weights(module)
@@ -243,13 +249,24 @@ class RoutedForCausalLM(LayerPathForCausalLM):
         model_kwargs["routes"] = None if cached else outputs.routes
         return model_kwargs
 
-    def prepare_inputs_for_generation(self, input_ids, *args, prompt_lengths=None, is_first_iteration=False, **kwargs):
+    def prepare_inputs_for_generation(
+        self, input_ids, *args, inputs_embeds=None, prompt_lengths=None, is_first_iteration=False, **kwargs
+    ):
+        # transformers looks for inputs_embeds in this signature before it lets generate() take them.
         inputs = super().prepare_inputs_for_generation(
-            input_ids, *args, is_first_iteration=is_first_iteration, **kwargs
+            input_ids, *args, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
         if prompt_lengths is not None and is_first_iteration:
             inputs["prompt_lengths"] = prompt_lengths
         return inputs
+
+    def _get_candidate_generator(self, *, input_ids, model_kwargs, **kwargs):
+        """The first forward of assisted decoding holds the prompt and a draft; routing must not see the draft."""
+        generator = super()._get_candidate_generator(input_ids=input_ids, model_kwargs=model_kwargs, **kwargs)
+        if model_kwargs.get("prompt_lengths") is None:
+            prompt = self.model.routing_mask(input_ids, model_kwargs.get("attention_mask"), input_ids)
+            model_kwargs["prompt_lengths"] = prompt.sum(1).clamp(min=1)
+        return generator
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, output_loading_info=False, **kwargs):
@@ -262,23 +279,23 @@ class RoutedForCausalLM(LayerPathForCausalLM):
                 arguments that contradict the checkpoint.
         """
         place = pretrained_model_name_or_path
-        hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
+        hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
         if config is None:
+            dtypes = {key: kwargs.pop(key) for key in ("dtype", "torch_dtype") if key in kwargs}
             config, unused = cls.config_class.from_pretrained(place, return_unused_kwargs=True, **kwargs)
-            kwargs = hub | unused
+            kwargs = hub | unused | dtypes
         config.check_routing()
         routers = None
         if config.base_model is not None:
             routers = load_file(cached_file(place, ROUTER_FILE, **hub))
             if config.base_sha256 is not None:
                 check_base_files(config.base_model, config.base_sha256)
-            place, kwargs = config.base_model, kwargs | {"revision": config.base_revision or "main"}
+            place, kwargs = config.base_model, kwargs | {"revision": config.base_revision or "main", "subfolder": ""}
         model, info = super().from_pretrained(place, *args, config=config, output_loading_info=True, **kwargs)
-        # Freshly drawn routers come in the dtype of the base; trained ones are kept in fp32 anyway.
-        model.model.routers.float()
         if routers is not None:
             model.model.routers.load_state_dict(routers)
             # The model is complete now: what save_pretrained writes needs no base beside it.
+            config = model.config  # transformers made a copy
             config.base_model = config.base_revision = config.base_sha256 = None
         elif config.trained_num_windows is not None:
             missing = sorted(key for key in info["missing_keys"] if ".routers." in key)

@@ -16,19 +16,30 @@ from transformers import initialization as init
 SKIP, RUN, REPEAT = 0, 1, 2
 
 
+class RouterLinear(nn.Linear):
+    """Always fp32; a class of its own, so that `_init_weights` finds it before the rule for any nn.Linear."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(inputs, outputs, dtype=torch.float32)
+
+    def reset_parameters(self) -> None:
+        """Xavier-uniform weights, zero biases."""
+        init.xavier_uniform_(self.weight)
+        init.zeros_(self.bias)
+
+
 class RouterBlock(nn.Module):
     """Decides for one layer how often it runs: logits over {0 skip, 1 run, 2 repeat}."""
 
     def __init__(self, hidden_size: int, router_hidden_size: int):
         super().__init__()
-        self.up = nn.Linear(hidden_size, router_hidden_size)
-        self.down = nn.Linear(router_hidden_size, 3)
+        self.up = RouterLinear(hidden_size, router_hidden_size)
+        self.down = RouterLinear(router_hidden_size, 3)
 
     def reset_parameters(self) -> None:
         """Xavier-uniform weights, zero biases."""
-        for linear in (self.up, self.down):
-            init.xavier_uniform_(linear.weight)
-            init.zeros_(linear.bias)
+        self.up.reset_parameters()
+        self.down.reset_parameters()
 
     def forward(self, pooled: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
         """Logits [B, 3], the mean over windows.

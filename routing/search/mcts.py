@@ -8,13 +8,14 @@ Deviations:
 - progressive widening: a node visited V times may have ceil(V ** widening) children. Published code expands
   leaves only, which makes a random chain with one child a node, where c and λ have no effect;
 - transpositions are merged: a route is one node however it was reached, and is evaluated once;
-- the root is evaluated once.
+- the root is evaluated once;
+- optionally a prior orders the untried moves of a node: those that edit layers of little influence come first.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -87,7 +88,9 @@ def ucb(child: Node, parent_visits: int, settings: SearchSettings) -> float:
     return value + settings.exploration_constant * explore - settings.length_penalty * length
 
 
-def search(depth: int, settings: SearchSettings, rng: Random) -> Generator[Route, bool, SearchResult]:
+def search(
+    depth: int, settings: SearchSettings, rng: Random, prior: Sequence[float] | None = None
+) -> Generator[Route, bool, SearchResult]:
     """Search the routes of a model with `depth` layers for one example.
 
     A generator: it yields each route whose verdict it needs, is sent the verdict, and returns a SearchResult.
@@ -97,6 +100,8 @@ def search(depth: int, settings: SearchSettings, rng: Random) -> Generator[Route
         depth: L.
         settings: see SearchSettings.
         rng: the only source of chance.
+        prior: influence of each layer, [L]; untried moves are taken in the order of the summed influence of the
+            layers they edit, least first. None: in random order.
     """
     root = Node(full_route(depth))
     nodes = {root.route: root}
@@ -107,7 +112,7 @@ def search(depth: int, settings: SearchSettings, rng: Random) -> Generator[Route
     for _ in range(settings.num_simulations):
         if _finished(verdicts, base_correct, depth, settings):
             break
-        line = _descend(root, nodes, max_length, settings, rng)
+        line = _descend(root, nodes, max_length, settings, rng, prior)
         leaf = line[-1]
         if leaf.route not in verdicts:
             verdicts[leaf.route] = bool((yield leaf.route))
@@ -124,14 +129,31 @@ def _finished(verdicts: dict[Route, bool], base_correct: bool, depth: int, setti
     return not base_correct or depth - route_length(best) >= settings.stop_saving
 
 
-def _descend(root: Node, nodes: dict, max_length: int, settings: SearchSettings, rng: Random) -> list[Node]:
+def _untried(node: Node, max_length: int, rng: Random, prior: Sequence[float] | None) -> list[Route]:
+    """Moves of a node, the one to try first at the end."""
+    routes = moves(node.route, max_length)
+    rng.shuffle(routes)
+    if prior is not None:
+        edits = {r: sum(p for p, old, new in zip(prior, node.route, r) if old != new) for r in routes}
+        # Between equals the shorter route first.
+        routes.sort(key=lambda route: (edits[route], route_length(route)), reverse=True)
+    return routes
+
+
+def _descend(
+    root: Node,
+    nodes: dict[Route, Node],
+    max_length: int,
+    settings: SearchSettings,
+    rng: Random,
+    prior: Sequence[float] | None,
+) -> list[Node]:
     """Nodes from the root to a new node, or to an old one that cannot go deeper."""
     line = [root]
     while True:
         node = line[-1]
         if node.untried is None:
-            node.untried = moves(node.route, max_length)
-            rng.shuffle(node.untried)
+            node.untried = _untried(node, max_length, rng, prior)
         if node.untried and len(node.children) < math.ceil(node.visits**settings.widening):
             route = node.untried.pop()
             child = nodes.get(route)
