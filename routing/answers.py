@@ -9,10 +9,12 @@ from __future__ import annotations
 import string
 from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
+from typing import TYPE_CHECKING
 
 import regex
 
-from routing.tasks.examples import Example
+if TYPE_CHECKING:  # routing.tasks imports this module.
+    from routing.tasks.examples import Example
 
 _STATED = regex.compile(
     r"\b(?:answer|choice|option)\b\s*(?:is|would\s+be|=|:)?\s*:?\s*[\(\[\*\"'`_]*([A-Za-z])(?![A-Za-z'’])",

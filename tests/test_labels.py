@@ -311,6 +311,18 @@ def test_a_journal_cut_anywhere_is_continued(whole, tmp_path):
         assert again.rounds == one_group.rounds - sum(end <= cut for end in ends)
 
 
+def test_a_torn_journal_is_mended_before_it_goes_on(whole, tmp_path):
+    """What comes after a torn line must not be written behind it: the run may be killed once more."""
+    with pytest.raises(Killed):
+        label(tmp_path, Score(limit=4), group_size=5)
+    journal = (tmp_path / JOURNAL).read_bytes()
+    (tmp_path / JOURNAL).write_bytes(journal[:-9])
+    with pytest.raises(Killed):
+        label(tmp_path, Score(limit=2), group_size=5)
+    assert (tmp_path / JOURNAL).read_bytes().startswith(journal)
+    assert label(tmp_path, Score(), group_size=5) == whole[0]
+
+
 def damage(line: str, **changes) -> str:
     return json.dumps(json.loads(line) | changes) + "\n"
 

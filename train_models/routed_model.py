@@ -167,7 +167,7 @@ class RoutedModel(LayerPathModel):
     def _replay(self, hidden, runner, states, routes):
         if runner.cache.routes is None:
             raise ValueError(
-                "the cache was filled by a model that was given its path and holds no routes. Leave past_key_values out."
+                "the cache was filled by a model that was given its path: it holds no routes. Leave past_key_values out."
             )
         if routes is not None and self._checked_routes(routes, hidden.shape[0]) != runner.cache.routes.tolist():
             raise ValueError(
