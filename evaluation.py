@@ -41,7 +41,7 @@ def load_pair(arguments: EvaluationArguments) -> tuple[PromptRoutedLM, PromptRou
 
 def main() -> None:
     arguments = parse(EvaluationArguments)
-    names = [name.strip() for name in arguments.tasks.split(",") if name.strip()]
+    names = arguments.task_names()
     manager = check_tasks(names)
     base_model, routed_model, base_name = load_pair(arguments)
     depth = routed_model.model.config.num_hidden_layers

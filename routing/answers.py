@@ -17,13 +17,15 @@ if TYPE_CHECKING:  # routing.tasks imports this module.
     from routing.tasks.examples import Example
 
 _STATED = regex.compile(
-    r"\b(?:answer|choice|option)\b\s*(?:is|would\s+be|=|:)?\s*:?\s*[\(\[\*\"'`_]*([A-Za-z])(?![A-Za-z'’])",
+    r"\b(?P<word>answer|choice|option)\b[\s*_]*(?:is|would\s+be|=|:)?[\s*_]*:?"
+    r"[\s\(\[*\"'`_]*(?P<letter>[A-Za-z])(?![A-Za-z]|['’][A-Za-z])",
     regex.IGNORECASE,
 )
 _LEADING = regex.compile(r"^[\s\(\[\*\"'`_]*([A-Za-z])(?P<after>[\s\).\]:,;*\"'`_/-].*|)$", regex.DOTALL)
 # After a bare letter and a space, words that go on about the choice; others make "A" an article, "I" a pronoun.
 _GOES_ON = regex.compile(r"^\s+(?:because|since|as|is|would|and|\(|[-–—:=])", regex.IGNORECASE)
-_NUMBER = regex.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
+_NUMBER = regex.compile(r"[-−+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)")
+_BOX = regex.compile(r"\\boxed(?P<body>\{(?:[^{}]|(?&body))*\})")
 
 
 def stated_letter(text: str, num_choices: int) -> str | None:
@@ -39,8 +41,10 @@ def stated_letter(text: str, num_choices: int) -> str | None:
         marked = after[:1] not in ("", " ", "\t", "\n") or after[:1] == "\n"
         if (alone or marked or (letter.isupper() and _GOES_ON.match(after))) and letter.upper() in allowed:
             return letter.upper()
-    for match in _STATED.finditer(text):
-        letter = match.group(1)
+    # "Option A is wrong, so the answer is B": what is called the answer goes before what is called an option.
+    stated = sorted(_STATED.finditer(text), key=lambda match: match.group("word").casefold() != "answer")
+    for match in stated:
+        letter = match.group("letter")
         rest = text[match.end() :]
         article = letter in "aAI" and regex.match(r"\s+\w", rest) and not _GOES_ON.match(rest)
         if letter.upper() in allowed and not article:
@@ -49,11 +53,24 @@ def stated_letter(text: str, num_choices: int) -> str | None:
 
 
 def check_letter(text: str, example: Example) -> bool:
-    """Right if the stated letter is that of the right choice, or the text is that choice word for word."""
+    """Right if the text states the letter of the right choice, or is that choice.
+
+    The text of a choice is looked for before a letter ("E. coli" is no answer E), and decides only if no other
+    choice reads the same.
+    """
+    plain = [_plain(choice) for choice in example.choices]
+    if len(_plain(text)) > 1 and plain.count(_plain(text)) == 1:
+        return plain.index(_plain(text)) == example.gold
     letter = stated_letter(text, len(example.choices))
     if letter is not None:
         return string.ascii_uppercase.index(letter) == example.gold
-    return normalise(text) == normalise(example.choices[example.gold])
+    normal = [normalise(choice) for choice in example.choices]
+    found = normalise(text)
+    return found != "" and normal.count(found) == 1 and normal.index(found) == example.gold
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split()).rstrip(".")
 
 
 def first_number(text: str) -> Decimal | None:
@@ -64,7 +81,7 @@ def first_number(text: str) -> Decimal | None:
 
 def as_number(text: str) -> Decimal | None:
     try:
-        return Decimal(text.replace(",", "").strip())
+        return Decimal(text.replace(",", "").replace("−", "-").strip())
     except InvalidOperation:
         return None
 
@@ -76,27 +93,27 @@ def check_number(text: str, example: Example) -> bool:
 
 
 def check_boxed(text: str, example: Example) -> bool:
-    r"""Right if the text holds a \boxed{} that math-verify finds equal to the answer."""
-    if r"\boxed{" not in text:
-        return False
+    r"""Right if math-verify finds the last \boxed{} of the text equal to the answer."""
     from math_verify import LatexExtractionConfig, parse, verify
-    from math_verify.parser import NormalizationConfig
 
-    boxed = LatexExtractionConfig(boxed_match_priority=0, normalization_config=NormalizationConfig(boxed="all"))
-    gold = parse(f"\\boxed{{{example.answer}}}", extraction_config=[boxed])
-    return verify(gold, parse(text, extraction_config=[boxed], extraction_mode="first_match"))
+    boxes = list(_BOX.finditer(text))
+    if not boxes or not boxes[-1].group("body")[1:-1].strip():
+        return False
+    boxed = [LatexExtractionConfig(boxed_match_priority=0)]
+    gold = parse(f"\\boxed{{{example.answer}}}", extraction_config=boxed)
+    return verify(gold, parse(boxes[-1].group(), extraction_config=boxed))
 
 
 def normalise(text: str) -> str:
     """Lower case, without articles, punctuation and superfluous spaces, as SQuAD compares answers."""
-    text = "".join(" " if letter in string.punctuation else letter for letter in text.casefold())
+    text = "".join(letter for letter in text.casefold() if letter not in string.punctuation)
     return " ".join(word for word in text.split() if word not in ("a", "an", "the"))
 
 
 def check_exact(text: str, example: Example) -> bool:
     """Right if the first line equals an accepted answer after normalisation."""
-    line = text.strip().split("\n")[0]
-    return normalise(line) in {normalise(answer) for answer in (example.answer, *example.accepted)}
+    line = normalise(text.strip().split("\n")[0])
+    return line != "" and line in {normalise(answer) for answer in (example.answer, *example.accepted)}
 
 
 def check_regex(text: str, example: Example) -> bool:

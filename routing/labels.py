@@ -98,6 +98,9 @@ def parse_label(line: str, depth: int) -> dict:
             raise ValueError(f'it has no field "{name}"')
         if not isinstance(record[name], kind):
             raise ValueError(f'"{name}" is {record[name]!r}')
+    for name in ("route", "path"):
+        if not all(type(number) is int for number in record[name]):
+            raise ValueError(f'"{name}" must hold whole numbers, got {record[name]!r}')
     if len(record["route"]) != depth:
         raise ValueError(f'"route" has {len(record["route"])} counts; the model has {depth} layers')
     if set(record["route"]) - {0, 1, 2}:
@@ -135,10 +138,10 @@ def read_labels(folder: Path) -> Iterator[dict]:
     path = folder / LABELS
     number = 0
     if path.is_file():
-        with path.open(encoding="utf-8") as file:
+        with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 try:
-                    yield parse_label(line, depth)
+                    yield parse_label(line.decode(), depth)
                 except ValueError as error:
                     raise UserError(
                         f"{path}, line {number}: {error}. The file is damaged or foreign; remove it and run "
@@ -173,15 +176,15 @@ class LabelWriter:
             raise UserError(f"{folder / LABELS} has no {HEADER} beside it. Give another --output_dir.")
         else:
             write_json(folder / HEADER, header)
-        self.improved = 0
         self.written = self._recover(header["num_layers"])
 
     def _compare(self, header: dict) -> None:
         old = read_header(self.folder)
+        old, new = ({**h, **h.get("arguments", {})} for h in (old, header))
         differences = [
-            f"{key}: was {old.get(key)!r}, now {header.get(key)!r}"
-            for key in sorted(old.keys() | header.keys())
-            if key not in INFORMATIVE and old.get(key) != header.get(key)
+            f"{key}: was {old.get(key)!r}, now {new.get(key)!r}"
+            for key in sorted(old.keys() | new.keys())
+            if key not in (*INFORMATIVE, "arguments") and old.get(key) != new.get(key)
         ]
         if differences:
             raise UserError(
@@ -226,9 +229,14 @@ class LabelWriter:
             return {}
         verdicts = {}
         content = self.journal.read_bytes()
-        for line in content.split(b"\n")[:-1]:
-            for example, route, correct in json.loads(line):
-                verdicts[example, tuple(route)] = correct
+        for number, line in enumerate(content.split(b"\n")[:-1], 1):
+            try:
+                verdicts |= {(example, tuple(route)): correct for example, route, correct in json.loads(line)}
+            except (ValueError, TypeError) as error:
+                raise UserError(
+                    f"{self.journal}, line {number}: {error}. The file is damaged; remove it, and the examples in "
+                    "flight are searched again."
+                ) from error
         if not content.endswith(b"\n"):
             write_text(self.journal, content[: content.rfind(b"\n") + 1].decode())
         return verdicts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Sequence
 
 from routing.tasks.examples import Example
 
@@ -64,3 +65,11 @@ def encode_choice(tokenizer, prompt: str, choice: str) -> tuple[list[int], list[
     continuation = (prompt[len(stripped) :] or " ") + choice
     context = encode(tokenizer, stripped)
     return context, encode(tokenizer, stripped + continuation)[len(context) :]
+
+
+def left_pad(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Token ids and attention mask of a left-padded batch, each [B, T] as lists."""
+    width = max(map(len, prompts))
+    ids = [[pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return ids, mask

@@ -22,6 +22,7 @@ def print_table(results: list[dict], console: Console | None = None) -> None:
     """One row for each model and task."""
     table = Table(title="held-out questions, never searched on")
     columns = ("task", "n", "model", "accuracy", "95 % interval", "layers/input", "skip", "run", "repeat", "seconds")
+    captions = []
     for column in columns:
         table.add_column(column, justify="left" if column in ("task", "model") else "right")
     for result in results:
@@ -40,10 +41,11 @@ def print_table(results: list[dict], console: Console | None = None) -> None:
                 f"{row['seconds']:.1f}",
             )
         paired = result["paired"]
-        table.caption = (
-            f"paired difference {result['routed']['accuracy'] - result['base']['accuracy']:+.3f}: "
+        captions.append(
+            f"{result['task']}: paired difference {result['routed']['accuracy'] - result['base']['accuracy']:+.3f}: "
             f"{paired['gained']} answers gained, {paired['lost']} lost, McNemar p = {paired['p']:.3f}"
         )
+    table.caption = "\n".join(captions)
     (console or Console(width=120)).print(table)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from routing.answers import CHECKERS
-from routing.prompts import encode, encode_choice, max_new_tokens
+from routing.prompts import encode, encode_choice, left_pad, max_new_tokens
 from routing.search.routes import Route
 from routing.tasks.examples import Example
 
@@ -135,13 +135,11 @@ class Evaluator:
 
     def _generate(self, batch: list[Request], routes: list[Route] | None) -> list[tuple[bool, Route]]:
         """Greedy decoding of a left-padded batch, each answer cut at its own limit and stop text."""
-        width = max(len(request.prompt_ids) for request in batch)
-        device = self.model.device
-        pad = self.tokenizer.pad_token_id
-        rows = [[pad] * (width - len(request.prompt_ids)) + list(request.prompt_ids) for request in batch]
-        mask = [[0] * (width - len(request.prompt_ids)) + [1] * len(request.prompt_ids) for request in batch]
+        device, pad = self.model.device, self.tokenizer.pad_token_id
+        ids, mask = left_pad([request.prompt_ids for request in batch], pad)
+        width = len(ids[0])
         output = self.model.generate(
-            input_ids=torch.tensor(rows, device=device),
+            input_ids=torch.tensor(ids, device=device),
             attention_mask=torch.tensor(mask, device=device),
             routes=self._tensor(routes),
             max_new_tokens=max(request.max_new_tokens for request in batch),

@@ -166,7 +166,7 @@ def test_killed_training_ends_with_the_same_routers(base, labels, tmp_path):
 
     assert kill_when(second_checkpoint, "train.py", *arguments, folder=killed)
     assert not (killed / "checkpoints/run").exists()
-    run("train.py", *arguments, "--resume", "True", folder=killed)
+    run("train.py", *arguments, "--resume", folder=killed)
     resumed = load_file(killed / "checkpoints/run/model.safetensors")
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
@@ -419,7 +419,7 @@ def test_damaged_labels_are_refused_with_line_and_reason(base, labels, tmp_path,
 
 def test_resume_with_other_arguments_is_refused(base, labels, checkpoint, monkeypatch):
     monkeypatch.chdir(checkpoint.parents[1])
-    message = refusal(monkeypatch, *training(base, labels, learning_rate=0.5), "--resume", "True")
+    message = refusal(monkeypatch, *training(base, labels, learning_rate=0.5), "--resume")
     assert "--learning_rate was 0.001, now 0.5" in message
 
 

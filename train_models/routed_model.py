@@ -51,15 +51,26 @@ class RoutedCausalLMOutput(CausalLMOutputWithPast):
     routes: torch.LongTensor | None = field(default=None)
 
 
-class RoutedModel(LayerPathModel):
+class RouterWeights:
+    """Mixin of decoder and language model: how the weights of routers are drawn and kept."""
+
+    _keep_in_fp32_modules_strict = ["routers"]
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        if isinstance(module, RouterLinear):
+            module.reset_parameters()
+        else:
+            super()._init_weights(module)
+
+
+class RoutedModel(RouterWeights, LayerPathModel):
     """Mixin over a decoder: one RouterBlock per layer.
 
     Attributes:
         last_routes: [B, L] counts in {0 skip, 1 run, 2 repeat} of the last prefill, on the CPU; None before.
         totals: RouteTotals while counting is on (`count_layers`), else None.
     """
-
-    _keep_in_fp32_modules_strict = ["routers"]
 
     def __init__(self, config):
         config.check_routing()
@@ -73,13 +84,6 @@ class RoutedModel(LayerPathModel):
             # A base has no routers, which is no reason to warn of missing weights.
             self._keys_to_ignore_on_load_missing = [r"routers\."]
         self.post_init()
-
-    @torch.no_grad()
-    def _init_weights(self, module):
-        if isinstance(module, RouterLinear):
-            module.reset_parameters()
-        else:
-            super()._init_weights(module)
 
     def init_routers(self) -> None:
         """Draw all routers anew: Xavier weights, zero biases (from torch's global generator)."""
@@ -167,7 +171,8 @@ class RoutedModel(LayerPathModel):
     def _replay(self, hidden, runner, states, routes):
         if runner.cache.routes is None:
             raise ValueError(
-                "the cache was filled by a model that was given its path: it holds no routes. Leave past_key_values out."
+                "the cache was filled by a model that was given its path, so it holds no routes. Leave "
+                "past_key_values out."
             )
         if routes is not None and self._checked_routes(routes, hidden.shape[0]) != runner.cache.routes.tolist():
             raise ValueError(
@@ -192,22 +197,13 @@ class RoutedModel(LayerPathModel):
             self.totals.add(routes)
 
 
-class RoutedForCausalLM(LayerPathForCausalLM):
+class RoutedForCausalLM(RouterWeights, LayerPathForCausalLM):
     """Mixin over a `...ForCausalLM` whose decoder is a RoutedModel."""
-
-    _keep_in_fp32_modules_strict = ["routers"]
 
     @property
     def last_routes(self) -> torch.LongTensor | None:
         """[B, L] counts of the last prefill, see `RoutedModel`."""
         return self.model.last_routes
-
-    @torch.no_grad()
-    def _init_weights(self, module):
-        if isinstance(module, RouterLinear):
-            module.reset_parameters()
-        else:
-            super()._init_weights(module)
 
     @can_return_tuple
     def forward(

