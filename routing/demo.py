@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DEMO = Path("demo")
 TASK = "routed_arithmetic"
 SEARCH = ("--dataset", "arithmetic", "--num_samples", "150", "--num_simulations", "50", "--group_size", "32")
-TRAINING = ("--num_epochs", "25", "--learning_rate", "1e-3", "--eval_fraction", "0.2")
+TRAINING = ("--num_epochs", "25", "--learning_rate", "1e-3", "--eval_fraction", "0.2", "--class_weighting", "none")
 
 
 def run_stage(number: int, title: str, script: str, *arguments: str) -> None:

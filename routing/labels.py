@@ -177,6 +177,8 @@ class LabelWriter:
         else:
             write_json(folder / HEADER, header)
         self.written = self._recover(header["num_layers"])
+        if self.written == len(ids):
+            self.journal.unlink(missing_ok=True)  # Left by a kill right after the last append.
 
     def _compare(self, header: dict) -> None:
         old = read_header(self.folder)

@@ -129,28 +129,30 @@ def test_prompt_routing_is_the_same_for_all_choices(routed, tokenizer):
     assert len(set.union(*by_prompt.values())) > 1
 
 
-@pytest.mark.parametrize("scoring", ["loglikelihood", "loglikelihood_norm", "loglikelihood_bytes"])
-def test_search_scores_choices_as_lm_eval_does(scoring, routed, tokenizer):
-    """Verdicts of the evaluator against lm-eval's own task on its own model, at full depth."""
+@pytest.fixture(scope="module")
+def lm_eval_samples(folder, tokenizer):
+    """What lm-eval's own model makes of a task of choices on the stock model."""
     from lm_eval import simple_evaluate
 
     from routing.evaluation import check_tasks
 
-    routed.config.is_static_routing = True
-    try:
-        model = HFLM(pretrained=routed, tokenizer=tokenizer, batch_size=8)
-        output = simple_evaluate(
-            model=model, tasks=["routed_openbookqa"], limit=5, bootstrap_iters=0,
-            task_manager=check_tasks(["routed_openbookqa"]),
-        )  # fmt: skip
-    finally:
-        routed.config.is_static_routing = False
-    metric = {"loglikelihood": "acc", "loglikelihood_norm": "acc_norm", "loglikelihood_bytes": "acc_bytes"}[scoring]
-    samples = sorted(output["samples"]["routed_openbookqa"], key=lambda sample: sample["doc_id"])
-    examples = load_examples("openbookqa", "test", None, seed=0)[:5]
-    requests = [
-        make_request(e, scoring, build_prompt(e, scoring, tokenizer, False), tokenizer, False) for e in examples
-    ]
-    verdicts = Evaluator(routed, tokenizer).verdicts(requests, [(1,) * 30] * 5)
-    assert [bool(sample[metric]) for sample in samples] == verdicts
-    assert [sample["arguments"]["gen_args_0"]["arg_0"] for sample in samples] == [r.prompt for r in requests]
+    model = HFLM(pretrained=LlamaForCausalLM.from_pretrained(folder), tokenizer=tokenizer, batch_size=8)
+    name = "routed_openbookqa"
+    output = simple_evaluate(
+        model=model, tasks=[name], limit=6, bootstrap_iters=0, task_manager=check_tasks([name])
+    )  # fmt: skip
+    return sorted(output["samples"][name], key=lambda sample: sample["doc_id"])
+
+
+@pytest.mark.parametrize(
+    ("scoring", "metric"),
+    [("loglikelihood", "acc"), ("loglikelihood_norm", "acc_norm"), ("loglikelihood_bytes", "acc_bytes")],
+)
+def test_search_scores_choices_as_lm_eval_does(scoring, metric, routed, tokenizer, lm_eval_samples):
+    """Verdicts of the evaluator at full depth against lm-eval's own metric."""
+    examples = load_examples("openbookqa", "test", None, seed=0)[: len(lm_eval_samples)]
+    prompts = [build_prompt(e, scoring, tokenizer, False) for e in examples]
+    assert [sample["doc"]["prompt"] for sample in lm_eval_samples] == prompts
+    requests = [make_request(e, scoring, p, tokenizer, False) for e, p in zip(examples, prompts, strict=True)]
+    verdicts = Evaluator(routed, tokenizer).verdicts(requests, [(1,) * 30] * len(requests))
+    assert [bool(sample[metric]) for sample in lm_eval_samples] == verdicts

@@ -187,3 +187,14 @@ def test_pictures(tmp_path):
         path = tmp_path / f"{draw.__name__}.png"
         draw(routes, path, "routes")
         assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_groups_are_evaluated_as_their_members(tmp_path):
+    from lm_eval.tasks import TaskManager
+
+    from routing.evaluation import CONFIGS, members
+
+    (tmp_path / "inner.yaml").write_text("group: inner\ntask:\n  - routed_arithmetic\n")
+    (tmp_path / "outer.yaml").write_text("group: outer\ntask:\n  - inner\n  - routed_openbookqa\n")
+    manager = TaskManager(include_path=[str(CONFIGS), str(tmp_path)])
+    assert members(["outer", "routed_arithmetic"], manager) == ["routed_arithmetic", "routed_openbookqa"]

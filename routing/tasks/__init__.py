@@ -56,8 +56,12 @@ def iterate(name: str, split: str) -> Iterator[Example]:
         UserError: if the data cannot be had.
     """
     if _source(name) is None:
-        # A user's own file is used whole when it is searched: the user keeps test questions elsewhere.
-        yield from distinct(local_examples(Path(name), None if split == "search" else split))
+        if split != "search":
+            raise UserError(
+                f"--split {split}: {name} is a file of your own and has no splits; --split search takes all of it. "
+                "Keep test questions in a file of their own."
+            )
+        yield from distinct(local_examples(Path(name)))
         return
     from datasets import load_dataset
 

@@ -55,7 +55,7 @@ def dart(level: int) -> Callable:
 
     def examples(split: str, loader: Callable) -> Iterator[Example]:
         for row in loader("hkust-nlp/dart-math-pool-math", split="train"):
-            if int(row["query_metadata"]["level"]) != level:
+            if str(row["query_metadata"]["level"]) != str(level):
                 continue
             example = Example(f"dart-{level}", row["query"], str(row["gt_ans"]), checker="boxed")
             if split_of(example) == split:

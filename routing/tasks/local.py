@@ -10,7 +10,7 @@ import regex
 
 from routing.answers import CHECKERS, as_number
 from routing.errors import UserError
-from routing.tasks.examples import Example, split_of
+from routing.tasks.examples import Example
 
 WANTED = (
     'each line must be a JSON object with "question" (text), "answer" (text or number; with choices: the right '
@@ -58,8 +58,8 @@ def _with_choices(dataset: str, question: str, answer, choices) -> Example:
     return Example(dataset, question, choices[gold], tuple(choices), gold, "letter")
 
 
-def local_examples(path: Path, split: str | None) -> list[Example]:
-    """Examples of a JSONL file; with a split, those that the question hash puts there.
+def local_examples(path: Path) -> list[Example]:
+    """Examples of a JSONL file.
 
     Raises:
         UserError: for an empty file or a bad line, with its number.
@@ -75,4 +75,4 @@ def local_examples(path: Path, split: str | None) -> list[Example]:
                 raise UserError(f"{path}, line {number}: {error}; {WANTED}.") from error
     if not examples:
         raise UserError(f"{path} holds no question; {WANTED}.")
-    return [example for example in examples if split is None or split_of(example) == split]
+    return examples
