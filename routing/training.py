@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from routing.arguments import TrainArguments
 from routing.objectives import supervised
@@ -54,6 +54,7 @@ class RouterTrainer(Trainer):
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         metrics = super().evaluate(*args, **kwargs)
         extra = {f"eval_{name}": value for name, value in self.execute().items()}
+        extra["eval_routers_loss"] = metrics["eval_loss"]  # its published name
         # Executed accuracy first, macro-F1 between equals: accuracies differ by at least 1/n.
         extra[f"eval_{SELECTION}"] = extra["eval_executed_accuracy"] + metrics["eval_macro_f1"] / (
             extra["eval_executed_examples"] + 1
@@ -62,19 +63,8 @@ class RouterTrainer(Trainer):
         return metrics | extra
 
 
-class Curve(TrainerCallback):
-    """Collects the training loss of every logged step, and every evaluation."""
-
-    def __init__(self):
-        self.losses: list[tuple[int, float]] = []
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if logs and "loss" in logs:
-            self.losses.append((state.global_step, logs["loss"]))
-
-
 def held_out_metrics(prediction) -> dict[str, float]:
-    """Agreement with the labels, under the published names; `routers_loss` is the Trainer's eval_loss."""
+    """Agreement with the labels, under the published names."""
     logits = torch.as_tensor(prediction.predictions)
     return supervised.route_metrics(logits.argmax(-1), torch.as_tensor(prediction.label_ids))
 
@@ -160,9 +150,7 @@ def train_routers(
         data_collator=collator,
         compute_metrics=held_out_metrics,
         execute=execute,
-        callbacks=[curve := Curve()],
     )
-    trainer.curve = curve
     resume = arguments.resume and any(folder.glob("checkpoint-*"))
     trainer.train(resume_from_checkpoint=True if resume else None)
     return trainer

@@ -185,7 +185,16 @@ def test_base_weights_are_bit_identical_in_the_checkpoint(base, checkpoint):
 def test_published_metrics_are_logged(checkpoint):
     log = json.loads((checkpoint / "training.json").read_text())["log"]
     names = {name for entry in log for name in entry}
-    for name in ("macro_f1", "f1_skip", "f1_execute", "f1_repeat", "acc_skip", "acc_repeat", "avg_layers", "loss"):
+    for name in (
+        "macro_f1",
+        "f1_skip",
+        "f1_execute",
+        "f1_repeat",
+        "acc_skip",
+        "acc_repeat",
+        "avg_layers",
+        "routers_loss",
+    ):
         assert f"eval_{name}" in names
     assert "eval_executed_accuracy" in names
 
