@@ -23,7 +23,8 @@ from routing.scoring import Evaluator, make_request
 from routing.search.mcts import SearchSettings
 from routing.tasks import load_examples
 
-# Where the work is done does not change a label, so a run may be continued with others of these.
+# A run may be continued with others of these. The bytes are the same on the same device and batch size only:
+# elsewhere the last bits of a float may tip a verdict.
 NOT_IN_HEADER = ("output_dir", "device", "batch_size")
 
 
@@ -47,16 +48,15 @@ def main() -> None:
     examples = load_examples(arguments.dataset, arguments.split, arguments.num_samples, arguments.seed)
     tokenizer = load_tokenizer(arguments.model)
     chat = arguments.apply_chat_template
-    raise_all(
-        ["--apply_chat_template: the tokenizer of the model has no chat template; leave the flag out"]
-        if chat and not tokenizer.chat_template
-        else [
-            f"--scoring {arguments.scoring} compares choices, and {e.dataset} has questions without any; "
-            "use --scoring generate or auto"
-            for e in {e.dataset: e for e in examples if not e.choices}.values()
-            if arguments.scoring.startswith("loglikelihood")
-        ]
-    )
+    problems = [
+        f"--scoring {arguments.scoring} compares choices, and {dataset} has questions without any; use --scoring "
+        "generate or auto"
+        for dataset in dict.fromkeys(e.dataset for e in examples if not e.choices)
+        if arguments.scoring.startswith("loglikelihood")
+    ]
+    if chat and not tokenizer.chat_template:
+        problems.append("--apply_chat_template: the tokenizer has no chat template; leave the flag out")
+    raise_all(problems)
     folder = Path(arguments.output_dir)
     with only_run(folder):
         writer = LabelWriter(folder, make_header(arguments, config), [e.id for e in examples], arguments.group_size)

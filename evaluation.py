@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from routing.arguments import DTYPES, EvaluationArguments, parse, pick_device
 from routing.errors import UserError, run_command
-from routing.evaluation import PromptRoutedLM, check_tasks, evaluate_model, mcnemar, route_share, summary
+from routing.evaluation import PromptRoutedLM, check_tasks, evaluate_model, mcnemar, members, route_share, summary
 from routing.families import locate_model
 from routing.files import write_json
 from routing.report import print_table
@@ -29,7 +29,10 @@ def load_pair(arguments: EvaluationArguments) -> tuple[PromptRoutedLM, PromptRou
         raise UserError(
             f"--checkpoint {arguments.checkpoint!r} holds no training.json, so it is no checkpoint of train.py."
         )
-    base = json.loads(information.read_text())["arguments"]["model_id"]
+    try:
+        base = json.loads(information.read_text())["arguments"]["model_id"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{information} is damaged ({error!r}); make the checkpoint again with train.py.") from error
     tokenizer = AutoTokenizer.from_pretrained(folder)
     models = []
     for place, trusted in ((locate_model(base), False), (str(folder), True)):
@@ -43,30 +46,32 @@ def main() -> None:
     arguments = parse(EvaluationArguments)
     names = arguments.task_names()
     manager = check_tasks(names)
+    tasks = members(names, manager)
     base_model, routed_model, base_name = load_pair(arguments)
     depth = routed_model.model.config.num_hidden_layers
-    base = evaluate_model(base_model, names, manager, arguments.limit)
-    routed = evaluate_model(routed_model, names, manager, arguments.limit)
-    results = [
-        {
-            "task": task,
-            "n": len(base[task].correct),
-            "base": summary(base[task], depth),
-            "routed": summary(routed[task], depth),
-            "paired": mcnemar(base[task].correct, routed[task].correct),
-            "route_share": route_share(routed[task].routes),
-            "routes": routed[task].routes,
-            "model": base_name,
-            "dtype": arguments.dtype,
-            "hardware": hardware(),
-            "date": today(),
-            "versions": versions(),
-            "git_commit": git_commit(),
-        }
-        for task in base
-    ]
     output = Path(arguments.output or Path(arguments.checkpoint) / "evaluation.json")
-    write_json(output, results)
+    results = []
+    for task in tasks:
+        base = evaluate_model(base_model, task, manager, arguments.limit)
+        routed = evaluate_model(routed_model, task, manager, arguments.limit)
+        results.append(
+            {
+                "task": task,
+                "n": len(base.correct),
+                "base": summary(base, depth),
+                "routed": summary(routed, depth),
+                "paired": mcnemar(base.correct, routed.correct),
+                "route_share": route_share(routed.routes),
+                "routes": routed.routes,
+                "model": base_name,
+                "dtype": arguments.dtype,
+                "hardware": hardware(),
+                "date": today(),
+                "versions": versions(),
+                "git_commit": git_commit(),
+            }
+        )
+        write_json(output, results)  # After every task: a later one may fail.
     print_table(results)
     print(f"written to {output}")
 

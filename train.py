@@ -58,7 +58,16 @@ def make_sets(arguments: TrainArguments, model, data: TrainingData, pad_id: int,
     if arguments.features == "live":
         sets = [LiveExamples([data.examples[i] for i in part]) for part in (train, held_out)]
         return *sets, live_collator(model, pad_id)
-    key = fingerprint(data.examples, model=arguments.model_id, num_windows=arguments.num_windows, dtype=arguments.dtype)
+    place = Path(locate_model(arguments.model_id))
+    weights = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(place.glob("*.safetensors"))]
+    key = fingerprint(
+        data.examples,
+        model=arguments.model_id,
+        revision=getattr(model.config, "_commit_hash", None),
+        weights=weights,
+        num_windows=arguments.num_windows,
+        dtype=arguments.dtype,
+    )
     folder = work / "features"
     folder.mkdir(parents=True, exist_ok=True)
     cache_features(folder, model, data.examples, pad_id, arguments.batch_size, key)

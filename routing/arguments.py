@@ -143,6 +143,12 @@ class TrainArguments:
 
     def outside_problems(self) -> list[str]:
         found = _model_problems(self.model_id)
+        target = Path(self.output_dir) / self.run_name
+        if self.run_name and target.exists() and not (target / "training.json").is_file():
+            found.append(
+                f"--run_name {self.run_name}: {target} exists and is no checkpoint of train.py, so it is not replaced; "
+                "give another name"
+            )
         for folder in self.data_folders():
             try:
                 read_header(folder)

@@ -38,7 +38,7 @@ def save_checkpoint(
     if save_base == "copy":
         model = routed.from_pretrained(place, config=config, dtype="auto")
         model.model.routers.load_state_dict(routers)
-        config.trained_num_windows = config.num_windows
+        model.config.trained_num_windows = config.num_windows
         model.save_pretrained(work)
     else:
         config.trained_num_windows = config.num_windows

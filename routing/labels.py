@@ -12,8 +12,10 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from routing.answers import CHECKERS
 from routing.errors import UserError
 from routing.files import append_text, write_json, write_text
+from routing.prompts import SCORINGS
 from routing.scoring import Request
 from routing.search.mcts import SearchResult
 from routing.search.routes import Route, full_route, to_path, to_route
@@ -101,6 +103,12 @@ def parse_label(line: str, depth: int) -> dict:
     for name in ("route", "path"):
         if not all(type(number) is int for number in record[name]):
             raise ValueError(f'"{name}" must hold whole numbers, got {record[name]!r}')
+    if record["scoring"] not in SCORINGS[1:] or record["checker"] not in CHECKERS:
+        raise ValueError(f'unknown "scoring" {record["scoring"]!r} or "checker" {record["checker"]!r}')
+    if record["choices"] and (record["gold"] is None or not 0 <= record["gold"] < len(record["choices"])):
+        raise ValueError(f'"gold" {record["gold"]!r} is no index of "choices"')
+    if record["scoring"] != "generate" and not record["choices"]:
+        raise ValueError(f'"choices" is empty, which the scoring {record["scoring"]!r} needs')
     if len(record["route"]) != depth:
         raise ValueError(f'"route" has {len(record["route"])} counts; the model has {depth} layers')
     if set(record["route"]) - {0, 1, 2}:
@@ -121,9 +129,10 @@ def read_header(folder: Path) -> dict:
         raise UserError(f"{folder} holds no labels ({HEADER} is missing). Make them with data_generation.py.")
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise UserError(f"{path} is damaged ({error}). Make the labels again with data_generation.py.") from error
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
+    needed = {"num_layers", "model", "arguments"}
+    if not isinstance(header, dict) or header.get("format") != FORMAT or needed - header.keys():
         raise UserError(f"{path} is not a header of this project's label files (format {FORMAT}).")
     return header
 

@@ -65,7 +65,6 @@ class Evaluator:
 
     def __init__(self, model, tokenizer, batch_size: int = 16):
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
-        self.evaluations = 0
 
     @torch.no_grad()
     def verdicts(self, requests: Sequence[Request], routes: Sequence[Route] | None) -> list[bool]:
@@ -86,7 +85,6 @@ class Evaluator:
                 forced = None if routes is None else [routes[i] for i in indices]
                 score = self._generate if kind == "generate" else self._loglikelihood
                 done.update(zip(indices, score(batch, forced), strict=True))
-        self.evaluations += len(requests)
         return [done[i][0] for i in range(len(requests))], [done[i][1] for i in range(len(requests))]
 
     @torch.no_grad()

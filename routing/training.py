@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,12 @@ from routing.objectives import supervised
 from routing.scoring import Evaluator, Request
 
 SELECTION = "selection"  # the metric that chooses the kept checkpoint
+# --objective -> loss(logits, labels, class weights, arguments)
+OBJECTIVES = {
+    "supervised": lambda logits, labels, weights, arguments: supervised.focal_loss(
+        logits, labels, weights, arguments.focal_gamma
+    )
+}
 
 
 class RouterStack(nn.Module):
@@ -23,12 +30,13 @@ class RouterStack(nn.Module):
     Args:
         routers: `model.model.routers`; shared, so the routed model sees every update.
         weights: class weights [3].
-        gamma: of the focal loss.
+        arguments: name the objective and its settings.
     """
 
-    def __init__(self, routers: nn.ModuleList, weights: torch.Tensor, gamma: float):
+    def __init__(self, routers: nn.ModuleList, weights: torch.Tensor, arguments: TrainArguments):
         super().__init__()
-        self.routers, self.gamma = routers, gamma
+        self.routers, self.arguments = routers, arguments
+        self.objective = OBJECTIVES[arguments.objective]
         self.register_buffer("weights", weights, persistent=False)
 
     def forward(
@@ -36,7 +44,7 @@ class RouterStack(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """Loss, and logits [B, L, 3], of features [B, L, W, D], windows [B, W] and labels [B, L]."""
         logits = torch.stack([router(features[:, i], windows) for i, router in enumerate(self.routers)], dim=1)
-        return {"loss": supervised.focal_loss(logits, labels, self.weights, self.gamma), "logits": logits}
+        return {"loss": self.objective(logits, labels, self.weights, self.arguments), "logits": logits}
 
 
 class RouterTrainer(Trainer):
@@ -143,7 +151,7 @@ def train_routers(
         folder: for the Trainer's checkpoints.
     """
     trainer = RouterTrainer(
-        model=RouterStack(routers, weights, arguments.focal_gamma),
+        model=RouterStack(routers, weights, arguments),
         args=training_arguments(arguments, folder, len(train_set)),
         train_dataset=train_set,
         eval_dataset=eval_set,
@@ -151,6 +159,18 @@ def train_routers(
         compute_metrics=held_out_metrics,
         execute=execute,
     )
-    resume = arguments.resume and any(folder.glob("checkpoint-*"))
-    trainer.train(resume_from_checkpoint=True if resume else None)
+    last = last_whole_checkpoint(folder) if arguments.resume else None
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
     return trainer
+
+
+def last_whole_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that the Trainer finished; a kill may have left a newer one half written."""
+    whole = []
+    for state in folder.glob("checkpoint-*/trainer_state.json"):  # written last
+        try:
+            json.loads(state.read_text())
+        except ValueError:
+            continue
+        whole.append(state.parent)
+    return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)

@@ -166,6 +166,10 @@ def test_killed_training_ends_with_the_same_routers(base, labels, tmp_path):
 
     assert kill_when(second_checkpoint, "train.py", *arguments, folder=killed)
     assert not (killed / "checkpoints/run").exists()
+    # As a kill in the middle of the Trainer's own saving leaves it.
+    half = killed / "runs/run/trainer/checkpoint-999999"
+    half.mkdir()
+    (half / "trainer_state.json").write_text('{"best_')
     run("train.py", *arguments, "--resume", folder=killed)
     resumed = load_file(killed / "checkpoints/run/model.safetensors")
     assert whole.keys() == resumed.keys()
@@ -180,6 +184,21 @@ def test_base_weights_are_bit_identical_in_the_checkpoint(base, checkpoint):
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert all(".routers." in name for name in after.keys() - before.keys())
     assert len(after.keys() - before.keys()) == 4 * LAYERS
+
+
+def test_another_number_of_windows_is_refused(checkpoint):
+    config = json.loads((checkpoint / "config.json").read_text())
+    assert (config["num_windows"], config["trained_num_windows"]) == (8, 8)
+    with pytest.raises(ValueError, match="num_windows=4 contradicts the checkpoint"):
+        AutoModelForCausalLM.from_pretrained(checkpoint, trust_remote_code=True, num_windows=4)
+
+
+def test_other_folders_are_not_replaced(base, labels, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoints/run").mkdir(parents=True)
+    (tmp_path / "checkpoints/run/thesis.txt").write_text("mine")
+    assert "is no checkpoint of train.py" in refusal(monkeypatch, *training(base, labels))
+    assert (tmp_path / "checkpoints/run/thesis.txt").read_text() == "mine"
 
 
 def test_published_metrics_are_logged(checkpoint):
