@@ -1,6 +1,6 @@
 """Accuracy of a base model on the offline questions, by scoring: which task can a demonstration use?
 
-    python benchmarks/base_accuracy.py --json benchmarks/results/base_accuracy.json
+    .venv/bin/python benchmarks/base_accuracy.py --json benchmarks/results/base_accuracy.json
 
 Uses validation questions, which are neither searched on nor tested on. Prints accuracy, its 95 % interval and
 the accuracy of guessing.
