@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,19 +51,17 @@ def load_training_data(arguments: TrainArguments, config: PreTrainedConfig, toke
         problems += foreign_labels(folder, header, arguments.model_id, config)
     raise_all(problems)
     data = TrainingData([], [], [], [])
-    left_out: dict[str, int] = {}
+    left_out: Counter[str] = Counter()
     seen = set()
     for header, record in _records(folders, headers):
         flag = ON_REQUEST.get(record["dataset"])
         if flag and not getattr(arguments, flag):
-            left_out[f"of {record['dataset']} (use --{flag})"] = (
-                left_out.get(f"of {record['dataset']} (use --{flag})", 0) + 1
-            )
+            left_out[f"of {record['dataset']} (use --{flag})"] += 1
             continue
         example = example_of(record)
         key = question_hash(example)
         if key in seen:
-            left_out["asked before"] = left_out.get("asked before", 0) + 1
+            left_out["asked before"] += 1
             continue
         seen.add(key)
         kept_aside = held_out(key, arguments.eval_fraction)
@@ -71,7 +70,7 @@ def load_training_data(arguments: TrainArguments, config: PreTrainedConfig, toke
         if kept_aside:
             data.held_out_requests.append(request)
         if not record["correct"]:
-            left_out["without a right path"] = left_out.get("without a right path", 0) + 1
+            left_out["without a right path"] += 1
             continue
         indices = data.held_out_indices if kept_aside else data.train_indices
         indices.append(len(data.examples))
