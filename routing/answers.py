@@ -16,15 +16,15 @@ import regex
 if TYPE_CHECKING:  # routing.tasks imports this module.
     from routing.tasks.examples import Example
 
-_STATED = regex.compile(
+STATED = regex.compile(
     r"\b(?P<word>answer|choice|option)\b[\s*_]*(?:is|would\s+be|=|:)?[\s*_]*:?"
     r"[\s\(\[*\"'`_]*(?P<letter>[A-Za-z])(?![A-Za-z]|['’][A-Za-z])",
     regex.IGNORECASE,
 )
-_LEADING = regex.compile(r"^[\s\(\[\*\"'`_]*([A-Za-z])(?P<after>[\s\).\]:,;*\"'`_/-].*|)$", regex.DOTALL)
+LEADING = regex.compile(r"^[\s\(\[\*\"'`_]*([A-Za-z])(?P<after>[\s\).\]:,;*\"'`_/-].*|)$", regex.DOTALL)
 # After a bare letter and a space, words that go on about the choice; others make "A" an article, "I" a pronoun.
-_GOES_ON = regex.compile(r"^\s+(?:because|since|as|is|would|and|\(|[-–—:=])", regex.IGNORECASE)
-_NUMBER = regex.compile(r"[-−+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)")
+GOES_ON = regex.compile(r"^\s+(?:because|since|as|is|would|and|\(|[-–—:=])", regex.IGNORECASE)
+NUMBER = regex.compile(r"[-−+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)")
 _BOX = regex.compile(r"\\boxed(?P<body>\{(?:[^{}]|(?&body))*\})")
 
 
@@ -34,19 +34,19 @@ def stated_letter(text: str, num_choices: int) -> str | None:
     Reads "Answer: C", "the answer is (c)", "B", "(B)", "**B**", "B. because", "B because", "b)".
     """
     allowed = string.ascii_uppercase[:num_choices]
-    lead = _LEADING.match(text.strip())
+    lead = LEADING.match(text.strip())
     if lead:
         letter, after = lead.group(1), lead.group("after")
         alone = after.strip() == ""
         marked = after[:1] not in ("", " ", "\t", "\n") or after[:1] == "\n"
-        if (alone or marked or (letter.isupper() and _GOES_ON.match(after))) and letter.upper() in allowed:
+        if (alone or marked or (letter.isupper() and GOES_ON.match(after))) and letter.upper() in allowed:
             return letter.upper()
     # "Option A is wrong, so the answer is B": what is called the answer goes before what is called an option.
-    stated = sorted(_STATED.finditer(text), key=lambda match: match.group("word").casefold() != "answer")
+    stated = sorted(STATED.finditer(text), key=lambda match: match.group("word").casefold() != "answer")
     for match in stated:
         letter = match.group("letter")
         rest = text[match.end() :]
-        article = letter in "aAI" and regex.match(r"\s+\w", rest) and not _GOES_ON.match(rest)
+        article = letter in "aAI" and regex.match(r"\s+\w", rest) and not GOES_ON.match(rest)
         if letter.upper() in allowed and not article:
             return letter.upper()
     return None
@@ -58,9 +58,9 @@ def check_letter(text: str, example: Example) -> bool:
     The text of a choice is looked for before a letter ("E. coli" is no answer E), and decides only if no other
     choice reads the same.
     """
-    plain = [_plain(choice) for choice in example.choices]
-    if len(_plain(text)) > 1 and plain.count(_plain(text)) == 1:
-        return plain.index(_plain(text)) == example.gold
+    plain = [plain_text(choice) for choice in example.choices]
+    if len(plain_text(text)) > 1 and plain.count(plain_text(text)) == 1:
+        return plain.index(plain_text(text)) == example.gold
     letter = stated_letter(text, len(example.choices))
     if letter is not None:
         return string.ascii_uppercase.index(letter) == example.gold
@@ -69,13 +69,13 @@ def check_letter(text: str, example: Example) -> bool:
     return found != "" and normal.count(found) == 1 and normal.index(found) == example.gold
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
     return " ".join(text.casefold().split()).rstrip(".")
 
 
 def first_number(text: str) -> Decimal | None:
     """The first number in a text, thousands separators allowed."""
-    match = _NUMBER.search(text)
+    match = NUMBER.search(text)
     return as_number(match.group()) if match else None
 
 

@@ -8,8 +8,22 @@ from collections.abc import Sequence
 from routing.tasks.examples import Example
 
 SCORINGS = ("auto", "generate", "loglikelihood", "loglikelihood_norm", "loglikelihood_bytes")
-LETTER_REQUEST = 'Reply with the letter of the right choice only, as in "Answer: A".'
-BOXED_REQUEST = r"Reply with the final result only, inside \boxed{}."
+# Wordings of a prompt, by `Example.form`: before the question, before the answer, request for a letter, for a box.
+# The second one serves to re-test what was right with the first.
+FORMS = (
+    (
+        "Question:",
+        "Answer:",
+        'Reply with the letter of the right choice only, as in "Answer: A".',
+        r"Reply with the final result only, inside \boxed{}.",
+    ),
+    (
+        "Q:",
+        "A:",
+        'Which one is right? Give its letter and nothing else, as in "Answer: A".',
+        r"Give nothing but the result, inside \boxed{}.",
+    ),
+)
 # New tokens of greedy decoding, from Dr.LLM: 10 for choices with an instruct model, 2 with a base model, 15 for math.
 MAX_NEW_TOKENS = {"boxed": 15, "number": 4, "exact": 16, "regex": 16}
 
@@ -32,12 +46,13 @@ def prompt_text(example: Example, scoring: str) -> str:
     """The prompt before any chat template; the choices are listed only where a letter is asked for."""
     if example.shots:
         return example.shots + example.question
+    asked, answered, letter_request, boxed_request = FORMS[example.form]
     if example.choices and scoring == "generate":
         listed = "\n".join(f"{letter}. {text}" for letter, text in zip(string.ascii_uppercase, example.choices))
-        return f"Question: {example.question}\n{listed}\n{LETTER_REQUEST}\nAnswer:"
+        return f"{asked} {example.question}\n{listed}\n{letter_request}\n{answered}"
     if example.checker == "boxed":
-        return f"Question: {example.question}\n{BOXED_REQUEST}\nAnswer:"
-    return f"Question: {example.question}\nAnswer:"
+        return f"{asked} {example.question}\n{boxed_request}\n{answered}"
+    return f"{asked} {example.question}\n{answered}"
 
 
 def build_prompt(example: Example, scoring: str, tokenizer, chat: bool) -> str:
@@ -65,6 +80,24 @@ def encode_choice(tokenizer, prompt: str, choice: str) -> tuple[list[int], list[
     continuation = (prompt[len(stripped) :] or " ") + choice
     context = encode(tokenizer, stripped)
     return context, encode(tokenizer, stripped + continuation)[len(context) :]
+
+
+def expected_answers(example: Example, chat: bool) -> list[str]:
+    """Texts that a generated answer may well be, without the end: the right one, and the letters of all choices."""
+    if example.checker == "letter":
+        letters = string.ascii_uppercase[: len(example.choices)]
+        return [*letters, *(f"Answer: {letter}" for letter in letters if chat)]
+    if example.checker == "boxed":
+        return [rf"\boxed{{{example.answer}}}"]
+    return [] if example.checker == "regex" else [example.answer]
+
+
+def encode_answers(tokenizer, prompt: str, answers: Sequence[str]) -> list[list[int]]:
+    """Token ids of answers behind a prompt; those that merge with the prompt's last token are left out."""
+    context = encode(tokenizer, prompt)
+    space = "" if prompt[-1:].isspace() else " "
+    whole = [encode(tokenizer, prompt + space + answer) for answer in answers]
+    return [ids[len(context) :] for ids in whole if ids[: len(context)] == context]
 
 
 def left_pad(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[list[list[int]], list[list[int]]]:

@@ -1,8 +1,8 @@
 """Verdicts: is an example answered rightly along a route?
 
-One evaluator serves the search (routes forced) and the held-out evaluation of routers (routes decided by the
-model). Loglikelihood scoring is lm-eval's acc, acc_norm and acc_bytes; generate scoring is greedy decoding and
-an answer checker.
+The plain evaluator. The held-out evaluation of routers uses it (routes decided by the model), and so does the fast one
+of the search (`routing.path_scoring`) where floats nearly tie. Loglikelihood scoring is lm-eval's acc, acc_norm and
+acc_bytes; generate scoring is greedy decoding and an answer checker.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ from dataclasses import dataclass
 import torch
 
 from routing.answers import CHECKERS
-from routing.prompts import encode, encode_choice, left_pad, max_new_tokens
+from routing.prompts import encode, encode_answers, encode_choice, expected_answers, left_pad, max_new_tokens
+from routing.search.results import Verdict
 from routing.search.routes import Route
 from routing.tasks.examples import Example
 
 STOP = "\n"
+# Verdicts rest on the model alone, whatever its generation_config asks for.
+PLAIN_GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Request:
     """An example made ready for one model.
 
@@ -30,6 +33,7 @@ class Request:
         prompt: the whole prompt as text.
         prompt_ids: its tokens.
         choice_ids: tokens of each choice, for loglikelihood scoring.
+        expected_ids: tokens of answers to expect, for generate scoring; no verdict depends on them.
         max_new_tokens: for generate scoring.
         stop: text at which a generated answer ends, or None for the end-of-sequence token alone.
     """
@@ -39,6 +43,7 @@ class Request:
     prompt: str
     prompt_ids: tuple[int, ...]
     choice_ids: tuple[tuple[int, ...], ...] = ()
+    expected_ids: tuple[tuple[int, ...], ...] = ()
     max_new_tokens: int = 0
     stop: str | None = None
 
@@ -47,9 +52,11 @@ def make_request(example: Example, scoring: str, prompt: str, tokenizer, chat: b
     """The request of an example whose prompt text is already built (by `routing.prompts.build_prompt`)."""
     if scoring == "generate":
         ids = tuple(encode(tokenizer, prompt))
+        expected = encode_answers(tokenizer, prompt, expected_answers(example, chat))
         return Request(
-            example, scoring, prompt, ids, max_new_tokens=max_new_tokens(example, chat), stop=None if chat else STOP
-        )
+            example, scoring, prompt, ids, expected_ids=tuple(map(tuple, expected)),
+            max_new_tokens=max_new_tokens(example, chat), stop=None if chat else STOP,
+        )  # fmt: skip
     pairs = [encode_choice(tokenizer, prompt, choice) for choice in example.choices]
     return Request(example, scoring, prompt, tuple(pairs[0][0]), choice_ids=tuple(tuple(choice) for _, choice in pairs))
 
@@ -67,16 +74,16 @@ class Evaluator:
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
 
     @torch.no_grad()
-    def verdicts(self, requests: Sequence[Request], routes: Sequence[Route] | None) -> list[bool]:
+    def verdicts(self, requests: Sequence[Request], routes: Sequence[Route] | None) -> list[Verdict]:
         """Verdict of each request; `routes=None` lets the model's routers decide."""
         return self.verdicts_and_routes(requests, routes)[0]
 
     @torch.no_grad()
     def verdicts_and_routes(
         self, requests: Sequence[Request], routes: Sequence[Route] | None
-    ) -> tuple[list[bool], list[Route]]:
+    ) -> tuple[list[Verdict], list[Route]]:
         """Verdicts, and the routes that were executed."""
-        done: dict[int, tuple[bool, Route]] = {}
+        done: dict[int, tuple[Verdict, Route]] = {}
         for kind in ("generate", "loglikelihood"):
             chosen = [i for i, r in enumerate(requests) if r.scoring.startswith(kind)]
             for group in self._groups([requests[i] for i in chosen]):
@@ -86,32 +93,6 @@ class Evaluator:
                 score = self._generate if kind == "generate" else self._loglikelihood
                 done.update(zip(indices, score(batch, forced), strict=True))
         return [done[i][0] for i in range(len(requests))], [done[i][1] for i in range(len(requests))]
-
-    @torch.no_grad()
-    def influence(self, requests: Sequence[Request]) -> list[list[float]]:
-        """How much each layer changes the hidden state of the prompt, [L] for each request.
-
-        Mean over the tokens behind the first (an attention sink) of 1 - cos(state in, state out), at full depth:
-        the block influence of ShortGPT (arXiv 2403.03853, section 3.2). Rounded, so that it does not hang on the
-        last bits of a float.
-        """
-        full = torch.ones(1, self.model.config.num_hidden_layers, dtype=torch.long)
-        # The one state that output_hidden_states does not give: it holds the last one normalised.
-        last: list[torch.Tensor] = []
-        hook = self.model.model.layers[-1].register_forward_hook(lambda _, __, output: last.append(output))
-        results = []
-        for request in requests:
-            ids = torch.tensor([request.prompt_ids], device=self.model.device)
-            states = self.model.model(input_ids=ids, routes=full, use_cache=False, output_hidden_states=True)
-            chain = [*states.hidden_states[:-1], last.pop()]
-            tokens = slice(1 if ids.shape[1] > 1 else 0, None)
-            kept = [
-                torch.cosine_similarity(before[0, tokens], after[0, tokens], dim=-1).mean()
-                for before, after in zip(chain, chain[1:])
-            ]
-            results.append([round(1 - float(cosine), 3) for cosine in kept])
-        hook.remove()
-        return results
 
     def _groups(self, requests: list[Request]) -> list[list[int]]:
         """Indices in batches of at most `batch_size` sequences, in order."""
@@ -131,7 +112,7 @@ class Evaluator:
             return None
         return torch.tensor([route for i, route in enumerate(routes) for _ in range(copies[i] if copies else 1)])
 
-    def _generate(self, batch: list[Request], routes: list[Route] | None) -> list[tuple[bool, Route]]:
+    def _generate(self, batch: list[Request], routes: list[Route] | None) -> list[tuple[Verdict, Route]]:
         """Greedy decoding of a left-padded batch, each answer cut at its own limit and stop text."""
         device, pad = self.model.device, self.tokenizer.pad_token_id
         ids, mask = left_pad([request.prompt_ids for request in batch], pad)
@@ -141,20 +122,22 @@ class Evaluator:
             attention_mask=torch.tensor(mask, device=device),
             routes=self._tensor(routes),
             max_new_tokens=max(request.max_new_tokens for request in batch),
-            do_sample=False,
+            **PLAIN_GREEDY,
             pad_token_id=pad,
-            stopping_criteria=[_AllStopped(self.tokenizer, [r.stop for r in batch], width)],
+            stopping_criteria=[AllStopped(self.tokenizer, [r.stop for r in batch], width)],
         )
         executed = [tuple(route) for route in self.model.last_routes.tolist()]
         results = []
         for request, tokens, route in zip(batch, output[:, width:], executed, strict=True):
-            text = self.tokenizer.decode(tokens[: request.max_new_tokens], skip_special_tokens=True)
+            text = self.tokenizer.decode(
+                tokens[: request.max_new_tokens], skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
             if request.stop is not None:
                 text = text.split(request.stop)[0]
-            results.append((CHECKERS[request.example.checker](text, request.example), route))
+            results.append((Verdict(CHECKERS[request.example.checker](text, request.example)), route))
         return results
 
-    def _loglikelihood(self, batch: list[Request], routes: list[Route] | None) -> list[tuple[bool, Route]]:
+    def _loglikelihood(self, batch: list[Request], routes: list[Route] | None) -> list[tuple[Verdict, Route]]:
         """The choice with the best summed loglikelihood; routing sees the prompt alone."""
         copies = [len(request.choice_ids) for request in batch]
         rows = [(r.prompt_ids, choice) for r in batch for choice in r.choice_ids]
@@ -173,29 +156,42 @@ class Evaluator:
         for hidden, (prompt, choice) in zip(output, rows, strict=True):
             # Logits where a choice token is predicted only: the vocabulary is the widest layer of a small model.
             logits = self.model.lm_head(hidden[len(prompt) - 1 : len(prompt) + len(choice) - 1])
-            logprobs = torch.log_softmax(logits, dim=-1)
+            logprobs = torch.log_softmax(logits.float(), dim=-1)
             scores.append(float(logprobs.gather(1, torch.tensor(choice, device=device)[:, None]).sum()))
         results = []
         start = 0
         for request, count in zip(batch, copies, strict=True):
             own = scores[start : start + count]
-            results.append((best_choice(own, request) == request.example.gold, executed[start]))
+            results.append((choice_verdict(own, request), executed[start]))
             start += count
         return results
 
 
+def choice_verdict(scores: Sequence[float], request: Request) -> Verdict:
+    """Verdict of the summed loglikelihoods of all choices."""
+    gold, choices = request.example.gold, request.example.choices
+    per_byte = [score / max(len(choice.encode()), 1) for score, choice in zip(scores, choices, strict=True)]
+    rival = max(value for index, value in enumerate(per_byte) if index != gold)
+    return Verdict(best_choice(scores, request) == gold, per_byte[gold] - rival)
+
+
 def best_choice(scores: Sequence[float], request: Request) -> int:
     """Index of the choice that lm-eval would pick: raw (acc), per character (acc_norm) or per byte (acc_bytes)."""
+    lengths = choice_lengths(request)
+    return max(range(len(lengths)), key=lambda i: scores[i] / lengths[i])
+
+
+def choice_lengths(request: Request) -> list[int]:
+    """What the summed loglikelihood of each choice is divided by."""
     choices = request.example.choices
-    lengths = {
+    return {
         "loglikelihood": [1] * len(choices),
         "loglikelihood_norm": [len(choice) for choice in choices],
         "loglikelihood_bytes": [len(choice.encode()) for choice in choices],
     }[request.scoring]
-    return max(range(len(choices)), key=lambda i: scores[i] / lengths[i])
 
 
-class _AllStopped:
+class AllStopped:
     """Ends generation once every row has produced its stop text."""
 
     def __init__(self, tokenizer, stops: list[str | None], width: int):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from random import Random
 from types import SimpleNamespace
@@ -19,10 +20,12 @@ from routing.arguments import TrainArguments
 from routing.dataset import load_training_data
 from routing.errors import UserError
 from routing.files import write_json
-from routing.labels import FORMAT, HEADER, LABELS, example_of, label_line, parse_label
+from routing.labels.reading import FORMAT, HEADER, LABELS
+from routing.labels.records import example_of, label_line, parse_label
 from routing.prompts import build_prompt, encode, encode_choice, max_new_tokens, prompt_text, scoring_of
 from routing.scoring import Request, make_request
-from routing.search.mcts import SearchSettings, run_search
+from routing.search.mcts import SearchSettings, search
+from routing.search.results import Verdict, run_search
 from routing.tasks import load_examples
 from routing.tasks.examples import Example, held_out, question_hash
 
@@ -150,6 +153,23 @@ def test_prompt_texts():
     assert prompt_text(OPEN, "generate") == "Question: Capital of France?\nAnswer:"
 
 
+def test_texts_of_the_second_wording():
+    """It re-tests what was right with the first: the same question and choices, nothing else alike but the layout."""
+    choosing, boxed, opened = (replace(case, form=1) for case in (CHOOSING, BOXED, OPEN))
+    listed = prompt_text(choosing, "generate")
+    assert listed.startswith("Q: Which is cold?\nA. a marsh\nB. a tundra\nC. plains\n") and listed.endswith("\nA:")
+    assert '"Answer: A"' in listed
+    assert prompt_text(choosing, "loglikelihood") == "Q: Which is cold?\nA:"
+    assert prompt_text(opened, "generate") == "Q: Capital of France?\nA:"
+    for other, case in ((choosing, CHOOSING), (boxed, BOXED)):
+        lines, old = (prompt_text(form, "generate").splitlines() for form in (other, case))
+        same = set(lines) & set(old)
+        assert len(lines) == len(old) and same == {line for line in old if line[:2] in ("A.", "B.", "C.")}
+    assert r"\boxed{}" in prompt_text(boxed, "generate")
+    assert prompt_text(replace(NUMBER, form=1), "generate") == prompt_text(NUMBER, "generate")
+    assert choosing.id == CHOOSING.id
+
+
 def test_prompts_do_not_tell_the_answer():
     for case in (CHOOSING, BOXED, OPEN, NUMBER):
         for gold in range(len(case.choices)):
@@ -187,9 +207,8 @@ def labelled(case: Example, tokenizer, chat: bool, scoring: str = "auto", right:
     """The request that a search works on, and the line that it leaves."""
     kind = scoring_of(case, scoring)
     request = make_request(case, kind, build_prompt(case, kind, tokenizer, chat), tokenizer, chat)
-    return request, label_line(
-        request, run_search(lambda route: right, 3, SearchSettings(num_simulations=4), Random(0))
-    )
+    searching = search(3, SearchSettings(num_simulations=4), Random(0))
+    return request, label_line(request, run_search(searching, lambda route: Verdict(right)))
 
 
 @pytest.mark.parametrize("chat", [True, False], ids=["chat", "plain"])
@@ -243,7 +262,7 @@ def test_training_data(tmp_path, tokenizer, chat, capsys):
     assert data.held_out_indices == [i for i, kept in enumerate(aside) if kept]
     assert sorted(data.train_indices + data.held_out_indices) == list(range(len(solved)))
     asked = [i for i, case in enumerate(cases) if held_out(question_hash(case), 0.4)]
-    assert data.held_out_requests == [made[cases[i].id][0] for i in asked]
+    assert list(map(vars, data.held_out_requests)) == [vars(made[cases[i].id][0]) for i in asked]
     assert any(i % 3 == 0 for i in asked)
     reported = capsys.readouterr().err
     assert "10 labels asked before" in reported and "10 labels without a right path" in reported
