@@ -11,21 +11,24 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from routing.arguments import DTYPES, DataGenerationArguments, as_dict, parse, pick_device
-from routing.errors import raise_all, run_command
+from routing.arguments import DTYPES, DataGenerationArguments, as_dict, is_first_process, parse, pick_device
+from routing.errors import UserError, raise_all, run_command
 from routing.families import load_base_config, load_tokenizer, locate_model, routed_class
-from routing.labelling import label_all, no_prior
-from routing.labels import FORMAT, LABELS, LabelWriter
-from routing.locks import only_run
+from routing.labelling import Labeller, Scorer, label_all, no_prior
+from routing.labels.reading import FORMAT, LABELS
+from routing.labels.writing import LabelFolder
+from routing.path_scoring import PathEvaluator
 from routing.prompts import build_prompt, scoring_of
 from routing.run_info import git_commit, versions
-from routing.scoring import Evaluator, make_request
+from routing.scoring import Request, make_request
 from routing.search.mcts import SearchSettings
-from routing.tasks import load_examples
+from routing.tasks.drawn import DrawnExamples, draw
+from routing.tasks.examples import Example
+from routing.tasks.variants import permuted, rephrased
+from routing.verification import StableScorer, VerifiedScorer
 
-# A run may be continued with others of these. The bytes are the same on the same device and batch size only:
-# elsewhere the last bits of a float may tip a verdict.
-NOT_IN_HEADER = ("output_dir", "device", "batch_size")
+# A run may be continued with others of these.
+NOT_IN_HEADER = ("output_dir", "device", "batch_size", "cache_gib")
 
 
 def make_header(arguments: DataGenerationArguments, config) -> dict:
@@ -42,54 +45,99 @@ def make_header(arguments: DataGenerationArguments, config) -> dict:
     }
 
 
+def draw_questions(arguments: DataGenerationArguments, path: Path) -> None:
+    """Draw the examples into a file; refuse those that cannot be scored as asked."""
+    draw(arguments.dataset, arguments.split, arguments.num_samples, arguments.seed, path)
+    problems = {}
+    for example in DrawnExamples(path):
+        problems |= dict.fromkeys(scoring_problems(example, arguments))
+    if problems:
+        path.unlink()
+        raise_all(list(problems))
+
+
+def scoring_problems(example: Example, arguments: DataGenerationArguments) -> list[str]:
+    """Why an example cannot be scored as the arguments ask."""
+    found = []
+    scoring = scoring_of(example, arguments.scoring)
+    if arguments.scoring.startswith("loglikelihood") and not example.choices:
+        found.append(
+            f"--scoring {arguments.scoring} compares choices, and {example.dataset} has questions without any; use "
+            "--scoring generate or auto"
+        )
+    if arguments.reward == "margin" and scoring == "generate":
+        found.append(
+            f"--reward margin compares the loglikelihoods of choices, and {example.dataset} is scored by generated "
+            "answers; use --reward binary"
+        )
+    if arguments.verify == "permute" and not (scoring == "generate" and example.choices):
+        found.append(
+            f"--verify permute changes the order of choices that a prompt lists, and those of {example.dataset} list "
+            "none; use --verify paraphrase, or --scoring generate for questions with choices"
+        )
+    return found
+
+
+def make_scorer(arguments: DataGenerationArguments, model, tokenizer, make) -> tuple[Scorer, PathEvaluator]:
+    """The scorer of the search, with its re-test, and the evaluator below it."""
+    evaluator = PathEvaluator(model, tokenizer, arguments.batch_size, int(arguments.cache_gib * 2**30))
+    if arguments.verify == "none":
+        return evaluator, evaluator
+    if arguments.verify == "alone":
+        return StableScorer(evaluator, evaluator.alone), evaluator
+    changed = permuted if arguments.verify == "permute" else rephrased
+    return VerifiedScorer(evaluator, lambda example: make(changed(example))), evaluator
+
+
 def main() -> None:
     arguments = parse(DataGenerationArguments)
     config = load_base_config(arguments.model)
-    examples = load_examples(arguments.dataset, arguments.split, arguments.num_samples, arguments.seed)
     tokenizer = load_tokenizer(arguments.model)
     chat = arguments.apply_chat_template
-    problems = [
-        f"--scoring {arguments.scoring} compares choices, and {dataset} has questions without any; use --scoring "
-        "generate or auto"
-        for dataset in dict.fromkeys(e.dataset for e in examples if not e.choices)
-        if arguments.scoring.startswith("loglikelihood")
-    ]
     if chat and not tokenizer.chat_template:
-        problems.append("--apply_chat_template: the tokenizer has no chat template; leave the flag out")
-    raise_all(problems)
-    folder = Path(arguments.output_dir)
-    with only_run(folder):
-        writer = LabelWriter(folder, make_header(arguments, config), [e.id for e in examples], arguments.group_size)
-        requests = []
-        for example in examples:
-            scoring = scoring_of(example, arguments.scoring)
-            prompt = build_prompt(example, scoring, tokenizer, chat)
-            requests.append(make_request(example, scoring, prompt, tokenizer, chat))
-        if writer.written == len(requests):
-            print(f"{folder / LABELS} is complete: {len(requests)} examples", file=sys.stderr)
-            return
-        model = routed_class(config.model_type).from_pretrained(
-            locate_model(arguments.model), dtype=DTYPES[arguments.dtype]
-        )
-        model.to(pick_device(arguments.device)).eval()
-        settings = SearchSettings(
-            num_simulations=arguments.num_simulations,
-            budget=arguments.budget,
-            exploration_constant=arguments.exploration_constant,
-            length_penalty=arguments.length_penalty,
-            random_prob=arguments.random_prob,
-            widening=arguments.widening,
-            stop_saving=arguments.stop_saving,
-        )
-        evaluator = Evaluator(model, tokenizer, arguments.batch_size)
-        prior = evaluator.influence if arguments.prior == "influence" else no_prior
-        counts = label_all(
-            requests, config.num_hidden_layers, settings, arguments.seed, evaluator.verdicts, writer, prior
-        )
+        raise UserError("--apply_chat_template: the tokenizer has no chat template; leave the flag out")
+
+    def make(example: Example) -> Request:
+        scoring = scoring_of(example, arguments.scoring)
+        return make_request(example, scoring, build_prompt(example, scoring, tokenizer, chat), tokenizer, chat)
+
+    path = Path(arguments.output_dir)
+    folder = LabelFolder(
+        path, make_header(arguments, config), arguments.group_size, lambda file: draw_questions(arguments, file)
+    )
+    if folder.finished() == len(folder):
+        print(f"{path / LABELS} is complete: {len(folder)} examples", file=sys.stderr)
+        return
+    model = routed_class(config.model_type).from_pretrained(
+        locate_model(arguments.model), dtype=DTYPES[arguments.dtype]
+    )
+    model.to(pick_device(arguments.device)).eval()
+    settings = SearchSettings(
+        num_simulations=arguments.num_simulations,
+        budget=arguments.budget,
+        exploration_constant=arguments.exploration_constant,
+        length_penalty=arguments.length_penalty,
+        random_prob=arguments.random_prob,
+        widening=arguments.widening,
+        focus=arguments.focus,
+        stop_saving=arguments.stop_saving,
+        reward=arguments.reward,
+    )
+    scorer, evaluator = make_scorer(arguments, model, tokenizer, make)
+    labeller = Labeller(
+        depth=config.num_hidden_layers,
+        settings=settings,
+        seed=arguments.seed,
+        scorer=scorer,
+        prior=evaluator.influence if arguments.prior == "influence" else no_prior,
+        replays=arguments.reward == "binary" and arguments.dtype == "float32",
+    )
+    counts = label_all(folder, make, labeller, show=is_first_process())
     print(
-        f"{folder / LABELS}: {len(requests)} examples; in this run {counts['examples']} with "
-        f"{counts['evaluations']} evaluations: {counts['base_correct']} right at full depth, "
-        f"{counts['shortened']} of them also with fewer layers, {counts['fixed']} wrong answers fixed",
+        f"{path / LABELS}: {len(folder)} examples; {counts.examples} of them searched by this process, with "
+        f"{counts.evaluations} evaluations: {counts.base_correct} right at full depth, "
+        f"{counts.shortened} of them also with fewer layers, {counts.fixed} wrong answers fixed"
+        + (f"; {counts.lucky} right paths failed the re-test" if arguments.verify != "none" else ""),
         file=sys.stderr,
     )
 

@@ -51,7 +51,7 @@ def main() -> None:
             make_request(e, scoring, build_prompt(e, scoring, tokenizer, chat), tokenizer, chat) for e in examples
         ]
         routes = [full_route(config.num_hidden_layers)] * len(requests)
-        right = sum(evaluator.verdicts(requests, routes))
+        right = sum(verdict.correct for verdict in evaluator.verdicts(requests, routes))
         guessing = sum(1 / len(e.choices) if e.choices else 0 for e in examples) / len(examples)
         low, high = wilson_interval(right, len(examples))
         rows.append(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from transformers import HfArgumentParser
 from routing.default_model import DEFAULT_MODEL
 from routing.errors import UserError, raise_all
 from routing.families import load_base_config
-from routing.labels import read_header
+from routing.labels.reading import read_header
 from routing.prompts import SCORINGS
+from routing.search.results import REWARDS
 from routing.tasks import unknown_names
 from routing.tasks.examples import SPLITS
 
@@ -40,13 +42,31 @@ class DataGenerationArguments:
     exploration_constant: float = option(1.8, "c of the UCB rule")
     length_penalty: float = option(3.0, "lambda of the UCB rule, for |path| / L")
     random_prob: float = option(0.1, "probability of descending to a random child, 0 to 1")
-    widening: float = option(0.5, "a node visited V times may have V**widening children, above 0 to 1")
+    widening: float = option(0.25, "a node visited V times may have V**widening open children, above 0 to 1")
+    focus: bool = option(
+        True,
+        "let the verdicts of a search order its moves, and search nothing below a wrong path while the full one is "
+        "right; --no_focus for neither",
+    )
     stop_saving: int = option(2, "stop at a right path this many layers shorter than the model, at least 1")
     prior: str = option(
-        "influence",
-        "order in which moves are tried: influence (layers that change the prompt's states least come first; one "
-        "more forward an example) or none (random order, as published)",
-        ("influence", "none"),
+        "none",
+        "what is expected of a move before it was made: none (all moves alike; with --no_focus the random order as "
+        "published) or influence (edits of layers that change the prompt's states least do best)",
+        ("none", "influence"),
+    )
+    reward: str = option(
+        "binary",
+        "binary (is the answer right) or margin (a graded one: loglikelihood of the right choice minus the best wrong "
+        "one, each per byte; needs loglikelihood scoring)",
+        REWARDS,
+    )
+    verify: str = option(
+        "none",
+        "re-test of each right path, so that labels rest on paths that are right for a reason: permute (the choices "
+        "in another order, where the prompt lists them), paraphrase (the question in other words), alone (the same "
+        "again without batch or cache, for half precision)",
+        ("none", "permute", "paraphrase", "alone"),
     )
     scoring: str = option(
         "auto",
@@ -57,15 +77,16 @@ class DataGenerationArguments:
     apply_chat_template: bool = option(False, "wrap prompts in the chat template, as lm-eval does with this flag")
     dtype: str = option("float32", "dtype of the model", tuple(DTYPES))
     device: str = option("auto", "torch device; auto: cuda if there is one, else cpu")
-    batch_size: int = option(16, "sequences evaluated in one forward, at most")
-    group_size: int = option(16, "examples searched side by side; part of what makes a file reproducible")
+    batch_size: int = option(64, "paths evaluated together, at most")
+    group_size: int = option(64, "examples searched side by side; what one process claims at a time")
+    cache_gib: float = option(2.0, "states of paths kept between batches for paths that share them, GiB at most")
     seed: int = option(0, "seed of the drawing of examples and of every search")
     output_dir: str = option("data/mcts_paths", "folder of the label file")
 
     def problems(self) -> list[str]:
         found = unknown_names(self.dataset)
         found += _below(self, num_simulations=1, budget=1, exploration_constant=0, length_penalty=0, stop_saving=1)
-        found += _below(self, batch_size=1, group_size=1)
+        found += _below(self, batch_size=1, group_size=1, cache_gib=0)
         if self.num_samples is not None:
             found += _below(self, num_samples=1)
         found += _outside(self, random_prob=(0, 1), widening=(0, 1))
@@ -230,7 +251,17 @@ def _device_problems(name: str) -> list[str]:
 
 
 def pick_device(name: str) -> torch.device:
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    """The device of a name; auto: of several processes on a machine each takes a GPU of its own."""
+    if name != "auto":
+        return torch.device(name)
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
+def is_first_process() -> bool:
+    """Whether this is the process of `accelerate launch` that speaks, or the only one."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def parse(kind: type, argv: list[str] | None = None):

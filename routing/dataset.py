@@ -13,7 +13,8 @@ from transformers import PreTrainedConfig
 from routing.arguments import TrainArguments
 from routing.errors import UserError, raise_all
 from routing.features import RouterExample
-from routing.labels import example_of, read_header, read_labels
+from routing.labels.reading import read_header, read_labels
+from routing.labels.records import example_of
 from routing.scoring import Request, make_request
 from routing.tasks.examples import held_out, question_hash
 

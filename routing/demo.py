@@ -17,7 +17,7 @@ from routing.report import plot_layer_rates, plot_routes, print_table
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = Path("demo")
 TASK = "routed_arithmetic"
-SEARCH = ("--dataset", "arithmetic", "--num_samples", "150", "--num_simulations", "50", "--group_size", "32")
+SEARCH = ("--dataset", "arithmetic", "--num_samples", "150", "--num_simulations", "50")
 TRAINING = ("--num_epochs", "25", "--learning_rate", "1e-3", "--eval_fraction", "0.2", "--class_weighting", "none")
 
 
@@ -39,7 +39,7 @@ def done(output: Path, *inputs: Path) -> bool:
 def main() -> None:
     labels, checkpoint = DEMO / "labels", DEMO / "checkpoint"
     evaluation = checkpoint / "evaluation.json"
-    run_stage(1, "search layer paths", "data_generation.py", *SEARCH, "--batch_size", "32", "--output_dir", str(labels))
+    run_stage(1, "search layer paths", "data_generation.py", *SEARCH, "--output_dir", str(labels))
     if done(checkpoint / "training.json", labels / "labels.jsonl"):
         print(f"\n[2/4] routers are trained: {checkpoint}")
     else:

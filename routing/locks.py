@@ -1,7 +1,8 @@
-"""One run at a time in an output folder: two would overwrite one another's work."""
+"""Locks between processes: they go with the process that holds them, however it ends."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -12,8 +13,35 @@ from routing.errors import UserError
 
 
 @contextmanager
+def held(path: Path, wait: bool) -> Iterator[bool]:
+    """Hold a lock file while the block runs; gives whether it was had.
+
+    Args:
+        path: the lock file, made if it is missing.
+        wait: wait until it is free; otherwise give up at once.
+
+    Raises:
+        UserError: if the file system knows no locks.
+    """
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            raise UserError(
+                f"the file system of {path.parent} has no file locks ({error}), so several processes cannot share "
+                "the folder. Give an output folder on a local disk, or on one that is mounted with locks."
+            ) from error
+        yield True
+
+
+@contextmanager
 def only_run(folder: Path) -> Iterator[None]:
-    """Hold the folder while the block runs; the lock goes with the process, however it ends.
+    """Hold a folder that one process at a time may write to.
 
     Raises:
         UserError: if another process holds it, or this is one of several processes of `accelerate launch`.
@@ -23,11 +51,7 @@ def only_run(folder: Path) -> Iterator[None]:
             f"started as {os.environ['WORLD_SIZE']} processes, but this stage runs as one. Start it with python."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"another run is writing to {folder}. Wait for it, or give another output folder."
-            ) from error
+    with held(folder / ".lock", wait=False) as had:
+        if not had:
+            raise UserError(f"another run is writing to {folder}. Wait for it, or give another output folder.")
         yield

@@ -83,7 +83,7 @@ def executor(model, tokenizer, requests: list[Request], batch_size: int) -> Call
     def execute() -> dict[str, float]:
         verdicts, routes = Evaluator(model, tokenizer, batch_size).verdicts_and_routes(requests, None)
         return {
-            "executed_accuracy": sum(verdicts) / len(verdicts),
+            "executed_accuracy": sum(verdict.correct for verdict in verdicts) / len(verdicts),
             "executed_layers": sum(map(sum, routes)) / len(routes),
             "executed_examples": len(verdicts),
         }

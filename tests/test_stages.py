@@ -21,7 +21,8 @@ from routing.arguments import TrainArguments
 from routing.default_model import default_model_folder
 from routing.errors import UserError
 from routing.features import CachedFeatures, LiveExamples, cache_features, fingerprint, live_collator
-from routing.labels import HEADER, JOURNAL, LABELS
+from routing.labels.reading import HEADER, LABELS
+from routing.labels.writing import PARTS
 from routing.training import RouterStack, train_routers
 from train_models.modeling_llama import RoutedLlamaForCausalLM
 from train_models.routed_model import ROUTER_FILE
@@ -129,16 +130,17 @@ def test_killed_search_ends_with_the_same_bytes(base, questions, labels, tmp_pat
         path = output / name
         return path.read_bytes().count(b"\n") if path.exists() else 0
 
-    in_first_group = kill_when(lambda: lines(JOURNAL) >= 3, "data_generation.py", *arguments, folder=tmp_path)
+    first, second = (f"{PARTS}/{group:06d}.journal.jsonl" for group in (0, 1))
+    in_first_group = kill_when(lambda: lines(first) >= 3, "data_generation.py", *arguments, folder=tmp_path)
     assert lines(LABELS) == 0
     assert in_first_group
     later = kill_when(
-        lambda: lines(LABELS) >= 20 and lines(JOURNAL) >= 2, "data_generation.py", *arguments, folder=tmp_path
+        lambda: lines(LABELS) >= 20 and lines(second) >= 2, "data_generation.py", *arguments, folder=tmp_path
     )
     assert later
     run("data_generation.py", *arguments, folder=tmp_path)
     assert (output / LABELS).read_bytes() == (labels / LABELS).read_bytes()
-    assert not (output / JOURNAL).exists()
+    assert not (output / PARTS).exists()
     again = run("data_generation.py", *arguments, folder=tmp_path)
     assert "complete" in again.stderr
 

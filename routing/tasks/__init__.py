@@ -53,8 +53,10 @@ def iterate(name: str, split: str) -> Iterator[Example]:
     """Examples of one data set and split, duplicates left out, in the order of the source.
 
     Raises:
-        UserError: if the data cannot be had.
+        UserError: if the data cannot be had, or the split is unknown.
     """
+    if split not in SPLITS:
+        raise UserError(f"--split {split!r} is unknown; allowed are {', '.join(SPLITS)}.")
     if _source(name) is None:
         if split != "search":
             raise UserError(
@@ -85,13 +87,21 @@ def load_examples(names: str, split: str, num_samples: int | None, seed: int) ->
         num_samples: examples a data set, None for all.
         seed: of the drawing; the same seed gives the same examples in the same order.
     """
-    if split not in SPLITS:
-        raise UserError(f"--split {split!r} is unknown; allowed are {', '.join(SPLITS)}.")
     chosen: list[Example] = []
     for name in expand_names(names):
         examples = list(iterate(name, split))
-        if not examples:
-            raise UserError(f"data set {name!r} has no example in the split {split!r}.")
-        random.Random(f"{seed}/{name}").shuffle(examples)
-        chosen += examples[:num_samples]
+        chosen += [examples[index] for index in order_of(name, split, len(examples), seed)[:num_samples]]
     return list(distinct(chosen))
+
+
+def order_of(name: str, split: str, count: int, seed: int) -> list[int]:
+    """The order in which the `count` examples of a data set are drawn.
+
+    Raises:
+        UserError: if there are none.
+    """
+    if not count:
+        raise UserError(f"data set {name!r} has no example in the split {split!r}.")
+    order = list(range(count))
+    random.Random(f"{seed}/{name}").shuffle(order)
+    return order

@@ -23,6 +23,7 @@ class Example:
         checker: how a generated answer is checked, see routing/answers.py.
         shots: solved examples put before the question, for models that must be shown the format.
         accepted: further right answers of an open question.
+        form: which wording of the prompt is used, see routing/prompts.py.
     """
 
     dataset: str
@@ -33,6 +34,7 @@ class Example:
     checker: str = "exact"
     shots: str = ""
     accepted: tuple[str, ...] = ()
+    form: int = 0
 
     @property
     def id(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import string
+from collections.abc import Iterator
 from pathlib import Path
 
 import regex
@@ -58,21 +59,22 @@ def _with_choices(dataset: str, question: str, answer, choices) -> Example:
     return Example(dataset, question, choices[gold], tuple(choices), gold, "letter")
 
 
-def local_examples(path: Path) -> list[Example]:
-    """Examples of a JSONL file.
+def local_examples(path: Path) -> Iterator[Example]:
+    """Examples of a JSONL file, streamed.
 
     Raises:
         UserError: for an empty file or a bad line, with its number.
     """
-    examples = []
+    found = False
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
-                examples.append(parse_local(json.loads(line.decode()), path.stem))
+                example = parse_local(json.loads(line.decode()), path.stem)
             except ValueError as error:  # No UTF-8 and no JSON are ValueErrors too.
                 raise UserError(f"{path}, line {number}: {error}; {WANTED}.") from error
-    if not examples:
+            found = True
+            yield example
+    if not found:
         raise UserError(f"{path} holds no question; {WANTED}.")
-    return examples

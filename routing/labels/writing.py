@@ -1,0 +1,265 @@
+"""Writing a label folder: by any number of processes, on any number of machines that share the folder.
+
+The examples are drawn once, into `questions.jsonl`, and searched in groups of fixed boundaries. A process claims a
+group by a lock, so what a killed one leaves is free again. While a group is searched, each round of verdicts goes to
+its journal: whoever claims it next replays them. Finished groups wait in `labels.parts/` until those before them are
+finished too, and are then appended to `labels.jsonl`. So the file has the same bytes, whoever made it and whatever
+died on the way.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from routing.errors import UserError
+from routing.files import append_text, write_json, write_text
+from routing.labels.reading import HEADER, LABELS, read_header
+from routing.labels.records import parse_label
+from routing.locks import held
+from routing.search.results import Verdict
+from routing.search.routes import Route
+from routing.tasks.drawn import QUESTIONS, DrawnExamples
+from routing.tasks.examples import Example
+
+PARTS, LOCK = "labels.parts", ".lock"
+INFORMATIVE = ("git_commit",)  # header fields that may differ when a file is continued
+POLL = 0.5  # seconds between looks at groups that other processes are searching
+
+
+@dataclass
+class Group:
+    """A claimed group of examples.
+
+    Attributes:
+        index: its place in the file.
+        examples: its questions.
+        path: of its files, but for the suffix.
+    """
+
+    index: int
+    examples: list[Example]
+    path: Path
+
+    @property
+    def journal(self) -> Path:
+        return self.path.with_suffix(".journal.jsonl")
+
+    @property
+    def part(self) -> Path:
+        return self.path.with_suffix(".jsonl")
+
+    def read_journal(self) -> dict[tuple[str, Route], Verdict]:
+        """Verdicts that a killed process left; a torn last line is dropped."""
+        if not self.journal.exists():
+            return {}
+        verdicts = {}
+        content = self.journal.read_bytes()
+        for number, line in enumerate(content.split(b"\n")[:-1], 1):
+            try:
+                verdicts |= {(example, tuple(route)): Verdict(*verdict) for example, route, verdict in json.loads(line)}
+            except (ValueError, TypeError) as error:
+                raise UserError(
+                    f"{self.journal}, line {number}: {error}. The file is damaged; remove it, and the examples in "
+                    "flight are searched again."
+                ) from error
+        if not content.endswith(b"\n"):
+            write_text(self.journal, content[: content.rfind(b"\n") + 1].decode())
+        return verdicts
+
+    def write_round(self, verdicts: list[tuple[str, Route, Verdict]]) -> None:
+        """Note a round of verdicts."""
+        append_text(self.journal, json.dumps(verdicts) + "\n")
+
+    @property
+    def lock(self) -> Path:
+        return self.path.with_suffix(".lock")
+
+    def drop_journal(self) -> None:
+        self.journal.unlink(missing_ok=True)
+
+
+class LabelFolder:
+    """A label folder that is being written.
+
+    Args:
+        folder: where the files are, or will be.
+        header: what makes them; written first, and compared on later runs.
+        group_size: examples in a group.
+        draw: writes the questions to a given file, if they are not drawn yet.
+
+    Attributes:
+        questions: the examples, on disk.
+
+    Raises:
+        UserError: if the folder holds labels made otherwise, or a damaged line.
+    """
+
+    def __init__(self, folder: Path, header: dict, group_size: int, draw: Callable[[Path], None]):
+        self.folder, self.group_size = folder, group_size
+        folder.mkdir(parents=True, exist_ok=True)
+        with self._lock():
+            if (folder / HEADER).exists():
+                self._compare(header)
+            elif (folder / LABELS).exists():
+                raise UserError(f"{folder / LABELS} has no {HEADER} beside it. Give another --output_dir.")
+            known = (folder / HEADER).exists()
+            # Without a header the questions may be those of other arguments: of a run killed right after drawing.
+            if not known:
+                shutil.rmtree(folder / PARTS, ignore_errors=True)
+            if not known or not (folder / QUESTIONS).exists():
+                draw(folder / QUESTIONS)
+            if not known:
+                write_json(folder / HEADER, header)
+            self.questions = DrawnExamples(folder / QUESTIONS)
+            self._merged, self._size = 0, 0  # lines of labels.jsonl that were seen, and their bytes
+            self._check(header["num_layers"])
+            self._merge()
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    @property
+    def group_count(self) -> int:
+        return -(-len(self) // self.group_size)
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        with held(self.folder / LOCK, wait=True):
+            yield
+
+    def _span(self, group: int) -> range:
+        return range(group * self.group_size, min((group + 1) * self.group_size, len(self)))
+
+    def _path(self, group: int) -> Path:
+        return self.folder / PARTS / f"{group:06d}"
+
+    def _compare(self, header: dict) -> None:
+        old = read_header(self.folder)
+        old, new = ({**h, **h.get("arguments", {})} for h in (old, header))
+        differences = [
+            f"{key}: was {old.get(key)!r}, now {new.get(key)!r}"
+            for key in sorted(old.keys() | new.keys())
+            if key not in (*INFORMATIVE, "arguments") and old.get(key) != new.get(key)
+        ]
+        if differences:
+            raise UserError(
+                f"{self.folder} holds labels made otherwise; {'; '.join(differences)}. Give another --output_dir, "
+                "or the same arguments to continue."
+            )
+
+    def _check(self, depth: int) -> None:
+        """Refuse damaged and foreign lines of what is there; a torn last one is no damage."""
+        path = self.folder / LABELS
+        if not path.exists():
+            return
+        questions = iter(self.questions)
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    record = parse_label(line.decode(), depth)
+                    example = next(questions, None)
+                    if example is None or record["id"] != example.id:
+                        raise ValueError(f"it is example {record['id']}, which does not belong here")
+                except ValueError as error:
+                    raise UserError(
+                        f"{path}, line {number}: {error}. The file is damaged or foreign; remove it, or give "
+                        "another --output_dir."
+                    ) from error
+
+    def _merge(self) -> None:
+        """Append what is finished and next in line; the lock is held."""
+        path = self.folder / LABELS
+        self._count(path)
+        group = self._merged // self.group_size
+        while group < self.group_count and (part := self._path(group).with_suffix(".jsonl")).exists():
+            content = part.read_text(encoding="utf-8")
+            append_text(path, content)
+            self._merged += content.count("\n")
+            self._size += len(content.encode())
+            group += 1
+            part.unlink()
+        if self._merged == len(self):
+            shutil.rmtree(self.folder / PARTS, ignore_errors=True)
+
+    def _count(self, path: Path) -> None:
+        """Count the lines that others appended; cut what a killed process left of an unfinished append."""
+        if not path.exists() or path.stat().st_size < self._size:
+            self._merged, self._size = 0, 0  # Lines that were there are gone.
+        if not path.exists():
+            return
+        with path.open("rb") as file:
+            file.seek(self._size)
+            lines, size = self._merged, self._size
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                lines, size = lines + 1, size + len(line)
+                if lines % self.group_size == 0 or lines == len(self):
+                    self._merged, self._size = lines, size
+        if path.stat().st_size != self._size:
+            with path.open("r+b") as file:
+                file.truncate(self._size)
+
+    def _parts(self) -> set[int]:
+        """Groups that are finished and not merged yet."""
+        return {int(path.stem) for path in (self.folder / PARTS).glob("??????.jsonl")}
+
+    def finished(self) -> int:
+        """Examples that are done, by all processes."""
+        parts = (len(self._span(group)) for group in self._parts() if group * self.group_size >= self._merged)
+        return self._merged + sum(parts)
+
+    def groups(self) -> Iterator[Group]:
+        """Claim one group after the other until all are finished, by this process or by others.
+
+        A group is held while the caller works on it. While other processes hold all that is left, this waits: it
+        takes over what a killed one leaves.
+        """
+        while True:
+            with ExitStack() as stack:
+                group = self._claim(stack)
+                if group is not None:
+                    yield group
+                    continue
+            with self._lock():
+                self._merge()
+            if self._merged == len(self):
+                return
+            time.sleep(POLL)
+
+    def _claim(self, stack: ExitStack) -> Group | None:
+        (self.folder / PARTS).mkdir(exist_ok=True)
+        done = self._parts()
+        for index in range(self._merged // self.group_size, self.group_count):
+            if index in done:
+                continue
+            attempt = stack.enter_context(ExitStack())
+            try:
+                had = attempt.enter_context(held(self._path(index).with_suffix(".lock"), wait=False))
+            except FileNotFoundError:
+                return None  # All is merged and the folder removed.
+            # Perhaps it was finished, or even merged, since we looked.
+            if had and not self._path(index).with_suffix(".jsonl").exists():
+                with self._lock():
+                    self._merge()
+                if index * self.group_size >= self._merged:
+                    return Group(index, [self.questions[at] for at in self._span(index)], self._path(index))
+            attempt.close()
+        return None
+
+    def finish(self, group: Group, lines: list[str]) -> None:
+        """Keep the lines of a finished group."""
+        write_text(group.part, "".join(lines))
+        group.drop_journal()
+        # Who gets hold of a lock looks whether the group is finished, so this one is needed no more.
+        group.lock.unlink(missing_ok=True)
+        with self._lock():
+            self._merge()

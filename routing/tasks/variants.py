@@ -1,0 +1,27 @@
+"""The same question in another form, to tell a path that is right for a reason from a lucky one."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from routing.tasks.examples import Example
+from routing.tasks.offline import ARITHMETIC_SHOTS
+
+OTHER_SHOTS = "5 * 4 = 20\n"
+
+
+def permuted(example: Example) -> Example:
+    """The choices rotated by one place: each has another letter, and the answer stays what it is."""
+    choices = example.choices[-1:] + example.choices[:-1]
+    return replace(example, choices=choices, gold=(example.gold + 1) % len(choices))
+
+
+def rephrased(example: Example) -> Example:
+    """The question in other words: another template, or for arithmetic another solved example and a + b as b + a."""
+    if example.shots != ARITHMETIC_SHOTS:
+        return replace(example, form=1)
+    question = re.sub(r"^(\d+) ([+*]) (\d+) =$", r"\3 \2 \1 =", example.question)
+    # The solved example must not tell the answer, in either order.
+    told = any(OTHER_SHOTS.startswith(form) for form in (question, example.question))
+    return replace(example, question=question, shots=ARITHMETIC_SHOTS if told else OTHER_SHOTS)
