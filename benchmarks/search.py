@@ -202,7 +202,7 @@ def growth(model, tokenizer, rounds: list[Round], naive_per_second: float, optio
     def settle_late(text, example):
         return None
 
-    sizes = [size for size in (8, 64) if size <= max(8, len(questions_of(rounds)))]
+    sizes = [size for size in (4, 16, 64) if size <= max(8, len(questions_of(rounds)))]
     result = {
         "all_ideas": measure(rounds),
         "batch_size": {size: measure(rounds, batch_size=size) for size in tqdm(sizes, desc="batch sizes")},
@@ -274,7 +274,7 @@ def random_model(vocab_size: int, dtype: torch.dtype, **shape):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=DEFAULT_MODEL, help="base model: hub id, folder, the default, or random-3b")
-    parser.add_argument("--limit", type=int, default=256, help="(example, path) pairs of each scoring, at most")
+    parser.add_argument("--limit", type=int, default=640, help="(example, path) pairs of each scoring, at most")
     parser.add_argument("--examples", type=int, default=64, help="questions searched side by side")
     parser.add_argument("--batch_size", type=int, default=64, help="paths evaluated together, at most")
     parser.add_argument("--cache_gib", type=float, default=2.0, help="stored states, GiB at most")

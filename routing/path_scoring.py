@@ -102,7 +102,7 @@ class PathEvaluator:
             self._trees[request] = TokenTree(request.prompt_ids, continuations(request))
         return self._trees[request]
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def verdicts(self, requests: Sequence[Request], routes: Sequence[Route]) -> list[Verdict]:
         """Verdict of each request along its route."""
         verdicts: list[Verdict] = []
@@ -111,7 +111,7 @@ class PathEvaluator:
             verdicts += self._batch(requests[part], routes[part])
         return verdicts
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def influence(self, requests: Sequence[Request]) -> list[list[float]]:
         """How much each layer changes the hidden state of the prompt, [L] for each request.
 
@@ -123,7 +123,7 @@ class PathEvaluator:
         results = []
         for start in range(0, len(requests), INFLUENCE_BATCH):
             part = requests[start : start + INFLUENCE_BATCH]
-            self.runner.compute([(self._tree(request).segment, full) for request in part])
+            self.runner.compute([(self._tree(request).segment, full) for request in part], whole=True)
             results += [self._influence(request, full) for request in part]
             self.store.trim()
         return results

@@ -45,7 +45,7 @@ class Killed(Exception):
 class Score:
     """A scorer that notes what it is asked; with `limit`, it dies when it is asked once more."""
 
-    def __init__(self, limit: int | None = None, share: float = 0.07, pause: float = 0.0):
+    def __init__(self, limit: int | None = None, share: float = 0.1, pause: float = 0.0):
         self.limit, self.share, self.pause = limit, share, pause
         self.rounds, self.asked, self.groups, self.finished = 0, [], [], []
 

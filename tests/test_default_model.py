@@ -91,8 +91,9 @@ def test_verdicts_are_those_of_one_path_at_a_time(folder, routed, tokenizer):
                 ids = torch.cat([ids, naive(ids, use_cache=False).logits[:, -1:].argmax(-1)], dim=1)
         text = tokenizer.decode(ids[0, len(request.prompt_ids) :]).split("\n")[0]
         expected.append(check_number(text, request.example))
-    assert verdicts == expected
-    assert any(verdicts)
+    found = [verdict.correct for verdict in verdicts]
+    assert found == expected
+    assert any(found)
 
 
 def requests_of(tokenizer) -> list[Instance]:
@@ -155,4 +156,4 @@ def test_search_scores_choices_as_lm_eval_does(scoring, metric, routed, tokenize
     assert [sample["doc"]["prompt"] for sample in lm_eval_samples] == prompts
     requests = [make_request(e, scoring, p, tokenizer, False) for e, p in zip(examples, prompts, strict=True)]
     verdicts = Evaluator(routed, tokenizer).verdicts(requests, [(1,) * 30] * len(requests))
-    assert [bool(sample[metric]) for sample in lm_eval_samples] == verdicts
+    assert [bool(sample[metric]) for sample in lm_eval_samples] == [verdict.correct for verdict in verdicts]

@@ -99,11 +99,13 @@ class Oracle:
 
 
 @torch.no_grad()
-def check(runner: PathRunner, oracle: Oracle, jobs) -> None:
-    runner.compute(jobs)
+def check(runner: PathRunner, oracle: Oracle, jobs, whole: bool = False) -> None:
+    runner.compute(jobs, whole)
     for segment, path in jobs:
-        found = runner.last_hidden([(Node(segment, offset), path) for offset in range(len(segment))])
-        assert_near(found, torch.stack([oracle(segment, offset, path) for offset in range(len(segment))]))
+        asked = range(0 if whole else segment.asked, len(segment))
+        if asked:
+            found = runner.last_hidden([(Node(segment, offset), path) for offset in asked])
+            assert_near(found, torch.stack([oracle(segment, offset, path) for offset in asked]))
 
 
 # Segments and trees.
@@ -197,8 +199,9 @@ def test_packed_attention_is_plain_attention_of_each_text(heads, window):
 # Runner.
 
 
+@pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("seed", range(2))
-def test_states_are_those_of_each_text_alone(any_family, seed):
+def test_states_are_those_of_each_text_alone(any_family, seed, whole):
     """Cold, warm, trimmed and without any store."""
     rng = Random(seed)
     stock = stock_model(any_family)
@@ -207,14 +210,14 @@ def test_states_are_those_of_each_text_alone(any_family, seed):
     store = PrefixStore(NO_LIMIT)
     runner = PathRunner(model, store)
     check(runner, oracle, jobs[:6])
-    check(runner, oracle, jobs)
+    check(runner, oracle, jobs, whole)
     store.limit = store.bytes // 3
     store.trim()
-    check(runner, oracle, jobs)
+    check(runner, oracle, jobs, whole)
     for limit in (store.bytes // 2, 5000, 0):
         store.limit = limit
         for start in range(0, len(jobs), 4):
-            check(runner, oracle, jobs[start : start + 4])
+            check(runner, oracle, jobs[start : start + 4], whole)
             store.trim()
     assert store.bytes == 0
 
@@ -235,7 +238,7 @@ def test_neither_order_nor_portions_change_states(family):
     assert len(computed) == 1
 
 
-def test_a_long_segment_does_not_pad_many_short_ones(monkeypatch):
+def test_a_call_has_so_many_pairs_of_query_and_key(monkeypatch):
     runner = PathRunner(routed_from(LLAMA, stock_model(LLAMA)), PrefixStore(NO_LIMIT))
     items = [(chain(range(4)), ()) for _ in range(10)] + [(chain(range(60)), ())]
     assert list(map(len, runner._portions(items))) == [11]
@@ -270,6 +273,36 @@ def test_nothing_is_computed_twice():
     assert added((trees[0].child(trees[0].root, 7).segment, DENSE)) == 0
     runner.store.forget(trees[0].segment)
     assert added((trees[0].segment, DENSE)) == sizes[0] * LAYERS
+
+
+def test_behind_the_last_layer_are_the_tokens_alone_that_are_asked_for():
+    runner = PathRunner(routed_from(LLAMA, stock_model(LLAMA)), PrefixStore(NO_LIMIT))
+    shared = chain([1, 2, 3])
+    segment = TokenTree([1, 2, 3, 4, 5], [[6]], shared).segment  # Asked for are 5 and 6.
+    short, long = (0, 1), (0, 1, 4)
+    store = runner.store
+
+    def rows(path) -> tuple[int, int]:
+        return tuple(len(member.states[path].hidden) for member in (shared, segment))
+
+    runner.compute([(segment, short)])
+    assert rows(short) == (0, 2) and rows(short[:1]) == (3, 3)
+    assert len(segment.states[short].keys) == 3 and not segment.states[short].whole
+    before = runner.last_hidden([(Node(segment, 1), short)])
+    with pytest.raises(IndexError):
+        runner.last_hidden([(Node(segment, 0), short)])
+    # A longer path needs the others too: that layer is run again, and nothing is stored twice.
+    runner.compute([(segment, short), (segment, long)])
+    assert rows(short) == (3, 3) and rows(long) == (0, 2)
+    assert_near(runner.last_hidden([(Node(segment, 1), short)]), before)
+    states = [state for member in (shared, segment) for state in member.states.values()]
+    assert store.bytes == sum(state.nbytes for state in states)
+    # The other way round nothing is run again.
+    ran = runner.layer_tokens
+    runner.compute([(segment, short)])
+    assert runner.layer_tokens == ran and rows(short) == (3, 3)
+    runner.compute([(segment, long)], whole=True)
+    assert rows(long) == (3, 3)
 
 
 # Store.

@@ -553,14 +553,14 @@ def test_prior_orders_the_moves(seed):
 
 
 @settings(max_examples=100)
-@given(ROUTES.filter(any), st.lists(st.sampled_from([0.0, 0.1, 0.2, 0.7]), min_size=8, max_size=8), st.integers(0, 9))
-def test_order_of_a_prior_is_that_of_the_sums(route, prior, seed):
+@given(ROUTES.filter(any), st.lists(st.sampled_from([0.0, 0.1, 0.2, 0.7]), min_size=8, max_size=8), st.integers(0, 9), st.booleans())
+def test_order_of_a_prior_is_that_of_the_sums(route, prior, seed, focus):
     """Against the plain way to order the moves: sum over all layers whose count differs."""
     expected = moves(route, 12)
     Random(seed).shuffle(expected)
     influence = {r: sum(p for p, old, new in zip(prior, route, r) if old != new) for r in expected}
     expected.sort(key=lambda r: (influence[r], route_length(r)), reverse=True)
-    assert [move for _, move in _untried(Node(route), 12, Random(seed), prior)] == expected
+    assert [move for _, move in _untried(Node(route), 12, Random(seed), prior, focus)] == expected
 
 
 def test_prior_takes_no_move_away():
@@ -620,10 +620,10 @@ def test_value_of_a_move_by_hand():
     assert record.value((3, 2, 0), 10, 0.0) == record.promise((3, 2, 0))
 
 
-def order_of_moves(settings: SearchSettings, record: MoveRecord, prior=None) -> list[str]:
+def order_of_moves(settings: SearchSettings, record: MoveRecord, prior=None, rng: Random | None = None) -> list[str]:
     """Those of three layers, by numbers of runs."""
     node = Node(full_route(3))
-    node.untried = _untried(node, 6, NoChance(), prior)
+    node.untried = _untried(node, 6, rng or NoChance(), prior, settings.focus)
     taken = [_next_move(node, settings.focus, record, settings.length_penalty) for _ in range(8)]
     assert node.untried == []
     for (first, width, count), route in taken:
@@ -631,10 +631,18 @@ def order_of_moves(settings: SearchSettings, record: MoveRecord, prior=None) -> 
     return ["".join(map(str, route)) for _, route in taken]
 
 
-def test_order_of_moves_by_hand():
-    """A skipped layer is worth λ / L = 0.1. Between equals what comes last in the list goes first."""
+@pytest.mark.parametrize("seed", range(3))
+def test_of_equal_moves_the_last_layers_come_first(seed):
+    """A skipped layer is worth λ / L = 0.1."""
     settings = SearchSettings(length_penalty=0.3)
-    assert order_of_moves(settings, MoveRecord()) == ["100", "001", "110", "101", "011", "112", "121", "211"]
+    late = ["100", "001", "110", "101", "011", "112", "121", "211"]
+    assert order_of_moves(settings, MoveRecord(), rng=Random(seed)) == late
+    assert order_of_moves(replace(settings, focus=False), MoveRecord(), rng=Random(seed)) != late
+
+
+def test_order_of_moves_by_hand():
+    """A skipped layer is worth λ / L = 0.1."""
+    settings = SearchSettings(length_penalty=0.3)
     # 011: 2/3 + 0.1; 001: 1/2 + 0.2; 101: 1/2 + 0.1; 100: 1/3 + 0.2; 110: 1/3 + 0.1; repeats: 1/2 - 0.1.
     record = record_of(((0, 1, 0), 1.0), ((2, 1, 0), 0.0))
     assert order_of_moves(settings, record) == ["011", "001", "101", "100", "110", "112", "121", "211"]
@@ -695,9 +703,9 @@ def harmless_up_to(costs, most):
 
 def test_golden_trace_of_a_focused_search():
     trace = (
-        "11111111 11110011 00110011 11111001 10011001 11000011 11100001 "
-        "11110000 00111001 10010011 11001001 11100011 11111000 00111000 "
-        "01111001 11110010 11011001 11111100 11100100 11001100 10011100"
+        "11111111 11111100 11110000 11111001 11100001 11001100 10011001 "
+        "00111100 11001001 11100100 00111001 10011100 11111000 11100000 "
+        "11110001 11001000 11101001 11101000 11101111 11101100 10001001"
     )
     settings = SearchSettings(num_simulations=20, stop_saving=None)
     asked = evaluated(settings, 0, 8, harmless_up_to([5, 1, 3, 2, 6, 1, 4, 2], 7))

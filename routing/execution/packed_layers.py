@@ -7,8 +7,9 @@ import copy
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.activations import SiLUActivation
 
-from routing.execution.packed_attention import NAME
+from routing.execution.packed_attention import NAME, PackedStep
 
 # Weights in the processor's own order take as much memory again, so only for models up to this size (bytes).
 LARGEST_PREPACKED = 4 * 2**30
@@ -27,6 +28,50 @@ class PrepackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
 
+class FusedMLP(nn.Module):
+    """A gated SiLU MLP and the residual: what follows a product of matrices is done while it is at hand."""
+
+    def __init__(self, mlp: nn.Module):
+        super().__init__()
+        self.gate, self.up, self.down = mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight
+
+    @staticmethod
+    def fits(mlp: nn.Module) -> bool:
+        """Whether it is such an MLP, of reordered weights without bias."""
+        linears = [getattr(mlp, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
+        plain = all(isinstance(linear, PrepackedLinear) and linear.bias is None for linear in linears)
+        return plain and isinstance(mlp.act_fn, (nn.SiLU, SiLUActivation))
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        linear = torch.ops.mkldnn._linear_pointwise
+        gate = linear(x, self.gate, None, "swish", [], "")
+        return linear.binary(linear.binary(x, gate, self.up, None, "mul"), residual, self.down, None, "add")
+
+
+class PackedLayer(nn.Module):
+    """A pre-norm decoder layer (Llama, Qwen2, Qwen3) over packed tokens.
+
+    The MLP runs on the tokens alone whose state is asked for; keys and values are those of all.
+    """
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.input_layernorm, self.self_attn = layer.input_layernorm, layer.self_attn
+        self.post_attention_layernorm, self.mlp = layer.post_attention_layernorm, layer.mlp
+        self.fused = FusedMLP(layer.mlp) if FusedMLP.fits(layer.mlp) else None
+
+    def forward(self, hidden: torch.Tensor, packed: PackedStep, **kwargs) -> torch.Tensor:
+        """States [1, n, D] to [1, m, D], of the tokens `packed.kept`, or of all."""
+        attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden), packed=packed, **kwargs)
+        hidden = hidden + attended
+        if packed.kept is not None:
+            hidden = hidden[:, packed.kept]
+        if not hidden.shape[1]:
+            return hidden
+        normed = self.post_attention_layernorm(hidden)
+        return hidden + self.mlp(normed) if self.fused is None else self.fused(normed, hidden)
+
+
 def packed_layers(model: PreTrainedModel) -> tuple[nn.ModuleList, nn.Module]:
     """Decoder layers that attend within segments of packed tokens, and the language-model head.
 
@@ -42,7 +87,7 @@ def packed_layers(model: PreTrainedModel) -> tuple[nn.ModuleList, nn.Module]:
                 if type(module) is nn.Linear:
                     layer.set_submodule(name, PrepackedLinear(module))
         head = PrepackedLinear(head)
-    return layers, head
+    return nn.ModuleList(map(PackedLayer, layers)), head
 
 
 def _prepackable(model: PreTrainedModel) -> bool:

@@ -13,8 +13,7 @@ from routing.execution.segments import Node, Segment
 from train_models.layer_path import LayerRunner, path_steps
 from train_models.path_cache import Step
 
-# (query, key) pairs in one call, padding included: a long segment among many short ones would pad them all.
-MAX_PAIRS = 2**21
+MAX_PAIRS = 2**21  # (query, key) pairs in one call: attention takes memory for each of them.
 
 
 class PathRunner:
@@ -36,36 +35,40 @@ class PathRunner:
         self.layer_types = getattr(model.config, "layer_types", None)
         self.layer_tokens = 0  # tokens times layers computed
 
-    @torch.no_grad()
-    def compute(self, jobs: Sequence[tuple[Segment, Prefix]]) -> None:
+    @torch.inference_mode()
+    def compute(self, jobs: Sequence[tuple[Segment, Prefix]], whole: bool = False) -> None:
         """Make sure that a segment and all above it have states along a path, for each job.
 
         Args:
             jobs: (segment, path) pairs; a path is a tuple of layers in order, each at most twice.
+            whole: behind the last layer too, the states of all tokens.
         """
-        pending: dict[Step, dict[tuple[Segment, Prefix], None]] = {}
+        pending: dict[Step, dict[tuple[Segment, Prefix], bool]] = {}  # The values: are all tokens asked for?
         for segment, path in jobs:
             steps = path_steps(list(path))
             for member in segment.line:
-                for length in range(self._known(member, path), len(path)):
-                    pending.setdefault(steps[length], {})[member, path[: length + 1]] = None
+                for length in range(self._known(member, path, whole), len(path)):
+                    items, item = pending.setdefault(steps[length], {}), (member, path[: length + 1])
+                    items[item] = items.get(item, False) or whole or length + 1 < len(path)
         layouts: dict[tuple, tuple] = {}
         for step in sorted(pending, key=lambda step: (step.layer, step.visit)):
             for items in self._portions(pending[step]):
-                self._run(step, items, layouts)
+                self._run(step, items, [pending[step][item] for item in items], layouts)
         for segment, path in jobs:
             for member in reversed(segment.line):
                 self.store.touch(member, path)
 
     def last_hidden(self, nodes: Sequence[tuple[Node, Prefix]]) -> torch.Tensor:
         """Normalised states [N, D] of tokens behind the last layer of a path; `compute` came before."""
-        states = [node.segment.states[path].hidden[node.offset] for node, path in nodes]
+        # Counted from the end, since of a segment the last tokens may be there alone.
+        states = [node.segment.states[path].hidden[node.offset - len(node.segment)] for node, path in nodes]
         return self.model.model.norm(torch.stack(states))
 
-    def _known(self, segment: Segment, path: Prefix) -> int:
+    def _known(self, segment: Segment, path: Prefix, whole: bool) -> int:
         """Length of the longest prefix of a path whose states are stored; the embeddings at least."""
         for length in range(len(path), 0, -1):
-            if path[:length] in segment.states:
+            state = segment.states.get(path[:length])
+            if state is not None and (state.whole or (length == len(path) and not whole)):
                 return length
         if () not in segment.states:
             ids = torch.tensor([segment.tokens], device=self.model.device)
@@ -74,18 +77,17 @@ class PathRunner:
 
     def _portions(self, items: Iterable[tuple[Segment, Prefix]]) -> Iterable[list[tuple[Segment, Prefix]]]:
         """Items in calls of at most `max_tokens` tokens and `MAX_PAIRS` pairs; no segment comes before those above."""
-        portion, size, longest, widest = [], 0, 0, 0
+        portion, size, pairs = [], 0, 0
         for segment, prefix in sorted(items, key=lambda item: (len(item[0].line), len(item[0]))):
-            longest, widest = max(longest, len(segment)), max(widest, segment.start + len(segment))
-            pairs = (len(portion) + 1) * longest * widest
-            if portion and (size + len(segment) > self.max_tokens or pairs > MAX_PAIRS):
+            more = len(segment) * (segment.start + len(segment))
+            if portion and (size + len(segment) > self.max_tokens or pairs + more > MAX_PAIRS):
                 yield portion
-                portion, size, longest, widest = [], 0, len(segment), segment.start + len(segment)
+                portion, size, pairs = [], 0, 0
             portion.append((segment, prefix))
-            size += len(segment)
+            size, pairs = size + len(segment), pairs + more
         yield portion
 
-    def _run(self, step: Step, items: list[tuple[Segment, Prefix]], layouts: dict) -> None:
+    def _run(self, step: Step, items: list[tuple[Segment, Prefix]], whole: list[bool], layouts: dict) -> None:
         segments = [segment for segment, _ in items]
         hidden = torch.cat([segment.states[prefix[:-1]].hidden for segment, prefix in items])
         sources, context = _sources(items)
@@ -95,7 +97,8 @@ class PathRunner:
             layouts[key] = self._inputs(segments, sources, hidden, window)
         layout, position_ids, position_embeddings = layouts[key]
         stored = (torch.cat([s.keys for s in context]), torch.cat([s.values for s in context])) if context else None
-        packed = PackedStep(layout, stored)
+        first = [0 if all_tokens else segment.asked for segment, all_tokens in zip(segments, whole)]
+        packed = PackedStep(layout, stored, _kept(segments, first, hidden.device))
         runner = LayerRunner(
             layers=self.layers,
             layer_types=self.layer_types,
@@ -107,8 +110,9 @@ class PathRunner:
         )
         output = runner.run(hidden[None], Step(step.layer, step.visit))[0]
         sizes = list(map(len, segments))
-        self.layer_tokens += len(output)
-        parts = zip(items, output.split(sizes), packed.keys.split(sizes), packed.values.split(sizes))
+        self.layer_tokens += len(hidden)
+        outputs = output.split([size - start for size, start in zip(sizes, first)])
+        parts = zip(items, outputs, packed.keys.split(sizes), packed.values.split(sizes))
         for (segment, prefix), *tensors in parts:
             # Copies: a view would keep the whole batch in memory.
             self.store.put(State(segment, prefix, *(tensor.clone() for tensor in tensors)))
@@ -123,6 +127,17 @@ class PathRunner:
         position_ids = torch.tensor([positions], device=hidden.device)
         layout = make_layout(segments, sources, window).to(hidden.device)
         return layout, position_ids, self.model.model.rotary_emb(hidden[None], position_ids)
+
+
+def _kept(segments: Sequence[Segment], first: Sequence[int], device) -> torch.LongTensor | None:
+    """Indices in the packed tokens of those from a first one on in each segment; None where that is all of them."""
+    if not any(first):
+        return None
+    end, kept = 0, []
+    for segment, start in zip(segments, first):
+        kept += range(end + start, end + len(segment))
+        end += len(segment)
+    return torch.tensor(kept, dtype=torch.long, device=device)
 
 
 def _sources(items: list[tuple[Segment, Prefix]]) -> tuple[tuple[tuple[int, ...], ...], list[State]]:

@@ -18,7 +18,7 @@ class State:
     """What a segment looks like behind the last layer of a path prefix.
 
     Attributes:
-        hidden: [n, D].
+        hidden: [n, D], or those of the last tokens alone if nothing behind the last layer is asked of the others.
         keys, values: [n, H_kv, D_head] that this last layer attends to; None for the empty prefix.
     """
 
@@ -27,6 +27,11 @@ class State:
     hidden: torch.Tensor
     keys: torch.Tensor | None
     values: torch.Tensor | None
+
+    @property
+    def whole(self) -> bool:
+        """Whether another layer can follow."""
+        return len(self.hidden) == len(self.segment)
 
     @property
     def nbytes(self) -> int:
@@ -48,6 +53,9 @@ class PrefixStore:
         self._by_use: OrderedDict[State, None] = OrderedDict()
 
     def put(self, state: State) -> None:
+        """Store a state, in place of one that was not whole."""
+        if state.prefix in state.segment.states:
+            self._drop(state.segment.states[state.prefix])
         state.segment.states[state.prefix] = state
         self._by_use[state] = None
         self.bytes += state.nbytes
@@ -62,14 +70,15 @@ class PrefixStore:
 
     def forget(self, segment: Segment) -> None:
         """Drop all states of a segment."""
-        for state in segment.states.values():
-            del self._by_use[state]
-            self.bytes -= state.nbytes
-        segment.states.clear()
+        for state in list(segment.states.values()):
+            self._drop(state)
+
+    def _drop(self, state: State) -> None:
+        del self._by_use[state]
+        del state.segment.states[state.prefix]
+        self.bytes -= state.nbytes
 
     def trim(self) -> None:
         """Drop states of least use until the limit is kept."""
         while self.bytes > self.limit and self._by_use:
-            state, _ = self._by_use.popitem(last=False)
-            del state.segment.states[state.prefix]
-            self.bytes -= state.nbytes
+            self._drop(next(iter(self._by_use)))

@@ -22,6 +22,7 @@ class Segment:
         parents: [n] for each token the one before it, as an index into (tokens of the line above, these tokens);
             -1 for the first token of a text.
         above: the segment that this one continues, or None.
+        asked: the first token whose state behind the last layer of a path matters; `len(tokens)`: none does.
 
     Attributes:
         start: number of tokens in all segments above, C.
@@ -29,8 +30,8 @@ class Segment:
         states: what is stored of this segment, by path prefix; managed by `PrefixStore`.
     """
 
-    def __init__(self, tokens: Sequence[int], parents: Sequence[int], above: Segment | None = None):
-        self.tokens, self.parents, self.above = list(tokens), list(parents), above
+    def __init__(self, tokens: Sequence[int], parents: Sequence[int], above: Segment | None = None, asked: int = 0):
+        self.tokens, self.parents, self.above, self.asked = list(tokens), list(parents), above, asked
         self.start = 0 if above is None else above.start + len(above.tokens)
         self.line: tuple[Segment, ...] = (*(() if above is None else above.line), self)
         self.states: dict[tuple[int, ...], object] = {}
@@ -65,8 +66,8 @@ class Segment:
 
 
 def chain(tokens: Sequence[int]) -> Segment:
-    """A first segment, in which each token follows the one before it."""
-    return Segment(tokens, range(-1, len(tokens) - 1))
+    """The beginning that prompts share; what a path makes of it in the end does not matter."""
+    return Segment(tokens, range(-1, len(tokens) - 1), asked=len(tokens))
 
 
 class Node(NamedTuple):
@@ -102,8 +103,9 @@ class TokenTree:
                     parents.append(index)
                     tokens.append(token)
                 index = children[index, token]
-        self.segment = Segment(tokens, parents, shared)
-        self.root = Node(self.segment, len(prompt) - 1 - start)
+        asked = len(prompt) - 1 - start
+        self.segment = Segment(tokens, parents, shared, asked)
+        self.root = Node(self.segment, asked)
         self._children = {
             (Node(self.segment, index - start), token): Node(self.segment, child - start)
             for (index, token), child in children.items()

@@ -9,8 +9,9 @@ Deviations:
   leaves only, which makes a random chain with one child a node, where c and λ have no effect;
 - focus (can be switched off): nothing is searched below a wrong path while the full path is right, and of the untried
   moves of a node the one comes first that did best in this search, wherever it was made (all moves as first, Gelly
-  and Silver 2007), less λ for each L layers it adds where the full path is right; after a right path the next move is
-  made from there at once;
+  and Silver 2007), less λ for each L layers it adds where the full path is right, and of equal ones the one that edits
+  the latest layers, since what a path computed before them is stored; after a right path the next move is made from
+  there at once;
 - transpositions are merged: a route is one node however it was reached, and is evaluated once;
 - the root is evaluated once;
 - optionally a prior orders the untried moves of a node: those that edit layers of little influence come first;
@@ -141,7 +142,8 @@ def search(
         settings: see SearchSettings.
         rng: the only source of chance.
         prior: influence of each layer, [L]: untried moves are taken in the order of the summed influence of the layers
-            they edit, least first; with focus it is what `MoveRecord` expects, and the order of equals. None: random.
+            they edit, least first; with focus it is what `MoveRecord` expects, and the order of equals. None: random;
+            with focus the last layers first.
     """
     root = Node(full_route(depth))
     nodes = {root.route: root}
@@ -205,7 +207,9 @@ def _close(line: list[Node]) -> None:
         node.closed = True
 
 
-def _untried(node: Node, max_length: int, rng: Random, prior: Sequence[float] | None) -> list[tuple[Edit, Route]]:
+def _untried(
+    node: Node, max_length: int, rng: Random, prior: Sequence[float] | None, focus: bool
+) -> list[tuple[Edit, Route]]:
     """Moves of a node, the one to try first at the end."""
     routes = moves(node.route, max_length)
     ranked = []
@@ -216,9 +220,10 @@ def _untried(node: Node, max_length: int, rng: Random, prior: Sequence[float] | 
             first += 1
         pair = route[first + 1 : first + 2] != node.route[first + 1 : first + 2]
         influence = 0.0 if prior is None else sum(prior[first : first + 1 + pair])
-        # Between equals of a prior the shorter route first.
-        length = 0 if prior is None else route_length(route)
-        ranked.append((influence, length, ((first, 1 + pair, route[first]), route)))
+        # Between equals of a prior the shorter route first; without a prior the one that edits the last layers, since
+        # all that the path has computed before them serves again.
+        order = route_length(route) if prior is not None else -first if focus else 0
+        ranked.append((influence, order, ((first, 1 + pair, route[first]), route)))
     rng.shuffle(ranked)
     ranked.sort(key=itemgetter(0, 1), reverse=True)
     return [move for _, _, move in ranked]
@@ -254,7 +259,7 @@ def _descend(
     while True:
         node = line[-1]
         if node.untried is None:
-            node.untried = _untried(node, max_length, rng, prior)
+            node.untried = _untried(node, max_length, rng, prior, settings.focus)
         choices = [child for child in node.children if not child.closed]
         siblings = len(choices) if settings.focus else len(node.children)
         if node.untried and (not choices or siblings < math.ceil(node.visits**settings.widening)):
