@@ -16,6 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import train
+from routing import json_stream
 from routing.arguments import TrainArguments
 from routing.dataset import load_training_data
 from routing.default_model import default_model_folder
@@ -24,10 +25,12 @@ from routing.families import load_base_config, load_tokenizer
 from routing.files import write_json, write_text
 from routing.labels import __main__ as main_module
 from routing.labels import card as card_module
-from routing.labels import polar
+from routing.labels import polar_export, polar_import
 from routing.labels.__main__ import main
 from routing.labels.card import CARD, SCHEMA, count_labels, size_category
-from routing.labels.polar import NOTE, SAMPLES, FileCounts, find_files, path_fault, read_samples
+from routing.labels.polar import SAMPLES, dataset_of, find_files, read_samples
+from routing.labels.polar_export import NOTE
+from routing.labels.polar_import import FileCounts, path_fault
 from routing.labels.reading import FORMAT, HEADER, LABELS, read_header, read_labels
 from routing.labels.records import FIELDS, label_line
 from routing.prompts import build_prompt
@@ -408,8 +411,8 @@ def test_where_files_are_found(tmp_path):
     assert find_files(root / "org/one", "any") == files
     assert find_files(root / "org/one/dart-math-diff-1", "any") == [one[0]]
     assert find_files(deep, "any") == [deep]
-    assert [polar.dataset_of(file) for file in files] == ["dart-1", "dart-3", "dart-5", "dart-5"]
-    assert polar.dataset_of(root / "sums" / SAMPLES) == "sums" and polar.dataset_of(root / "mine.json") == "mine"
+    assert [dataset_of(file) for file in files] == ["dart-1", "dart-3", "dart-5", "dart-5"]
+    assert dataset_of(root / "sums" / SAMPLES) == "sums" and dataset_of(root / "mine.json") == "mine"
 
     two = write_samples(root / "two", [], 1)
     assert find_files(root, "somebody/two") == [two]
@@ -434,7 +437,7 @@ SHAPES = {
 @pytest.mark.parametrize("chunk", [1, 3, 64, 1 << 20])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_shapes_of_files(tmp_path, monkeypatch, shape, chunk):
-    monkeypatch.setattr(polar, "CHUNK", chunk)
+    monkeypatch.setattr(json_stream, "CHUNK", chunk)
     written = [sample(0, [FULL, [0, 12]], [], 0.25, question='"}], \\ é 🙂'), {"a": {"b": [[], {}]}}]
     path = tmp_path / SAMPLES
     path.write_text(SHAPES[shape] % tuple(json.dumps(each) for each in written), encoding="utf-8")
@@ -605,7 +608,7 @@ def test_errors_end_the_command(tmp_path, monkeypatch, capsys):
 
 def test_long_files_are_streamed(base, tmp_path, monkeypatch):
     """Both ways with a small part of the file in memory."""
-    monkeypatch.setattr(polar, "CHUNK", 1 << 14)
+    monkeypatch.setattr(json_stream, "CHUNK", 1 << 14)
     tried = [(FULL, False), *(([0] * a + [1] * b + [3], True) for a in (0, 1, 2) for b in (1, 2))]
     count = 1500
     lines = [
@@ -615,14 +618,14 @@ def test_long_files_are_streamed(base, tmp_path, monkeypatch):
     size = sum(map(len, lines))
     del lines
     assert size > 4_000_000
-    settings, config = polar.ImportSettings(str(base)), load_base_config(str(base))
+    settings, config = polar_import.ImportSettings(str(base)), load_base_config(str(base))
     tokenizer = load_tokenizer(str(base))
-    polar.versions(), polar.git_commit()  # Their modules are loaded once, and are not counted.
+    polar_export.versions(), polar_export.git_commit()  # Their modules are loaded once, and are not counted.
     tracemalloc.start()
     try:
-        polar.export_polar(labels, tmp_path / "out", "tiny")
+        polar_export.export_polar(labels, tmp_path / "out", "tiny")
         path = tmp_path / "out/tiny/sums" / SAMPLES
-        counts = polar.import_polar([path], tmp_path / "again", settings, config, tokenizer)
+        counts = polar_import.import_polar([path], tmp_path / "again", settings, config, tokenizer)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

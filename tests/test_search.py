@@ -553,7 +553,12 @@ def test_prior_orders_the_moves(seed):
 
 
 @settings(max_examples=100)
-@given(ROUTES.filter(any), st.lists(st.sampled_from([0.0, 0.1, 0.2, 0.7]), min_size=8, max_size=8), st.integers(0, 9), st.booleans())
+@given(
+    ROUTES.filter(any),
+    st.lists(st.sampled_from([0.0, 0.1, 0.2, 0.7]), min_size=8, max_size=8),
+    st.integers(0, 9),
+    st.booleans(),
+)
 def test_order_of_a_prior_is_that_of_the_sums(route, prior, seed, focus):
     """Against the plain way to order the moves: sum over all layers whose count differs."""
     expected = moves(route, 12)

@@ -19,7 +19,9 @@ from huggingface_hub.utils import validate_repo_id
 from routing.errors import UserError, raise_all, run_command
 from routing.families import load_base_config, load_tokenizer
 from routing.labels.card import CARD, check_card, push, write_card
-from routing.labels.polar import ImportSettings, check_output, export_polar, find_files, import_polar
+from routing.labels.polar import find_files
+from routing.labels.polar_export import export_polar
+from routing.labels.polar_import import ImportSettings, check_output, import_polar
 from routing.labels.reading import LABELS, read_header
 from routing.tasks.examples import SPLITS
 
