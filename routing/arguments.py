@@ -51,8 +51,8 @@ class DataGenerationArguments:
     stop_saving: int = option(2, "stop at a right path this many layers shorter than the model, at least 1")
     prior: str = option(
         "none",
-        "what is expected of a move before it was made: none (all moves alike; with --no_focus the random order as "
-        "published) or influence (edits of layers that change the prompt's states least do best)",
+        "what is expected of a move before it was made: none (all moves alike, those of the last layers first; with "
+        "--no_focus the random order as published) or influence (edits of layers that change the prompt's states least do best)",
         ("none", "influence"),
     )
     reward: str = option(
