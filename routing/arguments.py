@@ -52,7 +52,8 @@ class DataGenerationArguments:
     prior: str = option(
         "none",
         "what is expected of a move before it was made: none (all moves alike, those of the last layers first; with "
-        "--no_focus the random order as published) or influence (edits of layers that change the prompt's states least do best)",
+        "--no_focus the random order as published) or influence (edits of layers that change the prompt's states least "
+        "do best)",
         ("none", "influence"),
     )
     reward: str = option(
