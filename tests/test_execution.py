@@ -397,6 +397,23 @@ def test_packing_leaves_the_model_as_it_is(family):
     assert not any(isinstance(module, PrepackedLinear) for module in model.modules())
 
 
+def test_fused_mlp_is_the_plain_one_and_leaves_its_inputs_alone():
+    model = stock_model(LLAMA)
+    layer = packed_layers(model)[0][1]
+    x, residual = torch.randn(2, 1, 7, 32, generator=torch.Generator().manual_seed(0))
+    copies = x.clone(), residual.clone()
+    with torch.no_grad():
+        found = layer.fused(x, residual)
+        expected = residual + model.model.layers[1].mlp(x)
+    assert_near(found, expected, 1e-5)
+    assert torch.equal(x, copies[0]) and torch.equal(residual, copies[1])
+
+
+def test_another_activation_is_not_fused():
+    model = stock_model(LLAMA, hidden_act="gelu")
+    assert all(layer.fused is None for layer in packed_layers(model)[0])
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @torch.no_grad()
 def test_prepacked_linear_is_linear(bias):
@@ -415,6 +432,7 @@ def test_weights_are_shared_or_reordered():
     linear = [name for name, module in model.model.layers.named_modules() if isinstance(module, nn.Linear)]
     assert all(isinstance(layers.get_submodule(name), PrepackedLinear) for name in linear)
     assert isinstance(head, PrepackedLinear)
+    assert all(layer.fused is not None for layer in layers)
     assert layers[0].self_attn.q_proj.bias is not None and layers[0].self_attn.o_proj.bias is None
     own = {parameter.data_ptr() for parameter in model.parameters()}
     assert all(parameter.data_ptr() in own for parameter in layers.parameters())
@@ -422,6 +440,7 @@ def test_weights_are_shared_or_reordered():
     layers, head = packed_layers(half)
     assert head is half.lm_head
     assert not any(isinstance(module, PrepackedLinear) for module in layers.modules())
+    assert all(layer.fused is None for layer in layers)
     shared = dict(half.model.layers.named_parameters())
     assert all(parameter is shared[name] for name, parameter in layers.named_parameters())
     assert len(shared) == len(list(layers.parameters()))
