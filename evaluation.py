@@ -33,7 +33,7 @@ def load_pair(arguments: EvaluationArguments) -> tuple[PromptRoutedLM, PromptRou
         base = json.loads(information.read_text())["arguments"]["model_id"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{information} is damaged ({error!r}); make the checkpoint again with train.py.") from error
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     models = []
     for place, trusted in ((locate_model(base), False), (str(folder), True)):
         model = AutoModelForCausalLM.from_pretrained(place, trust_remote_code=trusted, dtype=DTYPES[arguments.dtype])

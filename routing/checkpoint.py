@@ -1,12 +1,14 @@
-"""Writing the finished checkpoint folder: with the base weights, or with a reference to them."""
+"""Checkpoint folders: writing one, with the base weights or with a reference to them, and loading it."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.dynamic_module_utils import custom_object_save
 
 from routing.errors import UserError
@@ -69,3 +71,33 @@ def save_reference(work: Path, routed: type, config, place: str, routers: dict[s
     custom_object_save(shell, work, config=config)
     config.save_pretrained(work)
     save_file({name: tensor.contiguous() for name, tensor in routers.items()}, work / ROUTER_FILE)
+
+
+def load_checkpoint(folder: Path, dtype: torch.dtype, device: torch.device):
+    """A routed checkpoint in eval mode, and its tokenizer.
+
+    Raises:
+        UserError: for a folder that train.py did not write.
+    """
+    check_checkpoint(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=dtype)
+    if not hasattr(model.config, "route_bias"):
+        raise UserError(f"{folder} was made by a version without route_bias. Make it again with train.py.")
+    return model.to(device).eval(), AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+
+
+def check_checkpoint(folder: Path) -> dict:
+    """Fields of the config of a checkpoint of trained routers.
+
+    Raises:
+        UserError: if it is none.
+    """
+    try:
+        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder / 'config.json'} cannot be read ({error}). Give the folder of a checkpoint of train.py."
+        ) from error
+    if not isinstance(fields, dict) or fields.get("trained_num_windows") is None:
+        raise UserError(f"{folder} holds no trained routers. Give the folder of a checkpoint of train.py.")
+    return fields

@@ -77,3 +77,31 @@ def plot_layer_rates(routes: list[list[int]], path: Path, title: str) -> None:
     axes.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def plot_frontier(points: list[dict], path: Path, title: str) -> None:
+    """Accuracy with intervals against executed layers, and against measured time (that of dense = 1)."""
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained", sharey=True)
+    styles = {
+        "dense": ("black", "D"),
+        "routed": ("#1b6ca8", "o"),
+        "static": ("#4d9221", "s"),
+        "random": ("#d95f02", "x"),
+    }
+    for axes, label in zip(panels, ("layers executed an input", "time, that of the dense path = 1")):
+        for method, (color, marker) in styles.items():
+            own = [point for point in points if point["method"] == method]
+            across = [point["layers"] if axes is panels[0] else 1 / point["speedup"] for point in own]
+            middle = [point["accuracy"] for point in own]
+            below = [point["accuracy"] - point["ci95"][0] for point in own]
+            above = [point["ci95"][1] - point["accuracy"] for point in own]
+            axes.errorbar(
+                across, middle, yerr=[below, above], fmt=marker, color=color, label=method, capsize=2, linewidth=0.9
+            )
+        axes.set(xlabel=label)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("accuracy, 95 % interval")
+    panels[0].legend()
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -6,6 +6,7 @@ trust_remote_code would silently load and score the dense model.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -16,6 +17,8 @@ class RoutingFields:
     Attributes:
         num_windows: windows W of prompt tokens that are pooled for the routers.
         router_hidden_size: width of each router's hidden layer.
+        route_bias: added to a router's logits once for each time that the layer would run: above 0 more layers run,
+            below 0 fewer. Set by `python -m routing.calibrate`.
         is_static_routing: run every layer once and no router (checks that the base loads right).
         trained_num_windows: the W that the saved routers were trained with; None before training.
         base_model: for checkpoints without base weights: hub id or folder of the base.
@@ -25,6 +28,7 @@ class RoutingFields:
 
     num_windows: int = 8
     router_hidden_size: int = 128
+    route_bias: float = 0.0
     is_static_routing: bool = False
     trained_num_windows: int | None = None
     base_model: str | None = None
@@ -38,6 +42,9 @@ class RoutingFields:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 problems.append(f"{name} must be a whole number >= 1, got {value!r}")
+        number = isinstance(self.route_bias, (int, float)) and not isinstance(self.route_bias, bool)
+        if not (number and math.isfinite(self.route_bias)):
+            problems.append(f"route_bias must be a finite number, got {self.route_bias!r}")
         if not isinstance(self.is_static_routing, bool):
             problems.append(f"is_static_routing must be True or False, got {self.is_static_routing!r}")
         if self.trained_num_windows not in (None, self.num_windows):

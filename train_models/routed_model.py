@@ -162,8 +162,11 @@ class RoutedModel(RouterWeights, LayerPathModel):
         weights, windows = window_weights(mask, self.config.num_windows)
         empty = (~windows.any(1)).tolist()
 
+        runs = torch.arange(REPEAT + 1)
+
         def decide(layer: int, hidden: torch.Tensor) -> list[int]:
             logits = self.routers[layer](pool_windows(hidden, weights), windows.to(hidden.device))
+            logits = logits + self.config.route_bias * runs.to(logits.device)
             return [1 if blank else count for blank, count in zip(empty, logits.argmax(-1).tolist(), strict=True)]
 
         return decide
