@@ -1,0 +1,72 @@
+"""What the speed benchmarks rest on: routes of the right length, and the check that refuses what is not exact."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import LAYERS, SLIDING_FAMILIES, VOCAB, Family, stock_model
+
+from routing.errors import UserError
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import decode
+import prefill
+import routed_speed
+
+
+def models_of(family: Family, folder: Path) -> routed_speed.Models:
+    stock_model(family).save_pretrained(folder)
+    return routed_speed.Models(Namespace(model=str(folder), dtype="float32", device="cpu"))
+
+
+def test_routes_skip_their_share():
+    for share in routed_speed.SHARES:
+        for mixed in (False, True):
+            routes = routed_speed.make_routes(30, 8, share, mixed)
+            assert routes.shape == (8, 30) and set(routes.sum(1).tolist()) == {30 - round(share * 30)}
+            assert (len({tuple(route) for route in routes.tolist()}) > 1) == (mixed and share > 0)
+
+
+def test_what_is_exact_passes_and_what_is_not_is_refused(any_family, tmp_path, monkeypatch):
+    models = models_of(any_family, tmp_path)
+    prompts = models.prompts(3, 9)
+    for routes in (torch.ones(3, LAYERS, dtype=torch.long), torch.tensor([[1, 0, 1, 2, 1], [0, 1, 1, 1, 0], [1] * 5])):
+        assert routed_speed.check_exact(models, prompts, routes) < 1e-3
+    dense = models.pruned([1] * LAYERS)
+    monkeypatch.setattr(models, "pruned", lambda route: dense)
+    with pytest.raises(UserError, match="are not exact: log-probabilities differ by"):
+        routed_speed.check_exact(models, prompts, routes)
+
+
+@pytest.mark.parametrize("phase", [decode, prefill])
+def test_every_route_is_measured(phase, tmp_path):
+    models = models_of(SLIDING_FAMILIES[0], tmp_path)
+    routes = [(s, m, routed_speed.make_routes(LAYERS, 2, s, m)) for s, m in ((0.0, False), (0.4, False), (0.4, True))]
+    rows = phase.measure(models, models.prompts(2, 6), routes, repeats=2)
+    assert [row["speedup"] > 0 for row in rows] == [True] * 3 and "pruned" in rows[1] and "pruned" not in rows[2]
+    if phase is decode:
+        assert [row["cache_share"] for row in rows] == pytest.approx([1.0, 0.6, 0.6], abs=0.15)
+    else:
+        assert "router_share" in rows[0]
+
+
+def test_pruned_models_share_the_weights(family, tmp_path):
+    models = models_of(family, tmp_path)
+    pruned = models.pruned([1, 0, 2, 0, 1])
+    assert len(pruned.model.layers) == pruned.config.num_hidden_layers == 4
+    own = {parameter.data_ptr() for parameter in models.dense.parameters()}
+    routed = (parameter for name, parameter in models.routed.named_parameters() if ".routers." not in name)
+    assert {parameter.data_ptr() for parameter in (*pruned.parameters(), *routed)} == own
+    assert models.dense.config.num_hidden_layers == LAYERS and models.dense.config.vocab_size == VOCAB
+
+
+def test_ratios_are_those_of_neighbours():
+    assert routed_speed.speedup([2.0, 6.0, 9.0], [1.0, 2.0, 9.0]) == 2.0
+    calls = []
+    seconds = routed_speed.in_turn([lambda: calls.append("a"), lambda: calls.append("b")], 2, lambda: None)
+    assert calls == ["a", "b"] * 3 and list(map(len, seconds)) == [2, 2]
