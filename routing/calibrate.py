@@ -110,7 +110,7 @@ def main() -> None:
     target = float(arguments.target_layers)
     model, tokenizer = load_checkpoint(folder, DTYPES[arguments.dtype], pick_device(arguments.device))
     prompts = [request.prompt_ids for request in held_out_requests(arguments, arguments.split, tokenizer)]
-    progress = tqdm(desc=f"target {target:g} layers", unit="bias", disable=None)
+    progress = tqdm(desc=f"target {target:g} layers", unit="bias")
 
     def layers_at(bias: float) -> float:
         model.config.route_bias = bias

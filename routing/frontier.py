@@ -97,7 +97,7 @@ def static_points(evaluator: PathEvaluator, requests: list[Request], depth: int,
     def score_many(routes: list[Route]) -> list[float]:
         evaluator.prepare(requests)
         scores = []
-        for route in tqdm(routes, desc="static paths", leave=False, disable=None):
+        for route in tqdm(routes, desc="static paths", leave=False):
             verdicts = evaluator.verdicts(requests, [route] * len(requests))
             scores.append(sum(verdict.correct for verdict in verdicts))
         evaluator.release()
@@ -110,7 +110,7 @@ def static_points(evaluator: PathEvaluator, requests: list[Request], depth: int,
 def answer(model, tokenizer, requests: list[Request], points: list[Point], batch_size: int) -> None:
     """Answer the questions with all points, batch by batch in turn; the points keep what came of it."""
     evaluator = Evaluator(model, tokenizer, batch_size)
-    for start in tqdm(range(0, len(requests), batch_size), desc="answering", disable=None):
+    for start in tqdm(range(0, len(requests), batch_size), desc="answering"):
         part = slice(start, start + batch_size)
         for point in points:
             model.config.route_bias = point.bias
@@ -133,7 +133,7 @@ def calibrated(model, tokenizer, requests: list[Request], arguments: argparse.Na
         return mean_layers(decided_routes(model, tokenizer, prompts, arguments.batch_size))
 
     found = []
-    for target in tqdm(arguments.targets, desc="calibrating", disable=None):
+    for target in tqdm(arguments.targets, desc="calibrating"):
         bias, tried = find_bias(layers_at, target, arguments.tolerance)
         found.append({"target": target, "bias": bias, "validation_layers": tried[bias]})
     return found
