@@ -18,9 +18,9 @@ from routing.labelling import Labeller, Scorer, label_all, no_prior
 from routing.labels.reading import FORMAT, LABELS
 from routing.labels.writing import LabelFolder
 from routing.path_scoring import PathEvaluator
-from routing.prompts import build_prompt, scoring_of
+from routing.prompts import scoring_of
 from routing.run_info import git_commit, versions
-from routing.scoring import Request, make_request
+from routing.scoring import Request, request_of
 from routing.search.mcts import SearchSettings
 from routing.tasks.drawn import DrawnExamples, draw
 from routing.tasks.examples import Example
@@ -98,8 +98,7 @@ def main() -> None:
         raise UserError("--apply_chat_template: the tokenizer has no chat template; leave the flag out")
 
     def make(example: Example) -> Request:
-        scoring = scoring_of(example, arguments.scoring)
-        return make_request(example, scoring, build_prompt(example, scoring, tokenizer, chat), tokenizer, chat)
+        return request_of(example, arguments.scoring, tokenizer, chat)
 
     path = Path(arguments.output_dir)
     folder = LabelFolder(

@@ -33,9 +33,8 @@ from routing.families import load_base_config, load_tokenizer, locate_model, rou
 from routing.files import write_json
 from routing.labelling import Labeller
 from routing.path_scoring import PathEvaluator
-from routing.prompts import build_prompt, scoring_of
 from routing.run_info import git_commit, hardware, today, versions
-from routing.scoring import PLAIN_GREEDY, AllStopped, Request, choice_verdict, make_request
+from routing.scoring import PLAIN_GREEDY, AllStopped, Request, choice_verdict, request_of
 from routing.search.mcts import SearchSettings
 from routing.search.routes import Route
 from routing.tasks import load_examples
@@ -73,12 +72,7 @@ def naive_verdict(model, tokenizer, request: Request, route: Route) -> bool:
 def build_requests(tokenizer, scoring: str, names: tuple[str, ...], examples: int) -> list[Request]:
     """Requests of search questions, of all data sets in turn."""
     drawn = [load_examples(name, "search", -(-examples // len(names)), seed=0) for name in names]
-    requests = []
-    for example in (example for turn in zip(*drawn) for example in turn):
-        kind = scoring_of(example, scoring)
-        prompt = build_prompt(example, kind, tokenizer, chat=False)
-        requests.append(make_request(example, kind, prompt, tokenizer, chat=False))
-    return requests
+    return [request_of(example, scoring, tokenizer) for turn in zip(*drawn) for example in turn]
 
 
 class Enough(Exception):

@@ -33,9 +33,8 @@ from routing.families import load_base_config, load_tokenizer, locate_model, rou
 from routing.files import append_text, write_json
 from routing.labelling import example_rng
 from routing.path_scoring import PathEvaluator
-from routing.prompts import build_prompt, scoring_of
 from routing.run_info import git_commit, hardware, today, versions
-from routing.scoring import Evaluator, Request, make_request
+from routing.scoring import Evaluator, Request, request_of
 from routing.search.baselines import METHODS, static_path
 from routing.search.results import SearchResult, Verdict, best_route
 from routing.search.routes import Route, full_route, route_length
@@ -69,12 +68,7 @@ class Questions:
 
     @staticmethod
     def _requests(examples, tokenizer) -> list[Request]:
-        requests = []
-        for example in examples:
-            scoring = scoring_of(example, "auto")
-            prompt = build_prompt(example, scoring, tokenizer, chat=False)
-            requests.append(make_request(example, scoring, prompt, tokenizer, chat=False))
-        return requests
+        return [request_of(example, "auto", tokenizer) for example in examples]
 
 
 def search_side_by_side(evaluator, requests: list[Request], methods, seeds: int, depth: int) -> list[dict]:

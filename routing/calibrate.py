@@ -19,9 +19,8 @@ from routing.budget import decided_routes, find_bias, mean_layers
 from routing.checkpoint import check_checkpoint, load_checkpoint
 from routing.errors import UserError, raise_all, run_command
 from routing.files import write_json
-from routing.prompts import build_prompt, scoring_of
 from routing.run_info import git_commit, hardware, today, versions
-from routing.scoring import Request, make_request
+from routing.scoring import Request, request_of
 from routing.tasks import expand_names, load_examples, unknown_names
 from routing.tasks.examples import SPLITS
 
@@ -91,13 +90,11 @@ def held_out_requests(arguments: argparse.Namespace, split: str, tokenizer) -> l
     chat = arguments.apply_chat_template
     if chat and not tokenizer.chat_template:
         raise UserError("--apply_chat_template: the tokenizer has no chat template; leave the flag out")
-    requests = []
-    for name in expand_names(arguments.data):
-        for example in load_examples(name, split, arguments.num_samples, seed=0):
-            scoring = scoring_of(example, "auto")
-            prompt = build_prompt(example, scoring, tokenizer, chat)
-            requests.append(make_request(example, scoring, prompt, tokenizer, chat))
-    return requests
+    return [
+        request_of(example, "auto", tokenizer, chat)
+        for name in expand_names(arguments.data)
+        for example in load_examples(name, split, arguments.num_samples, seed=0)
+    ]
 
 
 def main() -> None:

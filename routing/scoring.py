@@ -13,7 +13,16 @@ from dataclasses import dataclass
 import torch
 
 from routing.answers import CHECKERS
-from routing.prompts import encode, encode_answers, encode_choice, expected_answers, left_pad, max_new_tokens
+from routing.prompts import (
+    build_prompt,
+    encode,
+    encode_answers,
+    encode_choice,
+    expected_answers,
+    left_pad,
+    max_new_tokens,
+    scoring_of,
+)
 from routing.search.results import Verdict
 from routing.search.routes import Route
 from routing.tasks.examples import Example
@@ -59,6 +68,12 @@ def make_request(example: Example, scoring: str, prompt: str, tokenizer, chat: b
         )  # fmt: skip
     pairs = [encode_choice(tokenizer, prompt, choice) for choice in example.choices]
     return Request(example, scoring, prompt, tuple(pairs[0][0]), choice_ids=tuple(tuple(choice) for _, choice in pairs))
+
+
+def request_of(example: Example, scoring: str, tokenizer, chat: bool = False) -> Request:
+    """The request of an example; `scoring` may be auto (see `routing.prompts.scoring_of`)."""
+    kind = scoring_of(example, scoring)
+    return make_request(example, kind, build_prompt(example, kind, tokenizer, chat), tokenizer, chat)
 
 
 class Evaluator:

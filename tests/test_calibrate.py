@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,7 @@ def run(monkeypatch, *words) -> None:
 def layers_of(folder: Path) -> float:
     """Mean over the same validation prompts, with the checkpoint as it is on disk."""
     model, tokenizer = load_checkpoint(folder, torch.float32, torch.device("cpu"))
-    with_arguments = type("Arguments", (), {"apply_chat_template": False, "data": "arithmetic", "num_samples": 40})
+    with_arguments = Namespace(apply_chat_template=False, data="arithmetic", num_samples=40)
     requests = calibrate.held_out_requests(with_arguments, "validation", tokenizer)
     # One prompt at a time: batches must not matter.
     return mean_layers(decided_routes(model, tokenizer, [request.prompt_ids for request in requests], 1))
