@@ -18,9 +18,8 @@ from routing.errors import run_command
 from routing.evaluation import wilson_interval
 from routing.families import load_base_config, load_tokenizer, locate_model, routed_class
 from routing.files import write_json
-from routing.prompts import build_prompt
 from routing.run_info import git_commit, hardware, today, versions
-from routing.scoring import Evaluator, make_request
+from routing.scoring import Evaluator, request_of
 from routing.search.routes import full_route
 from routing.tasks import load_examples
 
@@ -47,9 +46,7 @@ def main() -> None:
     rows = []
     for dataset, scoring, chat in tqdm(CASES, desc="cases"):
         examples = load_examples(dataset, "validation", arguments.limit, seed=0)
-        requests = [
-            make_request(e, scoring, build_prompt(e, scoring, tokenizer, chat), tokenizer, chat) for e in examples
-        ]
+        requests = [request_of(example, scoring, tokenizer, chat) for example in examples]
         routes = [full_route(config.num_hidden_layers)] * len(requests)
         right = sum(verdict.correct for verdict in evaluator.verdicts(requests, routes))
         guessing = sum(1 / len(e.choices) if e.choices else 0 for e in examples) / len(examples)

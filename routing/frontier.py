@@ -39,6 +39,7 @@ from routing.run_info import git_commit, hardware, today, versions
 from routing.scoring import Evaluator, Request
 from routing.search.baselines import static_path
 from routing.search.routes import Route, full_route, route_length
+from routing.tasks import expand_names
 
 
 @dataclass
@@ -190,6 +191,11 @@ def parse_arguments() -> argparse.Namespace:
         f"--{name} {getattr(arguments, name)} must be at least 1"
         for name in ("seeds", "max_static")
         if getattr(arguments, name) < 1
+    ]
+    problems += [
+        f"--data {name!r} is a file of your own, which has no validation and test questions; give the name of a data set"
+        for name in expand_names(arguments.data)
+        if Path(name).is_file()
     ]
     raise_all(problems)
     arguments.targets = [float(text) for text in targets]

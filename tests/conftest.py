@@ -17,6 +17,7 @@ import pytest
 import torch
 from hypothesis import settings
 from transformers import (
+    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     Qwen2Config,
@@ -28,6 +29,7 @@ from transformers import (
 from data_models.modeling_llama import PathLlamaForCausalLM
 from data_models.modeling_qwen2 import PathQwen2ForCausalLM
 from data_models.modeling_qwen3 import PathQwen3ForCausalLM
+from routing.default_model import default_model_folder
 from train_models.configuration_llama import RoutedLlamaConfig
 from train_models.configuration_qwen2 import RoutedQwen2Config
 from train_models.configuration_qwen3 import RoutedQwen3Config
@@ -128,6 +130,24 @@ def stock_model(family: Family, seed: int = 0, **overrides):
             else:
                 parameter.normal_(0.0, 0.3)
     return model
+
+
+def save_tiny_base(folder, layers: int, **fields):
+    """A tiny random Llama with the default tokenizer, saved in a folder, for tests of commands."""
+    tokenizer = AutoTokenizer.from_pretrained(default_model_folder())
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        num_hidden_layers=layers,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **({"initializer_range": 0.3} | fields),
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def routed_from(family: Family, stock, router_seed: int | None = None, **overrides):

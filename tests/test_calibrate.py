@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from conftest import save_tiny_base
 
 from routing import calibrate, frontier
 from routing.budget import decided_routes, mean_layers
 from routing.checkpoint import load_checkpoint, save_checkpoint
-from routing.default_model import default_model_folder
 from routing.errors import UserError
 from train_models.modeling_llama import RoutedLlamaForCausalLM
 
@@ -26,15 +25,8 @@ LAYERS = 6
 def trained(tmp_path_factory) -> Path:
     """Routers that decide differently from prompt to prompt."""
     folder = tmp_path_factory.mktemp("models")
-    tokenizer = AutoTokenizer.from_pretrained(default_model_folder())
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=LAYERS,
-        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True, initializer_range=0.5,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder / "base")
-    tokenizer.save_pretrained(folder / "base")
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    save_tiny_base(folder / "base", LAYERS, initializer_range=0.5, **sizes)
     routed = RoutedLlamaForCausalLM.from_pretrained(folder / "base")
     routers = {name: torch.randn_like(tensor) for name, tensor in routed.model.routers.state_dict().items()}
     save_checkpoint(folder / "checkpoint", str(folder / "base"), routers, {}, "copy", {})
@@ -155,3 +147,11 @@ def test_wrong_arguments_of_the_frontier(checkpoint, monkeypatch):
         frontier.main()
     for message in ("--targets 'x' is no number", "--targets 40 must lie between 0 and 12", "--seeds 0 must be"):
         assert message in str(error.value)
+
+
+def test_the_frontier_refuses_a_file_without_splits(checkpoint, tmp_path, monkeypatch):
+    (tmp_path / "own.jsonl").write_text('{"question": "1 + 1 =", "answer": "2"}\n')
+    monkeypatch.setattr(frontier, "load_checkpoint", None)
+    monkeypatch.setattr(sys, "argv", ["routing.frontier", str(checkpoint), "--data", str(tmp_path / "own.jsonl")])
+    with pytest.raises(UserError, match="own.jsonl' is a file of your own, which has no validation and test questions"):
+        frontier.main()

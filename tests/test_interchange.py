@@ -11,15 +11,14 @@ from pathlib import Path
 
 import datasets
 import pytest
-import torch
+from conftest import save_tiny_base
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer
 
 import train
 from routing import json_stream
 from routing.arguments import TrainArguments
 from routing.dataset import load_training_data
-from routing.default_model import default_model_folder
 from routing.errors import UserError
 from routing.families import load_base_config, load_tokenizer
 from routing.files import write_json, write_text
@@ -45,26 +44,14 @@ FULL = list(range(LAYERS))
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    """A tiny random Llama with the default tokenizer."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tokenizer = AutoTokenizer.from_pretrained(default_model_folder())
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
+    return save_tiny_base(
+        tmp_path_factory.mktemp("models") / "tiny",
+        LAYERS,
         hidden_size=16,
         intermediate_size=16,
-        num_hidden_layers=LAYERS,
         num_attention_heads=2,
         num_key_value_heads=1,
-        tie_word_embeddings=True,
-        initializer_range=0.3,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(autouse=True)

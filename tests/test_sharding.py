@@ -18,13 +18,11 @@ from pathlib import Path
 import fake_search
 import psutil
 import pytest
-import torch
+from conftest import save_tiny_base
 from fake_search import DEPTH, Score, label, make_header, make_request, open_folder
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import data_generation
 from routing.arguments import DataGenerationArguments
-from routing.default_model import default_model_folder
 from routing.errors import UserError
 from routing.labels import writing
 from routing.labels.reading import HEADER, LABELS
@@ -185,18 +183,14 @@ def test_a_killed_process_leaves_its_group_and_its_rounds(tmp_path):
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    """A tiny random Llama with the default tokenizer."""
-    folder = tmp_path_factory.mktemp("base")
-    tokenizer = AutoTokenizer.from_pretrained(default_model_folder())
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=DEPTH,
-        num_attention_heads=2, num_key_value_heads=2, tie_word_embeddings=True, initializer_range=0.3,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_tiny_base(
+        tmp_path_factory.mktemp("base"),
+        DEPTH,
+        hidden_size=16,
+        intermediate_size=32,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
 
 
 @pytest.fixture(scope="module")

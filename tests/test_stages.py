@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import save_tiny_base
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import train
 from routing.arguments import TrainArguments
-from routing.default_model import default_model_folder
 from routing.errors import UserError
 from routing.features import CachedFeatures, LiveExamples, cache_features, fingerprint, live_collator
 from routing.labels.reading import HEADER, LABELS
@@ -56,26 +56,14 @@ def kill_when(ready, script: str, *arguments, folder: Path) -> bool:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    """A tiny random Llama with the default tokenizer."""
-    folder = tmp_path_factory.mktemp("base")
-    tokenizer = AutoTokenizer.from_pretrained(default_model_folder())
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
+    return save_tiny_base(
+        tmp_path_factory.mktemp("base"),
+        LAYERS,
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=LAYERS,
         num_attention_heads=4,
         num_key_value_heads=2,
-        tie_word_embeddings=True,
-        initializer_range=0.3,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
