@@ -101,10 +101,24 @@ def _take(tensor: torch.Tensor | None, index: torch.Tensor):
     return tensor.index_select(0, index.to(tensor.device))
 
 
+@torch.compiler.disable(reason="compile the layers of a routed model, with model.compile()")
+def refuse_compilation():
+    """Outside of the compiled code, which would swallow the error and go on uncompiled."""
+    raise ValueError(
+        "torch.compile cannot take a routed model as a whole: each route would be compiled anew. Compile its layers, "
+        "which all routes share: model.compile(), with the arguments of torch.compile."
+    )
+
+
 class LayerPathModel:
     """Mixin over a transformers decoder (`LlamaModel`, ...) whose layers are run by steps of its choice."""
 
     _supports_flex_attn = False
+
+    def compile(self, *args, **kwargs) -> None:
+        """Compile the decoder layers, in place; arguments as in `torch.compile`. No path is compiled into them."""
+        for layer in self.layers:
+            layer.compile(*args, **kwargs)
 
     @can_return_tuple
     @merge_with_config_defaults
@@ -129,9 +143,12 @@ class LayerPathModel:
             others: as in transformers.
 
         Raises:
-            ValueError: for wrong inputs; attention maps are refused, since a skipped layer has none.
+            ValueError: for wrong inputs, and when compiled as a whole; attention maps are refused, since a skipped
+                layer has none.
             TypeError: for a cache that is no PathCache.
         """
+        if torch.compiler.is_compiling():
+            refuse_compilation()
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds.")
         if output_attentions or (output_attentions is None and getattr(self.config, "output_attentions", False)):
@@ -188,6 +205,17 @@ class LayerPathForCausalLM:
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    def compile(self, *args, **kwargs) -> None:
+        """Compile the decoder layers, see `LayerPathModel.compile`."""
+        self.model.compile(*args, **kwargs)
+
+    def init_continuous_batching(self, *args, **kwargs):
+        """Refused: it packs the tokens of all requests into one row."""
+        raise ValueError(
+            "continuous batching (generate_batch, cache_implementation='paged') packs all requests into one row, which "
+            "has one path. Use generate() with a padded batch: its rows may have a path each."
+        )
+
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
         given = checked_cache(model_kwargs.get("past_key_values"), self.config, use_cache=False)
         wanted = generation_config.cache_implementation
@@ -200,6 +228,11 @@ class LayerPathForCausalLM:
             raise ValueError(
                 f"prefill_chunk_size={generation_config.prefill_chunk_size}: the path is decided once, on the "
                 "whole prompt, so the prompt cannot be fed in chunks. Leave prefill_chunk_size out."
+            )
+        if generation_config.assistant_early_exit is not None:
+            raise ValueError(
+                f"assistant_early_exit={generation_config.assistant_early_exit}: the path says which layers run, so "
+                "none can be left early. Give a model that skips layers as assistant_model."
             )
         if given is not None or generation_config.use_cache is False:
             super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)

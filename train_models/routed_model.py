@@ -55,6 +55,7 @@ class RouterWeights:
     """Mixin of decoder and language model: how the weights of routers are drawn and kept."""
 
     _keep_in_fp32_modules_strict = ["routers"]
+    _keep_in_fp32_modules = ["routers"]  # What quantizers leave alone.
 
     @torch.no_grad()
     def _init_weights(self, module):
