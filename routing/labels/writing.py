@@ -210,7 +210,10 @@ class LabelFolder:
 
     def _parts(self) -> set[int]:
         """Groups that are finished and not merged yet."""
-        return {int(path.stem) for path in (self.folder / PARTS).glob("??????.jsonl")}
+        try:
+            return {int(path.stem) for path in (self.folder / PARTS).glob("??????.jsonl")}
+        except FileNotFoundError:
+            return set()  # All was merged and the folder removed while it was read.
 
     def finished(self) -> int:
         """Examples that are done, by all processes."""
@@ -236,7 +239,10 @@ class LabelFolder:
             time.sleep(POLL)
 
     def _claim(self, stack: ExitStack) -> Group | None:
-        (self.folder / PARTS).mkdir(exist_ok=True)
+        try:
+            (self.folder / PARTS).mkdir(exist_ok=True)
+        except FileExistsError:
+            return None  # It was there, and was removed, all being merged, before mkdir looked again.
         done = self._parts()
         for index in range(self._merged // self.group_size, self.group_count):
             if index in done:
