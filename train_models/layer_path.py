@@ -56,22 +56,27 @@ class LayerRunner:
     def __init__(self, layers, layer_types, cache, masks, position_ids, position_embeddings, extra):
         self.layers, self.layer_types, self.cache, self.extra = layers, layer_types, cache, extra
         self.masks, self.position_ids, self.position_embeddings = masks, position_ids, position_embeddings
-        self._gathered: dict[tuple, tuple] = {}
+        self._gathered: dict[tuple, dict] = {}
+        self._indices: dict[tuple, torch.Tensor] = {} if cache is None else cache.row_indices
 
     def _mask(self, layer: int):
         return self.masks[self.layer_types[layer]] if isinstance(self.masks, dict) else self.masks
 
-    def _row_inputs(self, step: Step, device):
-        """(row index, layer arguments) of a step over some rows; made once for each set of rows."""
-        key = (step.rows, self.layer_types[step.layer] if isinstance(self.masks, dict) else None)
+    def _index(self, rows: tuple[int, ...], device: torch.device) -> torch.Tensor:
+        """The rows as a tensor; a cache keeps it, so that decoding moves nothing from host to device."""
+        if (rows, device) not in self._indices:
+            self._indices[rows, device] = torch.tensor(rows, device=device)
+        return self._indices[rows, device]
+
+    def _row_arguments(self, step: Step, index: torch.Tensor) -> dict:
+        """Layer arguments of a step over some rows; made once for each set of rows."""
+        key = (step.rows, index.device, self.layer_types[step.layer] if isinstance(self.masks, dict) else None)
         if key not in self._gathered:
-            index = torch.tensor(step.rows, device=device)
-            arguments = {
+            self._gathered[key] = {
                 "attention_mask": _take(self._mask(step.layer), index),
                 "position_ids": _take(self.position_ids, index),
                 "position_embeddings": tuple(_take(t, index) for t in self.position_embeddings),
             }
-            self._gathered[key] = index, arguments
         return self._gathered[key]
 
     def run(self, hidden: torch.Tensor, step: Step) -> torch.Tensor:
@@ -88,10 +93,9 @@ class LayerRunner:
                 position_embeddings=self.position_embeddings,
                 **arguments,
             )
-        index, row_arguments = self._row_inputs(step, hidden.device)
-        index = index.to(hidden.device)
-        output = layer(hidden.index_select(0, index), **row_arguments, **arguments)
-        return hidden.to(output.device).index_copy(0, index.to(output.device), output)
+        index = self._index(step.rows, hidden.device)
+        output = layer(hidden.index_select(0, index), **self._row_arguments(step, index), **arguments)
+        return hidden.to(output.device).index_copy(0, self._index(step.rows, output.device), output)
 
 
 def _take(tensor: torch.Tensor | None, index: torch.Tensor):

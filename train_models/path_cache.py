@@ -41,7 +41,8 @@ class PathCache(Cache):
 
     A slot holds tensors `[n, H_kv, T, D_head]`, where n is the number of rows of its step: rows that skip
     a layer store nothing for it. The steps are fixed by the first forward (the prefill) and replayed by all
-    later ones. `routes` ([B, L] counts) is set by models that choose a route per row.
+    later ones. `routes` ([B, L] counts) is set by models that choose a route per row. `row_indices` keeps the rows of
+    steps as tensors.
 
     Args:
         config: configuration of the model, read for `layer_types` and `sliding_window`.
@@ -64,6 +65,7 @@ class PathCache(Cache):
     def _clear(self) -> None:
         self.slots: dict[Step, DynamicLayer] = {}
         self.routes: torch.LongTensor | None = None
+        self.row_indices: dict[tuple, torch.LongTensor] = {}
         self.row_count: int | None = None
         self.seen_tokens = 0
 
@@ -163,7 +165,7 @@ class PathCache(Cache):
 
     def _select_rows(self, index: torch.Tensor) -> None:
         index = index.tolist()
-        old_slots, self.slots = self.slots, {}
+        old_slots, self.slots, self.row_indices = self.slots, {}, {}
         for step, slot in old_slots.items():
             old_rows = range(self.row_count) if step.rows is None else step.rows
             position = {row: at for at, row in enumerate(old_rows)}

@@ -14,7 +14,6 @@ from transformers.utils import cached_file
 from transformers.utils.generic import can_return_tuple
 
 from .layer_path import LayerPathForCausalLM, LayerPathModel, layer_steps
-from .path_cache import Step
 from .routers import REPEAT, RouterBlock, RouterLinear, pool_windows, prompt_mask, window_weights
 
 LM_EVAL_PADDING_ID = 0  # lm-eval pads loglikelihood requests with this id, whatever the tokenizer says.
@@ -161,14 +160,13 @@ class RoutedModel(RouterWeights, LayerPathModel):
     def _decider(self, mask: torch.BoolTensor):
         """Function (layer, hidden [B, T, D]) -> how often each row runs the layer. Rows without prompt run once."""
         weights, windows = window_weights(mask, self.config.num_windows)
-        empty = (~windows.any(1)).tolist()
-
-        runs = torch.arange(REPEAT + 1)
+        *empty, padded = torch.cat([~windows.any(1), ~mask.all()[None]]).tolist()
+        bias = self.config.route_bias * torch.arange(REPEAT + 1, device=mask.device)
 
         def decide(layer: int, hidden: torch.Tensor) -> list[int]:
-            logits = self.routers[layer](pool_windows(hidden, weights), windows.to(hidden.device))
-            logits = logits + self.config.route_bias * runs.to(logits.device)
-            return [1 if blank else count for blank, count in zip(empty, logits.argmax(-1).tolist(), strict=True)]
+            logits = self.routers[layer](pool_windows(hidden, weights, padded), windows.to(hidden.device))
+            counts = (logits + bias.to(logits.device)).argmax(-1).tolist()
+            return [1 if blank else count for blank, count in zip(empty, counts, strict=True)]
 
         return decide
 
@@ -183,14 +181,12 @@ class RoutedModel(RouterWeights, LayerPathModel):
                 f"routes={torch.as_tensor(routes).tolist()} contradicts the cache, which was filled along "
                 f"{runner.cache.routes.tolist()}. A route is fixed at prefill; start with a new cache."
             )
-        by_layer: dict[int, list[Step]] = {}
         for step in runner.cache.steps:
-            by_layer.setdefault(step.layer, []).append(step)
-        for layer in range(len(self.layers)):
             if states is not None:
-                states.append(hidden)
-            for step in by_layer.get(layer, ()):
-                hidden = runner.run(hidden, step)
+                states += [hidden] * (step.layer + 1 - len(states))
+            hidden = runner.run(hidden, step)
+        if states is not None:
+            states += [hidden] * (len(self.layers) - len(states))
         return hidden
 
     def _record(self, routes: torch.LongTensor, cache) -> None:

@@ -48,9 +48,11 @@ class RouterBlock(nn.Module):
             pooled: [B, W, D], the mean hidden state of each window.
             windows: [B, W] bool, which windows hold a token.
         """
-        logits = self.down(nn.functional.gelu(self.up(pooled.to(self.up.weight.dtype))))
-        weight = windows.to(logits.dtype)
-        return (logits * weight[..., None]).sum(1) / weight.sum(1, keepdim=True).clamp(min=1)
+        features = nn.functional.gelu(self.up(pooled.to(self.up.weight.dtype)))
+        share = windows.to(features.dtype)
+        share = share / share.sum(1, keepdim=True).clamp(min=1)
+        # The mean of what a linear layer gives is what it gives for the mean, at a W-th of the work.
+        return self.down((share[:, None] @ features)[:, 0])
 
 
 def prompt_mask(
@@ -124,8 +126,14 @@ def window_weights(mask: torch.BoolTensor, num_windows: int) -> tuple[torch.Tens
     return member / size.clamp(min=1).float(), size[..., 0] > 0
 
 
-def pool_windows(hidden: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Window means [B, W, D] in fp32 of hidden states [B, T, D]; tokens of weight 0 cannot leak in."""
-    used = weights.sum(1).bool()
-    hidden = torch.where(used[..., None], hidden.float(), 0.0)
-    return weights.to(hidden.device) @ hidden
+def pool_windows(hidden: torch.Tensor, weights: torch.Tensor, padded: bool = True) -> torch.Tensor:
+    """Window means [B, W, D] in fp32 of hidden states [B, T, D].
+
+    Args:
+        weights: [B, W, T], from `window_weights`.
+        padded: whether some tokens may be in no window; whatever they hold, NaN included, cannot leak in.
+    """
+    weights, hidden = weights.to(hidden.device), hidden.float()
+    if padded:
+        hidden = torch.where(weights.any(1)[..., None], hidden, 0.0)
+    return weights @ hidden
