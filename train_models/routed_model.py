@@ -54,7 +54,7 @@ class RouterWeights:
     """Mixin of decoder and language model: how the weights of routers are drawn and kept."""
 
     _keep_in_fp32_modules_strict = ["routers"]
-    _keep_in_fp32_modules = ["routers"]  # What quantizers leave alone.
+    _keep_in_fp32_modules = ["routers", "model.routers"]  # What quantizers leave alone, by the whole name.
 
     @torch.no_grad()
     def _init_weights(self, module):
