@@ -2,15 +2,15 @@
 
     .venv/bin/python benchmarks/decode.py --json benchmarks/results/decode.json --plot benchmarks/results/decode.png
 
-One token a step for all rows, behind a prompt that is in the cache. `cache_share` is the memory of stored keys and
-values over that of the stock model. Nothing is timed whose log-probabilities differ from a stock model that has the
+One token a step for all rows, behind a prompt that is in the cache. `cache_bytes` is the memory of stored keys and
+values behind the prompt, `cache_share` is it over that of the stock model. Nothing is timed whose log-probabilities differ from a stock model that has the
 executed layers alone.
 """
 
 from __future__ import annotations
 
 import torch
-from routed_speed import Models, arguments_of, in_turn, run, speedup
+from routed_speed import Models, arguments_of, in_turn, rows_a_layer, run, speedup
 
 from routing.errors import run_command
 
@@ -35,16 +35,18 @@ def measure(models: Models, prompts: torch.LongTensor, routes: list, repeats: in
     decoders = [Decoder(models.dense, prompts)]
     for share, mixed, route in routes:
         decoders.append(Decoder(models.routed, prompts, routes=route))
-        if share and not mixed:
+        if mixed:
+            decoders.append(Decoder(models.dense, prompts[: rows_a_layer(route)]))
+        elif share:
             decoders.append(Decoder(models.pruned(route[0].tolist()), prompts))
     cache = [decoder.cache_bytes() for decoder in decoders]
     dense, *others = in_turn(decoders, repeats, models.synchronize)
     rows, found = [], iter(zip(others, cache[1:]))
     for share, mixed, _ in routes:
         seconds, size = next(found)
-        row = {"speedup": speedup(dense, seconds), "cache_share": size / cache[0]}
-        if share and not mixed:
-            row["pruned"] = speedup(dense, next(found)[0])
+        row = {"speedup": speedup(dense, seconds), "cache_bytes": size, "cache_share": size / cache[0]}
+        if share:
+            row["fewer_rows" if mixed else "pruned"] = speedup(dense, next(found)[0])
         rows.append(row)
     return rows
 

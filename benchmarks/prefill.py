@@ -9,15 +9,15 @@ routes). Nothing is timed whose log-probabilities differ from a stock model that
 from __future__ import annotations
 
 import torch
-from routed_speed import Models, arguments_of, in_turn, run, speedup
+from routed_speed import Models, arguments_of, in_turn, rows_a_layer, run, speedup
 
 from routing.errors import run_command
 
 
 @torch.inference_mode()
 def measure(models: Models, prompts: torch.LongTensor, routes: list, repeats: int) -> list[dict]:
-    def reader(model, **given):
-        return lambda: model(prompts, use_cache=True, logits_to_keep=1, **given)
+    def reader(model, rows=len(prompts), **given):
+        return lambda: model(prompts[:rows], use_cache=True, logits_to_keep=1, **given)
 
     for router in models.routed.model.routers:  # All layers run, whatever they read.
         torch.nn.init.zeros_(router.down.weight)
@@ -27,7 +27,9 @@ def measure(models: Models, prompts: torch.LongTensor, routes: list, repeats: in
         calls.append(reader(models.routed, routes=route))
         if not share:
             calls.append(reader(models.routed))
-        elif not mixed:
+        elif mixed:
+            calls.append(reader(models.dense, rows_a_layer(route)))
+        else:
             calls.append(reader(models.pruned(route[0].tolist())))
     dense, *others = in_turn(calls, repeats, models.synchronize)
     rows, others = [], iter(others)
@@ -36,8 +38,8 @@ def measure(models: Models, prompts: torch.LongTensor, routes: list, repeats: in
         row = {"speedup": speedup(dense, found)}
         if not share:
             row["router_share"] = speedup(next(others), found) - 1
-        elif not mixed:
-            row["pruned"] = speedup(dense, next(others))
+        else:
+            row["fewer_rows" if mixed else "pruned"] = speedup(dense, next(others))
         rows.append(row)
     return rows
 

@@ -1,9 +1,12 @@
 """What `decode.py` and `prefill.py` share: models, fixed routes, the check that they are exact, timing, tables, plots.
 
 Dense is the stock transformers model. Routes are fixed, with a share of the layers skipped, the same in all rows or
-another in each. `ideal` is L / executed layers; `share` is the measured speed-up over it. A model also embeds tokens
-and computes logits, which no route skips: `pruned` is the speed-up of a stock model that has the executed layers alone
-(the same route in all rows only), the most that any implementation could reach.
+another in each. `ideal` is L / executed layers; `share` is the measured speed-up over it. Two controls say how much of
+that any implementation could reach:
+- `pruned`, for one route in all rows: a stock model that has the executed layers alone. A model also embeds tokens and
+  computes logits, which no route skips.
+- `fewer_rows`, for another route in each: the stock model on as many rows as run a layer on average. A layer's weights
+  are read if any row needs it, so a small batch does not get cheaper with its rows.
 """
 
 from __future__ import annotations
@@ -104,6 +107,11 @@ def make_routes(depth: int, batch: int, share: float, mixed: bool) -> torch.Long
             skipped = rng.sample(range(depth), round(share * depth))
         routes[row, skipped] = 0
     return routes
+
+
+def rows_a_layer(route: torch.LongTensor) -> int:
+    """How many of B rows run a layer, on average over the layers of [B, L] routes; at least 1."""
+    return max(round(float(route.float().sum(0).mean())), 1)
 
 
 @torch.inference_mode()
