@@ -1,20 +1,17 @@
-"""Numbers of an evaluation: intervals, paired tests, choices as lm-eval picks them, shares, tables."""
+"""Numbers of an evaluation: intervals, paired tests, choices as lm-eval picks them, shares."""
 
 from __future__ import annotations
 
-import io
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lm_eval.api.task import ConfigurableTask
-from rich.console import Console
 from scipy.stats import binomtest
 
 from routing.errors import UserError
 from routing.evaluation import PromptRoutedLM, TaskResult, accuracy_of, mcnemar, route_share, summary, wilson_interval
-from routing.report import plot_layer_rates, plot_routes, print_table
 from routing.scoring import Request, best_choice
 from routing.tasks.examples import Example
 
@@ -149,44 +146,6 @@ def test_visible_prompt_of_a_request_that_lm_eval_cuts(context, choice, max_leng
     left = tokens[-(max_length + 1) :][:-1].count("prompt")
     ids = [0] * context, [1] * choice
     assert PromptRoutedLM._visible_prompt(SimpleNamespace(max_length=max_length), *ids) == max(left, 1)
-
-
-def table_row(task: str, gained: int) -> dict:
-    side = {"accuracy": 0.25, "ci95": [0.125, 0.375], "layers": 30.0, "seconds": 1.5}
-    return {
-        "task": task,
-        "n": 400,
-        "base": side,
-        "routed": side | {"accuracy": 0.5, "layers": 28.25},
-        "paired": {"gained": gained, "lost": 2, "p": 0.004},
-        "route_share": {"skip": 0.1, "run": 0.875, "repeat": 0.025},
-    }
-
-
-def printed(results: list[dict]) -> str:
-    console = Console(width=140, file=io.StringIO())
-    print_table(results, console)
-    return console.file.getvalue()
-
-
-def test_table():
-    text = printed([table_row("routed_piqa", 102)])
-    for part in ("routed_piqa", "400", "0.250", "0.500", "0.125", "0.375", "30.00", "28.25", "87.5%", "2.5%", "1.5"):
-        assert part in text
-    assert "102 answers gained" in text and "2 lost" in text and "0.004" in text and "+0.250" in text
-
-
-def test_table_gives_the_paired_difference_of_every_task():
-    text = printed([table_row("routed_piqa", 102), table_row("routed_siqa", 77)])
-    assert "102" in text and "77" in text
-
-
-def test_pictures(tmp_path):
-    routes = [[1, 0, 2, 1], [1, 1, 1, 1], [0, 1, 1, 2]]
-    for draw in (plot_routes, plot_layer_rates):
-        path = tmp_path / f"{draw.__name__}.png"
-        draw(routes, path, "routes")
-        assert path.read_bytes().startswith(b"\x89PNG")
 
 
 def test_groups_are_evaluated_as_their_members(tmp_path):
