@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from argparse import Namespace
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Thread
 
@@ -40,7 +43,14 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from routing.default_model import default_model_folder
+from routing.errors import UserError
 from train_models.modeling_llama import RoutedLlamaForCausalLM
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import compiled_decode
+import routed_speed
+import self_speculation
 
 NEW_TOKENS = 6
 GREEDY = {"max_new_tokens": NEW_TOKENS, "do_sample": False}
@@ -482,3 +492,74 @@ def test_the_inductor_backend_on_the_default_model(tmp_path):
     tokens = model.generate(**inputs, **GREEDY)[:, inputs.input_ids.shape[1] :]
     assert tokens.tolist() == checkpoint.tokens and model.last_routes.tolist() == checkpoint.routes
     torch._dynamo.reset()
+
+
+# The benchmarks.
+
+
+@pytest.fixture
+def speed_models(tmp_path) -> routed_speed.Models:
+    stock_model(LLAMA).save_pretrained(tmp_path)
+    return routed_speed.Models(Namespace(model=str(tmp_path), dtype="float32", device="cpu"))
+
+
+def test_self_speculation_counts_drafts(speed_models):
+    """With nothing skipped all drafts are accepted; what is skipped costs acceptance and layers, never the text."""
+    prompts = [row.tolist() for row in random_rows([7, 5])]
+    ways = [self_speculation.Way("dense, plain")]
+    for skipped in ([], [1, 3]):
+        ways.append(self_speculation.Way("fixed", speed_models.routed, skipped, drafts=3))
+    plain, whole, pruned = self_speculation.run(speed_models, ways, prompts, max_new_tokens=12, repeats=2)
+    assert plain["tokens_a_round"] == 1 and plain["acceptance"] is None
+    assert (whole["layers"], whole["acceptance"], whole["tokens_a_round"]) == (LAYERS, 1, 4)
+    assert whole["ideal"] == pytest.approx(4 / (1 + 3))
+    assert pruned["layers"] == LAYERS - 2 and pruned["acceptance"] < 0.9 and pruned["tokens_a_round"] < 4
+
+
+def test_self_speculation_refuses_another_text(speed_models, monkeypatch):
+    generate = speed_models.dense.generate
+
+    def spoilt(ids, **arguments):
+        tokens = generate(ids, **arguments)
+        tokens[0, -1] += "assistant_model" in arguments
+        return tokens
+
+    monkeypatch.setattr(speed_models.dense, "generate", spoilt)
+    ways = [self_speculation.Way("dense, plain"), self_speculation.Way("fixed", speed_models.routed, [], drafts=2)]
+    with pytest.raises(UserError, match="fixed with 2 drafts changes the text"):
+        self_speculation.run(speed_models, ways, [random_rows([7])[0].tolist()], max_new_tokens=6, repeats=1)
+
+
+def test_a_checkpoint_of_another_base_is_no_assistant(speed_models, tiny, tmp_path):
+    for folder, seed in (("own", 0), ("other", 1)):
+        routed = routed_from(LLAMA, stock_model(LLAMA, seed=seed), num_windows=4, trained_num_windows=4)
+        routed.save_pretrained(tmp_path / folder)
+        tiny.tokenizer.save_pretrained(tmp_path / folder)
+    own = {parameter.data_ptr() for parameter in speed_models.dense.parameters()}
+    shared = self_speculation.routed_checkpoint(tmp_path / "own", speed_models)
+    assert {p.data_ptr() for name, p in shared.named_parameters() if ".routers." not in name} == own
+    with pytest.raises(UserError, match="other weights than the base"):
+        self_speculation.routed_checkpoint(tmp_path / "other", speed_models)
+
+
+def test_the_least_influential_layers_are_skipped():
+    assert self_speculation.least_influential([0.5, 0.1, 0.3, 0.1, 0.9], 0.4) == [1, 3]
+    assert self_speculation.least_influential([0.5, 0.1, 0.3, 0.1, 0.9], 0.0) == []
+
+
+def test_compiled_decoding_is_measured(speed_models, monkeypatch):
+    # The eager backend compiles in no time; nn.Module.compile calls torch.compile, too.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    routes = [(s, m, routed_speed.make_routes(LAYERS, 2, s, m)) for s, m in ((0.0, False), (0.4, True))]
+    rows = compiled_decode.measure(speed_models, speed_models.prompts(2, 9), routes, repeats=2)
+    assert [row["model"] for row in rows[3:]] == ["routed", "routed, compiled"] * 2
+    assert all(row["speedup"] > 0 for row in rows)
+
+
+def test_what_compiles_wrongly_is_not_measured():
+    plain = torch.tensor([[[5.0, 1.0, 0.0], [2.0, 2.0001, 0.0]]]).log_softmax(-1)
+    compiled_decode.refuse_difference("it", plain + 1e-4 * torch.tensor([0.0, -1.0, 0.0]), plain, 1e-3)
+    with pytest.raises(UserError, match="it is not exact: 0 other tokens, .* differ by 0.01"):
+        compiled_decode.refuse_difference("it", plain + 0.01, plain, 1e-3)
+    with pytest.raises(UserError, match="it is not exact: 2 other tokens"):
+        compiled_decode.refuse_difference("it", plain.roll(1, dims=-1), plain, 1e-6)
