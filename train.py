@@ -2,25 +2,30 @@
 
     python train.py --model_id M --data data/mcts_paths --run_name my-run --num_epochs 25 --learning_rate 1e-3
 
-A run that was interrupted continues with the same arguments and --resume.
+A run that was interrupted continues with the same arguments and --resume. Several GPUs, or processes on a machine
+without any (--multi_gpu is what makes accelerate start them there too):
+
+    accelerate launch --multi_gpu --num_processes 2 train.py --batch_size 8 …
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import sys
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from transformers import set_seed
 
-from routing.arguments import DTYPES, TrainArguments, as_dict, parse, pick_device
+from routing.arguments import DTYPES, TrainArguments, as_dict, is_first_process, parse, pick_device
 from routing.checkpoint import save_checkpoint
 from routing.dataset import TrainingData, load_training_data
 from routing.errors import UserError, run_command
 from routing.families import load_base_config, load_tokenizer, locate_model, routed_class
-from routing.features import CachedFeatures, LiveExamples, cache_features, fingerprint, live_collator
+from routing.features import CachedFeatures, LiveExamples, cache_features, fingerprint, live_collator, read_batch
 from routing.files import write_json
 from routing.locks import only_run
 from routing.objectives.supervised import CLASSES, class_counts, class_weights
@@ -28,14 +33,15 @@ from routing.run_info import git_commit, hardware, versions
 from routing.training import executor, train_routers
 
 
-def prepare_folder(arguments: TrainArguments, work: Path) -> Path:
-    """Folder of the Trainer's checkpoints: kept with --resume, else empty.
+def prepare_folder(arguments: TrainArguments, work: Path, states: Path) -> None:
+    """Make the run's folder ready: the Trainer's checkpoints in `states` are kept with --resume, else removed.
 
     Raises:
         UserError: if --resume comes with other arguments than the run was started with, or there is no run.
     """
-    states, saved = work / "trainer", work / "arguments.json"
+    saved = work / "arguments.json"
     chosen = {key: value for key, value in as_dict(arguments).items() if key != "resume"}
+    chosen["num_processes"] = PartialState().num_processes  # of accelerate launch: the batches depend on it
     if arguments.resume:
         if not saved.exists():
             raise UserError(f"--resume: there is no run in {work}. Leave --resume out to start it.")
@@ -49,7 +55,6 @@ def prepare_folder(arguments: TrainArguments, work: Path) -> Path:
     else:
         shutil.rmtree(states, ignore_errors=True)
         write_json(saved, chosen)
-    return states
 
 
 def make_sets(arguments: TrainArguments, model, data: TrainingData, pad_id: int, work: Path):
@@ -67,11 +72,13 @@ def make_sets(arguments: TrainArguments, model, data: TrainingData, pad_id: int,
         weights=weights,
         num_windows=arguments.num_windows,
         dtype=arguments.dtype,
+        features_dtype=arguments.features_dtype,
     )
     folder = work / "features"
     folder.mkdir(parents=True, exist_ok=True)
-    cache_features(folder, model, data.examples, pad_id, arguments.batch_size, key)
-    return CachedFeatures(folder, train), CachedFeatures(folder, held_out), None
+    stored = DTYPES[arguments.features_dtype]
+    cache_features(folder, model, data.examples, pad_id, arguments.batch_size, key, stored, is_first_process())
+    return CachedFeatures(folder, train), CachedFeatures(folder, held_out), read_batch
 
 
 def main() -> None:
@@ -80,30 +87,36 @@ def main() -> None:
     tokenizer = load_tokenizer(arguments.model_id)
     data = load_training_data(arguments, config, tokenizer)
     work = Path(arguments.work_dir) / arguments.run_name
-    with only_run(work):
-        states = prepare_folder(arguments, work)
+    states = work / "trainer"
+    device = pick_device(arguments.device)
+    processes = PartialState(cpu=device.type == "cpu")
+    with only_run(work, together=True):
+        if processes.is_main_process:
+            prepare_folder(arguments, work, states)
+        processes.wait_for_everyone()
         set_seed(arguments.seed)
         routed = routed_class(config.model_type)
         fields = {"num_windows": arguments.num_windows, "router_hidden_size": arguments.router_hidden_size}
         model = routed.from_pretrained(locate_model(arguments.model_id), dtype=DTYPES[arguments.dtype], **fields)
-        model.to(pick_device(arguments.device)).eval()
+        model.to(device).eval()
         model.requires_grad_(False)
         model.model.init_routers()
-        model.model.routers.requires_grad_(True)
 
         counts = class_counts(torch.tensor([data.examples[i].route for i in data.train_indices]))
         weights = class_weights(counts, arguments.class_weighting, arguments.class_beta)
-        print(
-            f"{len(data.train_indices)} training and {len(data.held_out_indices)} held-out examples; labels and "
-            "class weights: "
-            + ", ".join(f"{n} {c} ({w:.3f})" for n, c, w in zip(CLASSES, counts.tolist(), weights.tolist())),
-            file=sys.stderr,
-        )
+        if processes.is_main_process:
+            print(
+                f"{len(data.train_indices)} training and {len(data.held_out_indices)} held-out examples; labels and "
+                "class weights: "
+                + ", ".join(f"{n} {c} ({w:.3f})" for n, c, w in zip(CLASSES, counts.tolist(), weights.tolist())),
+                file=sys.stderr,
+            )
         train_set, eval_set, collator = make_sets(arguments, model, data, tokenizer.pad_token_id, work)
         execute = executor(model, tokenizer, data.held_out_requests[: arguments.eval_examples], arguments.batch_size)
         trainer = train_routers(arguments, model.model.routers, weights, train_set, eval_set, collator, execute, states)
         summary = {
             "arguments": as_dict(arguments),
+            "num_processes": processes.num_processes,
             "class_counts": dict(zip(CLASSES, counts.tolist())),
             "class_weights": dict(zip(CLASSES, weights.tolist())),
             "train_examples": len(data.train_indices),
@@ -114,18 +127,16 @@ def main() -> None:
             "git_commit": git_commit(),
             "hardware": hardware(),
         }
-        folder = Path(arguments.output_dir) / arguments.run_name
         routers = {name: tensor.detach().cpu() for name, tensor in model.model.routers.state_dict().items()}
-        del model, trainer
-        save_checkpoint(
-            folder,
-            arguments.model_id,
-            routers,
-            fields,
-            arguments.save_base,
-            summary,
-        )
-    print(f"checkpoint: {folder}", file=sys.stderr)
+        # All that holds the base, which the checkpoint may load again, and the process group: it must be the last to
+        # hold itself, or its end may wait for ever.
+        del model, trainer, execute, collator
+        gc.collect()
+        processes.destroy_process_group()
+        if is_first_process():
+            folder = Path(arguments.output_dir) / arguments.run_name
+            save_checkpoint(folder, arguments.model_id, routers, fields, arguments.save_base, summary)
+            print(f"checkpoint: {folder}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ class TrainArguments:
     learning_rate: float = option(1e-3, "peak learning rate of AdamW, cosine decay")
     weight_decay: float = option(0.01, "weight decay of AdamW")
     warmup_steps: int = option(500, "steps of linear warm-up; at most a tenth of all steps are used")
-    batch_size: int = option(16, "examples a step and device")
+    batch_size: int = option(16, "examples a step and device; N processes of accelerate launch take N times as many")
     gradient_accumulation: int = option(1, "steps whose gradients are averaged before an update")
     num_windows: int = option(8, "windows W of prompt tokens pooled for the routers")
     router_hidden_size: int = option(128, "width of each router's hidden layer")
@@ -129,6 +129,11 @@ class TrainArguments:
     eval_examples: int = option(64, "held-out examples whose answers are executed in each evaluation, at most")
     features: str = option(
         "cached", "cached: pool all router inputs once; live: run the base in every step", ("cached", "live")
+    )
+    features_dtype: str = option(
+        "float32",
+        "dtype of cached router inputs on disk; float32 is exact, the others take half the bytes and change losses",
+        tuple(DTYPES),
     )
     save_base: str = option(
         "copy",
@@ -161,6 +166,8 @@ class TrainArguments:
             found.append(f"--report_to {self.report_to}: the package is not installed; pip install {self.report_to}")
         if not self.data_folders():
             found.append(f"--data {self.data!r} names no folder of labels")
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and self.device not in ("auto", "cpu"):
+            found.append(f"--device {self.device!r} is for one process; give several auto (a GPU for each) or cpu")
         return found + _device_problems(self.device)
 
     def outside_problems(self) -> list[str]:

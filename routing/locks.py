@@ -40,17 +40,25 @@ def held(path: Path, wait: bool) -> Iterator[bool]:
 
 
 @contextmanager
-def only_run(folder: Path) -> Iterator[None]:
-    """Hold a folder that one process at a time may write to.
+def only_run(folder: Path, together: bool = False) -> Iterator[None]:
+    """Hold a folder that one run at a time may write to.
+
+    Args:
+        folder: made if it is missing.
+        together: several processes of one `accelerate launch` may run. The first of them holds the folder; the others
+            are to wait for it before they touch anything.
 
     Raises:
-        UserError: if another process holds it, or this is one of several processes of `accelerate launch`.
+        UserError: if another run holds it, or this is one of several processes and `together` is not set.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not together:
         raise UserError(
             f"started as {os.environ['WORLD_SIZE']} processes, but this stage runs as one. Start it with python."
         )
     folder.mkdir(parents=True, exist_ok=True)
+    if int(os.environ.get("RANK", "0")) > 0:
+        yield
+        return
     with held(folder / ".lock", wait=False) as had:
         if not had:
             raise UserError(f"another run is writing to {folder}. Wait for it, or give another output folder.")

@@ -1,0 +1,221 @@
+"""How much faster is router training on cached features than with the base in every step? The same losses first.
+
+    OMP_NUM_THREADS=2 .venv/bin/python benchmarks/router_training.py --json benchmarks/results/router_training.json
+
+Both ways are those of train.py (`--features cached` and `live`), held-out loss and agreement included. Left out is what
+costs both the same: loading the model, and answering the held-out questions. The time of the cached way includes the
+pass that computes the features, which is stated on its own too. Since live training runs the base once an epoch, no
+cache can be faster than that pass: with E epochs the ratio stays near E at best (more only where the pass pads less
+than shuffled batches do). There is no ratio if the losses differ.
+
+Without --labels the examples are questions of the offline data sets with random routes near the identity: what is
+timed depends on prompts and routes, not on whether a route answers right. Prompts are those of data_generation.py with
+--scoring generate --apply_chat_template, which list the choices, or with --plain those without these flags, some 15
+tokens long: then the routers, which see 8 windows of any prompt, weigh more beside the base.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+
+import torch
+from transformers import TrainerCallback, set_seed
+
+import train
+from routing.arguments import DTYPES, TrainArguments, pick_device
+from routing.dataset import TrainingData, load_training_data
+from routing.default_model import DEFAULT_MODEL
+from routing.errors import UserError, raise_all, run_command
+from routing.families import load_base_config, load_tokenizer, locate_model, routed_class
+from routing.features import feature_bytes
+from routing.files import write_json
+from routing.labels.reading import FORMAT, HEADER, LABELS
+from routing.labels.records import label_line
+from routing.run_info import git_commit, hardware, today, versions
+from routing.scoring import request_of
+from routing.search.results import SearchResult, Verdict
+from routing.search.routes import full_route
+from routing.tasks import load_examples
+from routing.training import train_routers
+
+TOLERANCE = 1e-4  # of losses: what floats explain over a whole training
+SKIPPED, REPEATED = 0.08, 0.02  # shares of layers in the random routes
+
+
+@dataclass
+class Run:
+    """One training.
+
+    Attributes:
+        losses: all that was logged, training and held-out, by (step, name).
+        seconds: of everything, of the pass that computes features (cached) and of a training epoch.
+    """
+
+    losses: dict[tuple[int, str], float]
+    seconds: float
+    pass_seconds: float
+    epoch_seconds: float
+
+
+class Stop(TrainerCallback):
+    """Ends training after some epochs of a longer schedule."""
+
+    def __init__(self, epochs: int):
+        self.epochs = epochs
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.epoch >= self.epochs
+
+
+def write_labels(
+    folder: Path, model: str, depth: int, tokenizer, count: int, plain: bool = False, seed: int = 0
+) -> None:
+    """Label folder of offline questions, half arithmetic, half openbookqa, with random routes near the identity."""
+    rng = Random(seed)
+    halves = [load_examples(name, "search", -(-count // 2), seed) for name in ("arithmetic", "openbookqa")]
+    lines = []
+    for example in [example for pair in zip(*halves, strict=True) for example in pair][:count]:
+        route = tuple(rng.choices((0, 1, 2), (SKIPPED, 1 - SKIPPED - REPEATED, REPEATED), k=depth))
+        verdicts = {full_route(depth): Verdict(False)} | {route: Verdict(True)}
+        request = request_of(example, "auto" if plain else "generate", tokenizer, not plain)
+        lines.append(label_line(request, SearchResult(verdicts)))
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {"model": model, "num_layers": depth, "arguments": {"apply_chat_template": not plain}}
+    write_json(folder / HEADER, {"format": FORMAT} | about)
+    (folder / LABELS).write_text("".join(lines), encoding="utf-8")
+
+
+def first_examples(data: TrainingData, count: int) -> TrainingData:
+    """The same with the first `count` examples alone."""
+    kept = [[i for i in part if i < count] for part in (data.train_indices, data.held_out_indices)]
+    if not all(kept):
+        raise UserError(f"--examples {count}: none of these are held out; give more of them.")
+    return TrainingData(data.examples[:count], *kept, data.held_out_requests)
+
+
+def run(arguments: TrainArguments, epochs: int, model, tokenizer, data: TrainingData, work: Path) -> Run:
+    """Train routers from the same start as any other call does, for the first `epochs` of the schedule."""
+    set_seed(arguments.seed)
+    model.model.init_routers()
+    start = time.perf_counter()
+    sets = train.make_sets(arguments, model, data, tokenizer.pad_token_id, work)
+    ready = time.perf_counter()
+    trainer = train_routers(
+        arguments, model.model.routers, torch.ones(3), *sets,
+        lambda: {"executed_accuracy": 0.0, "executed_examples": 1}, work / arguments.features,
+        callbacks=[Stop(epochs)],
+    )  # fmt: skip
+    end = time.perf_counter()
+    losses = {
+        (entry["step"], name): entry[name]
+        for entry in trainer.state.log_history
+        for name in ("loss", "eval_loss")
+        if name in entry
+    }
+    return Run(losses, end - start, ready - start, (end - ready) / epochs)
+
+
+def largest_difference(cached: Run, live: Run) -> float:
+    """Largest difference of the losses that both have.
+
+    Raises:
+        UserError: if it is more than floats explain; then the two did not do the same.
+    """
+    shared = cached.losses.keys() & live.losses.keys()
+    worst = max((abs(cached.losses[key] - live.losses[key]) for key in shared), default=float("nan"))
+    if not worst <= TOLERANCE:
+        raise UserError(
+            f"{len(shared)} losses of cached and live training differ by up to {worst:.2g}, and {TOLERANCE:g} is "
+            "allowed, so there is no ratio to report. Half-precision --features_dtype and --dtype cause this."
+        )
+    return worst
+
+
+def problems(arguments: argparse.Namespace) -> list[str]:
+    least = {"epochs": 1, "examples": 2, "batch_size": 1, "live_epochs": 1}
+    found = [f"--{name} {getattr(arguments, name)} must be at least {low}" for name, low in least.items()
+             if getattr(arguments, name) < low]  # fmt: skip
+    if arguments.live_epochs > arguments.epochs:
+        found.append(f"--live_epochs {arguments.live_epochs} must be at most --epochs {arguments.epochs}")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="base model: hub id, folder or the default")
+    parser.add_argument("--epochs", type=int, default=25, help="epochs over the training examples")
+    parser.add_argument("--live_epochs", type=int, help="epochs that live training runs, its time scaled to all; all")
+    parser.add_argument("--examples", type=int, default=64, help="examples, training and held-out together")
+    parser.add_argument("--batch_size", type=int, default=16, help="examples a step")
+    parser.add_argument("--labels", help="folder of labels made with --model; default: offline prompts, random routes")
+    parser.add_argument("--plain", action="store_true", help="short prompts, without chat template and choices")
+    parser.add_argument("--features_dtype", default="float32", choices=list(DTYPES), help="dtype of stored features")
+    parser.add_argument("--device", default="auto", help="torch device; auto: cuda if there is one, else cpu")
+    parser.add_argument("--json", help="file for the results")
+    arguments = parser.parse_args()
+    arguments.live_epochs = arguments.epochs if arguments.live_epochs is None else arguments.live_epochs
+    raise_all(problems(arguments))
+    config, tokenizer = load_base_config(arguments.model), load_tokenizer(arguments.model)
+    with tempfile.TemporaryDirectory() as work:
+        labels = Path(arguments.labels or Path(work) / "labels")
+        if not arguments.labels:
+            depth, count = config.num_hidden_layers, arguments.examples
+            write_labels(labels, arguments.model, depth, tokenizer, count, arguments.plain)
+        settings = TrainArguments(
+            run_name="speed", model_id=arguments.model, data=str(labels), num_epochs=arguments.epochs,
+            batch_size=arguments.batch_size, features_dtype=arguments.features_dtype, device=arguments.device,
+        )  # fmt: skip
+        raise_all(settings.problems())
+        data = first_examples(load_training_data(settings, config, tokenizer), arguments.examples)
+        model = routed_class(config.model_type).from_pretrained(
+            locate_model(arguments.model), num_windows=settings.num_windows
+        )
+        model.to(pick_device(arguments.device)).eval().requires_grad_(False)
+        cached = run(settings, arguments.epochs, model, tokenizer, data, Path(work))
+        live_settings = replace(settings, features="live")
+        live = run(live_settings, arguments.live_epochs, model, tokenizer, data, Path(work))
+    worst = largest_difference(cached, live)
+    live_seconds = live.seconds * arguments.epochs / arguments.live_epochs
+    size = feature_bytes(
+        config.num_hidden_layers, settings.num_windows, config.hidden_size, DTYPES[arguments.features_dtype]
+    )
+    result = {
+        "ratio": live_seconds / cached.seconds,
+        "max_loss_difference": worst,
+        "epochs": arguments.epochs,
+        "live_epochs": arguments.live_epochs,
+        "examples": len(data.examples),
+        "prompt_tokens": sum(len(example.prompt_ids) for example in data.examples) / len(data.examples),
+        "batch_size": arguments.batch_size,
+        "live_seconds": live_seconds,
+        "cached_seconds": cached.seconds,
+        "feature_pass_seconds": cached.pass_seconds,
+        "live_epoch_seconds": live.epoch_seconds,
+        "cached_epoch_seconds": cached.epoch_seconds,
+        "losses_compared": len(cached.losses.keys() & live.losses.keys()),
+        "features_dtype": arguments.features_dtype,
+        "bytes_per_example": size,
+        "threads": torch.get_num_threads(),
+        "model": arguments.model,
+        "hardware": hardware(),
+        "date": today(),
+        "versions": versions(),
+        "git_commit": git_commit(),
+    }
+    print(
+        f"{result['examples']} examples of {result['prompt_tokens']:.0f} prompt tokens, {arguments.epochs} epochs: "
+        f"live {live_seconds:.1f} s, cached {cached.seconds:.1f} s (of it {cached.pass_seconds:.1f} s the pass), ratio "
+        f"{result['ratio']:.1f}; an epoch {live.epoch_seconds:.2f} s and {cached.epoch_seconds:.3f} s; "
+        f"{result['losses_compared']} losses differ by at most {worst:.1g}; {size} bytes an example"
+    )
+    if arguments.json:
+        write_json(Path(arguments.json), result)
+
+
+if __name__ == "__main__":
+    run_command(main)
