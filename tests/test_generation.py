@@ -547,6 +547,7 @@ def test_the_least_influential_layers_are_skipped():
     assert self_speculation.least_influential([0.5, 0.1, 0.3, 0.1, 0.9], 0.0) == []
 
 
+@pytest.mark.slow
 def test_compiled_decoding_is_measured(speed_models, monkeypatch):
     # The eager backend compiles in no time; nn.Module.compile calls torch.compile, too.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
