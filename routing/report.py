@@ -1,107 +1,129 @@
-"""Tables and pictures of evaluation results."""
+"""Evaluations in words: the rows of their tables, paired tests as sentences, and the table on the terminal."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
-import numpy as np
-from matplotlib.colors import BoundaryNorm, ListedColormap
+from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-COLORS = ("#d95f02", "#e8e8e8", "#1b6ca8")  # skip, run, repeat
-NAMES = ("skip", "run", "repeat")
+from routing.plots import plot_frontier, plot_layer_rates, plot_routes
+
+__all__ = ["print_table", "plot_frontier", "plot_layer_rates", "plot_routes"]
+
+COLUMNS = (
+    "method",
+    "accuracy",
+    "95 % interval",
+    "− base",
+    "gained",
+    "lost",
+    "p",
+    "layers /input",
+    "rerouted",
+    "GFLOPs /input",
+    "seconds",
+)
+NONE = "–"
+LEVEL = 0.05
+NOTE = (
+    "− base: difference in accuracy; gained, lost: answers, against the base on the same questions; p: exact McNemar "
+    "test. rerouted: inputs whose route is not every layer once. GFLOPs: an estimate. seconds: measured inside the "
+    "model for the whole task, all processes together."
+)
+
+
+def signed(difference: float) -> str:
+    return f"{difference:+.3f}".replace("-", "−")
+
+
+def p_value(p: float) -> str:
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def interval(summary: dict) -> str:
+    low, high = summary["ci95"]
+    return f"{low:.3f} – {high:.3f}"
+
+
+def rows(result: dict) -> list[list[str]]:
+    """Cells under COLUMNS: base, where it was evaluated, routed model, controls."""
+    found = []
+    if result["base"]:
+        found.append(_row("base", result["base"], None))
+    found.append(_row("routed", result["routed"], result["paired"], f"{result['rerouted']:.1%}"))
+    found += [_row(control["name"], control, control["paired_with_base"]) for control in result["controls"]]
+    return found
+
+
+def _row(name: str, summary: dict, paired: dict | None, rerouted: str = NONE) -> list[str]:
+    against = [NONE] * 4
+    if paired:
+        against = [signed(paired["difference"]), str(paired["gained"]), str(paired["lost"]), p_value(paired["p"])]
+    measured = [f"{summary['layers']:.2f}", rerouted, f"{summary['gflops']:.2f}", f"{summary['seconds']:.1f}"]
+    return [name, f"{summary['accuracy']:.3f}", interval(summary), *against, *measured]
+
+
+def comparisons(result: dict) -> list[tuple[str, dict]]:
+    """What the routed model was paired with, and the paired test as routed against it."""
+    found = [("base", result["paired"])] if result["paired"] else []
+    for control in result["controls"]:
+        other = control["paired_with_routed"]  # the control against the routed model
+        turned = {"difference": -other["difference"], "gained": other["lost"], "lost": other["gained"], "p": other["p"]}
+        found.append((control["name"], turned))
+    return found
+
+
+def verdict(paired: dict) -> str:
+    """What a paired test says of the first model, in three words."""
+    if paired["p"] >= LEVEL:
+        return "no measurable difference"
+    return f"measurably {'more' if paired['difference'] > 0 else 'less'} accurate"
+
+
+def sentence(other: str, paired: dict) -> str:
+    """A paired test of the routed model in words."""
+    return (
+        f"routed against {other}: {signed(paired['difference'])}, gained {paired['gained']} and lost "
+        f"{paired['lost']} answers, p {_relation(paired['p'])}: {verdict(paired)}"
+    )
+
+
+def _relation(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
+
+
+def shares(result: dict) -> str:
+    """How often layers were skipped and repeated, in words."""
+    share = result["route_share"]
+    return f"layers skipped {share['skip']:.1%}, run once {share['run']:.1%}, repeated {share['repeat']:.1%}"
+
+
+def questions(result: dict) -> str:
+    """How many questions were asked in which form, in words."""
+    inputs = result["routed"]["inputs"]
+    counts = [f"{n} {what}{'' if n == 1 else 's'}" for n, what in ((result["n"], "question"), (inputs, "input"))]
+    first = " from the start of the task" if result["limit"] is not None else ""
+    shots = "the task's own number of" if result["num_fewshot"] is None else str(result["num_fewshot"])
+    chat = "with" if result["apply_chat_template"] else "without"
+    return f"{counts[0]}{first}, {counts[1]}; {shots} solved examples, {chat} chat template"
 
 
 def print_table(results: list[dict], console: Console | None = None) -> None:
-    """One row for each model and task."""
-    table = Table(title="held-out questions, never searched on")
-    columns = ("task", "n", "model", "accuracy", "95 % interval", "layers/input", "skip", "run", "repeat", "seconds")
-    captions = []
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("task", "model") else "right")
+    """One row for each task and method, fit for 120 columns; below it what the paired tests say."""
+    look = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "show_edge": False, "pad_edge": False}
+    table = Table(caption=escape(NOTE), caption_justify="left", **look)
+    table.add_column("task, n\n  method", overflow="fold", vertical="bottom")
+    for column in COLUMNS[1:]:
+        table.add_column(column.replace(" /", "\n/"), justify="right", no_wrap=True, vertical="bottom")
     for result in results:
-        for name in ("base", "routed"):
-            row = result[name]
-            shares = result["route_share"] if name == "routed" else {"skip": 0, "run": 1, "repeat": 0}
-            low, high = row["ci95"]
-            table.add_row(
-                result["task"],
-                str(result["n"]),
-                name,
-                f"{row['accuracy']:.3f}",
-                f"{low:.3f} – {high:.3f}",
-                f"{row['layers']:.2f}",
-                *(f"{shares[share]:.1%}" for share in NAMES),
-                f"{row['seconds']:.1f}",
-            )
-        paired = result["paired"]
-        captions.append(
-            f"{result['task']}: paired difference {result['routed']['accuracy'] - result['base']['accuracy']:+.3f}: "
-            f"{paired['gained']} answers gained, {paired['lost']} lost, McNemar p = {paired['p']:.3f}"
-        )
-    table.caption = "\n".join(captions)
-    (console or Console(width=120)).print(table)
-
-
-def plot_routes(routes: list[list[int]], path: Path, title: str) -> None:
-    """Heatmap of routes, examples × layers, rows ordered by their routes."""
-    matrix = np.array(sorted(routes))
-    figure, axes = plt.subplots(figsize=(8, 6), layout="constrained")
-    norm = BoundaryNorm([-0.5, 0.5, 1.5, 2.5], 3)
-    image = axes.imshow(
-        matrix, aspect="auto", interpolation="nearest", cmap=ListedColormap(COLORS), norm=norm, origin="lower"
-    )
-    bar = figure.colorbar(image, ticks=[0, 1, 2])
-    bar.ax.set_yticklabels(NAMES)
-    axes.set(xlabel="layer", ylabel="input, ordered by route", title=title)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def plot_layer_rates(routes: list[list[int]], path: Path, title: str) -> None:
-    """Share of inputs that skip and that repeat each layer."""
-    matrix = np.array(routes)
-    layers = np.arange(matrix.shape[1])
-    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
-    for count, offset in ((0, -0.2), (2, 0.2)):
-        rates = (matrix == count).mean(0)
-        axes.bar(layers + offset, rates, 0.4, color=COLORS[count], label=NAMES[count])
-    axes.set(xlabel="layer", ylabel="share of inputs", ylim=(0, 1), title=title)
-    axes.set_xticks(layers[::2])
-    axes.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def plot_frontier(points: list[dict], path: Path, title: str) -> None:
-    """Accuracy with intervals against executed layers, and against measured time (that of dense = 1)."""
-    figure, panels = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained", sharey=True)
-    styles = {
-        "dense": ("black", "D"),
-        "routed": ("#1b6ca8", "o"),
-        "static": ("#4d9221", "s"),
-        "random": ("#d95f02", "x"),
-    }
-    for axes, label in zip(panels, ("layers executed an input", "time, that of the dense path = 1")):
-        for method, (color, marker) in styles.items():
-            own = [point for point in points if point["method"] == method]
-            across = [point["layers"] if axes is panels[0] else 1 / point["speedup"] for point in own]
-            middle = [point["accuracy"] for point in own]
-            below = [point["accuracy"] - point["ci95"][0] for point in own]
-            above = [point["ci95"][1] - point["accuracy"] for point in own]
-            axes.errorbar(
-                across, middle, yerr=[below, above], fmt=marker, color=color, label=method, capsize=2, linewidth=0.9
-            )
-        axes.set(xlabel=label)
-        axes.grid(alpha=0.3)
-    panels[0].set_ylabel("accuracy, 95 % interval")
-    panels[0].legend()
-    figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+        table.add_row(f"[bold]{escape(result['task'])}, n {result['n']}[/]")
+        for name, *cells in rows(result):
+            table.add_row(f"  {escape(name)}", *cells)
+        table.add_section()
+    console = console or Console(width=120)
+    console.print(table)
+    for result in results:
+        console.print(escape(f"{result['task']}: {shares(result)}"), highlight=False)
+        for other, paired in comparisons(result):
+            console.print(escape(f"  {sentence(other, paired)}"), highlight=False)

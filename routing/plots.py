@@ -1,0 +1,126 @@
+"""Pictures of routes, evaluations and frontiers. Each is written to a path or into a binary buffer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.ticker import MaxNLocator
+
+COLORS = ("#d95f02", "#e8e8e8", "#1b6ca8")  # skip, run, repeat
+NAMES = ("skip", "run", "repeat")
+STYLES = {
+    "dense": ("black", "D"),
+    "base": ("black", "D"),
+    "routed": ("#1b6ca8", "o"),
+    "static": ("#4d9221", "s"),
+    "random": ("#d95f02", "x"),
+}
+
+
+def _save(figure: plt.Figure, path: Path | BinaryIO) -> None:
+    figure.savefig(path, dpi=120, format="png")
+    plt.close(figure)
+
+
+def _whole_ticks(axes: plt.Axes) -> None:
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
+
+
+def plot_routes(routes: list[list[int]], path: Path | BinaryIO, title: str) -> None:
+    """Heatmap of routes, examples × layers, rows ordered by their routes."""
+    matrix = np.array(sorted(routes))
+    figure, axes = plt.subplots(figsize=(8, 6), layout="constrained")
+    norm = BoundaryNorm([-0.5, 0.5, 1.5, 2.5], 3)
+    image = axes.imshow(
+        matrix, aspect="auto", interpolation="nearest", cmap=ListedColormap(COLORS), norm=norm, origin="lower"
+    )
+    bar = figure.colorbar(image, ticks=[0, 1, 2])
+    bar.ax.set_yticklabels(NAMES)
+    axes.set(xlabel="layer", ylabel="input, ordered by route", title=title)
+    _whole_ticks(axes)
+    _save(figure, path)
+
+
+def plot_layer_rates(routes: list[list[int]], path: Path | BinaryIO, title: str) -> None:
+    """Share of inputs that skip and that repeat each layer."""
+    matrix = np.array(routes)
+    layers = np.arange(matrix.shape[1])
+    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    for count, offset in ((0, -0.2), (2, 0.2)):
+        rates = (matrix == count).mean(0)
+        axes.bar(layers + offset, rates, 0.4, color=COLORS[count], label=NAMES[count])
+    axes.set(xlabel="layer", ylabel="share of inputs", ylim=(0, 1), title=title)
+    axes.set_xticks(layers[::2])
+    axes.legend()
+    _save(figure, path)
+
+
+def plot_layers_histogram(result: dict, path: Path | BinaryIO, title: str) -> None:
+    """How many inputs executed how many layers, of the routed model; lines at its mean and at the full depth."""
+    histogram = {int(layers): count for layers, count in result["layers_histogram"].items()}
+    depth, mean = len(result["routes"][0]), result["routed"]["layers"]
+    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    axes.bar(list(histogram), list(histogram.values()), 0.8, color=STYLES["routed"][0])
+    axes.axvline(depth, color="black", linestyle="--", linewidth=1, label=f"all layers once: {depth}")
+    axes.axvline(mean, color=STYLES["random"][0], linewidth=1.5, label=f"mean: {mean:.2f}")
+    axes.set_xlim(min(*histogram, depth) - 1, max(*histogram, depth) + 1)
+    axes.set(xlabel="layers executed an input", ylabel="inputs", title=title)
+    _whole_ticks(axes)
+    axes.legend()
+    _save(figure, path)
+
+
+def plot_accuracy(result: dict, path: Path | BinaryIO, title: str) -> None:
+    """Accuracy with intervals against executed layers: routed model, base and controls, as far as there are any."""
+    points = [{"method": name, **result[name]} for name in ("base", "routed") if result[name]] + result["controls"]
+    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    _draw_points(axes, points, lambda point: point["layers"])
+    axes.margins(x=0.1)
+    axes.set(xlabel="layers executed an input", ylabel="accuracy, 95 % interval", title=title)
+    axes.legend()
+    _save(figure, path)
+
+
+def plot_frontier(points: list[dict], path: Path | BinaryIO, title: str) -> None:
+    """Accuracy with intervals against executed layers, and against measured time (that of dense = 1)."""
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained", sharey=True)
+    for axes, label in zip(panels, ("layers executed an input", "time, that of the dense path = 1")):
+        by_layers = axes is panels[0]
+        _draw_points(axes, points, lambda point, own=by_layers: point["layers"] if own else 1 / point["speedup"])
+        axes.set(xlabel=label)
+    panels[0].set_ylabel("accuracy, 95 % interval")
+    panels[0].legend()
+    figure.suptitle(title, fontsize=10)
+    _save(figure, path)
+
+
+def _draw_points(axes: plt.Axes, points: list[dict], across: Callable[[dict], float]) -> None:
+    """Accuracies with intervals, a style for each method; points have method, accuracy and ci95."""
+    for method, (color, marker) in STYLES.items():
+        own = [point for point in points if point["method"] == method]
+        if not own:
+            continue
+        middle = [point["accuracy"] for point in own]
+        below = [point["accuracy"] - point["ci95"][0] for point in own]
+        above = [point["ci95"][1] - point["accuracy"] for point in own]
+        axes.errorbar(
+            [across(point) for point in own],
+            middle,
+            yerr=[below, above],
+            fmt=marker,
+            color=color,
+            label=method,
+            capsize=2,
+            linewidth=0.9,
+        )
+    axes.grid(alpha=0.3)
