@@ -395,15 +395,9 @@ def counted_graphs():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize(
-    "any_family, dynamic",
-    [
-        (LLAMA, True),
-        pytest.param(LLAMA, None, marks=pytest.mark.slow),
-        *(pytest.param(family, True, marks=pytest.mark.slow) for family in SLIDING_FAMILIES),
-    ],
-    ids=str,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("any_family", (LLAMA, *SLIDING_FAMILIES), ids=str)
 def test_compiled_layers_give_the_same_tokens(any_family, dynamic):
     routed = routed_from(any_family, stock_model(any_family), router_seed=5, num_windows=4)
     ids, mask = padded(random_rows([4, 9, 6]))
@@ -420,13 +414,13 @@ def test_a_decode_loop_compiles_no_more_than_a_few_graphs(family):
     """One graph serves all layers, all steps and all routes of as many rows."""
     routed = routed_from(family, stock_model(family))
     ids = torch.stack(random_rows([6, 6, 6]))
+    asked = [{"routes": torch.tensor([route] * 3), "max_new_tokens": 15, "do_sample": False} for route in ROUTES]
+    plain = [routed.generate(ids, **arguments) for arguments in asked]
     with counted_graphs() as (graphs, backend):
         routed.compile(backend=backend, dynamic=True)
-        routed.generate(ids, routes=torch.tensor(ROUTES[:1] * 3), max_new_tokens=2)
+        for arguments, expected in zip(asked, plain):
+            assert torch.equal(routed.generate(ids, **arguments), expected)
         assert len(graphs) == 2  # prefill, decoding
-        for route in ROUTES:
-            routed.generate(ids, routes=torch.tensor([route] * 3), max_new_tokens=20)
-        assert len(graphs) == 2
 
 
 def test_compiling_the_layers_changes_no_checkpoint(tmp_path):
