@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -18,6 +19,7 @@ from .routers import REPEAT, RouterBlock, RouterLinear, pool_windows, prompt_mas
 
 LM_EVAL_PADDING_ID = 0  # lm-eval pads loglikelihood requests with this id, whatever the tokenizer says.
 ROUTER_FILE = "routers.safetensors"
+CARD = "README.md"
 # What says where a checkpoint is; the config's from_pretrained consumes these, the weights need them too.
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
 
@@ -200,6 +202,10 @@ class RoutedModel(RouterWeights, LayerPathModel):
 class RoutedForCausalLM(RouterWeights, LayerPathForCausalLM):
     """Mixin over a `...ForCausalLM` whose decoder is a RoutedModel."""
 
+    # Folder, or name on the hub, of the loaded checkpoint, with its HUB_ARGUMENTS; None for a base.
+    _card_place: tuple[Path | str, dict] | None = None
+    _card: bytes | None = None  # What is uploaded as README.md.
+
     @property
     def last_routes(self) -> torch.LongTensor | None:
         """[B, L] counts of the last prefill, see `RoutedModel`."""
@@ -264,6 +270,41 @@ class RoutedForCausalLM(RouterWeights, LayerPathForCausalLM):
             model_kwargs["prompt_lengths"] = prompt.sum(1).clamp(min=1)
         return generator
 
+    def push_to_hub(self, *args, **kwargs):
+        """As in transformers, with the README.md of the checkpoint that the model was loaded from."""
+        self._card = self._read_card(kwargs.get("token"))
+        return super().push_to_hub(*args, **kwargs)
+
+    def save_pretrained(self, save_directory, is_main_process=True, state_dict=None, push_to_hub=False, **kwargs):
+        """As in transformers; with push_to_hub, the README.md of the loaded checkpoint goes along."""
+        if push_to_hub:  # Read now: transformers writes a card of its own, maybe over this one, before it uploads.
+            self._card = self._read_card(kwargs.get("token"))
+        super().save_pretrained(save_directory, is_main_process, state_dict, push_to_hub, **kwargs)
+
+    def _read_card(self, token) -> bytes | None:
+        if self._card_place is None:
+            return None
+        place, where = self._card_place
+        if isinstance(place, Path):
+            path = place / where.get("subfolder", "") / CARD
+            return path.read_bytes() if path.is_file() else None
+        found = cached_file(place, CARD, token=token, _raise_exceptions_for_missing_entries=False, **where)
+        return None if found is None else Path(found).read_bytes()
+
+    def _upload_modified_files(self, working_dir, *args, **kwargs):
+        """Puts the card in the place of the one from transformers, of which only the tags that were asked for stay."""
+        if self._card is not None:
+            path = Path(working_dir, CARD)
+            asked = ModelCard.load(path).data.tags or []
+            path.write_bytes(self._card)
+            if asked:
+                card = ModelCard.load(path)
+                tags = card.data.tags or []
+                if not set(asked) <= set(tags):
+                    card.data.tags = list(dict.fromkeys(tags + asked))
+                    card.save(path)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, output_loading_info=False, **kwargs):
         """Loads a routed checkpoint, a base of the family, or routers with a reference to their base.
@@ -281,6 +322,11 @@ class RoutedForCausalLM(RouterWeights, LayerPathForCausalLM):
             config, unused = cls.config_class.from_pretrained(place, return_unused_kwargs=True, **kwargs)
             kwargs = hub | unused | dtypes
         config.check_routing()
+        card_place = None
+        if config.trained_num_windows is not None:  # Of a base, the card would be wrong.
+            where = {key: value for key, value in hub.items() if key != "token"}
+            where["revision"] = getattr(config, "_commit_hash", None) or hub.get("revision")
+            card_place = Path(place).absolute() if Path(place).is_dir() else place, where
         routers = None
         if config.base_model is not None:
             routers = load_file(cached_file(place, ROUTER_FILE, **hub))
@@ -288,6 +334,7 @@ class RoutedForCausalLM(RouterWeights, LayerPathForCausalLM):
                 check_base_files(config.base_model, config.base_sha256)
             place, kwargs = config.base_model, kwargs | {"revision": config.base_revision or "main", "subfolder": ""}
         model, info = super().from_pretrained(place, *args, config=config, output_loading_info=True, **kwargs)
+        model._card_place = card_place
         if routers is not None:
             model.model.routers.load_state_dict(routers)
             # The model is complete now: what save_pretrained writes needs no base beside it.

@@ -1,0 +1,147 @@
+"""Model cards: README.md of a checkpoint folder, with the hub's metadata, and uploading the folder.
+
+    python -m routing.model_card checkpoints/my-run --push --repo_id OWNER/NAME
+
+Takes what evaluation.py wrote into the folder. A card that was edited by hand is left alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import sys
+from pathlib import Path
+
+from routing.checkpoint import check_checkpoint, training_record
+from routing.errors import UserError, raise_all, run_command
+from routing.files import write_text
+from routing.hub import is_repo_id, upload
+from routing.model_card_text import card_text
+
+CARD, RESULTS = "README.md", "evaluation.json"
+MARK = re.compile(r"<!-- written by routing/model_card\.py, replaced until it is edited: ([0-9a-f]{64}) -->\n")
+# Kinds of files that make a checkpoint; folders and anything else stay where they are.
+SUFFIXES = (".json", ".safetensors", ".py", ".jinja", ".txt", ".model")
+NEEDED = ("controls", "rerouted", "layers_histogram", "num_fewshot")  # Not in results of earlier versions.
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def marked(text: str) -> str:
+    """A card with a line that tells whether it was edited since."""
+    head, rest = text.split("\n---\n", 1)
+    line = f"<!-- written by routing/model_card.py, replaced until it is edited: {_digest(text)} -->\n"
+    return f"{head}\n---\n{line}{rest}"
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a card is as it was written here."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    found = MARK.search(text)
+    return bool(found) and _digest(text.replace(found[0], "", 1)) == found[1]
+
+
+def write_model_card(folder: Path, results: list[dict] | None = None, repo_id: str | None = None) -> Path | None:
+    """Write README.md into a checkpoint folder.
+
+    Args:
+        results: of evaluation.py; None: the card says that it was not evaluated yet.
+        repo_id: OWNER/NAME for the commands in it, if it is known.
+
+    Returns:
+        The card; None, with a message on stderr, where there is one that was edited or comes from elsewhere.
+
+    Raises:
+        UserError: if the folder is no checkpoint of train.py.
+    """
+    config, training = check_checkpoint(folder), training_record(folder)
+    path = folder / CARD
+    if path.exists() and not is_ours(path):
+        print(
+            f"{path} was edited or is not of this toolkit, so it stays as it is. Move it for a new one.",
+            file=sys.stderr,
+        )
+        return None
+    name = (repo_id or folder.resolve().name).split("/")[-1]
+    write_text(path, marked(card_text(name, config, training, results or [], repo_id)))
+    return path
+
+
+def read_results(folder: Path) -> list[dict] | None:
+    """What evaluation.py left in a checkpoint folder; None if it did not run.
+
+    Raises:
+        UserError: if the file is damaged or of an earlier version.
+    """
+    path = folder / RESULTS
+    if not path.exists():
+        return None
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        missing = [key for result in results for key in NEEDED if key not in result]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}). Run evaluation.py again, or remove it.") from error
+    if missing:
+        raise UserError(f"{path} lacks {missing[0]!r}: an earlier version wrote it. Run evaluation.py again.")
+    return results
+
+
+def checkpoint_files(folder: Path) -> list[str]:
+    """What is uploaded of a checkpoint folder: its files, card and evaluation, no folders and nothing hidden."""
+    extra = (CARD, Path(RESULTS).with_suffix(".html").name)
+    return sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.is_file() and not path.name.startswith(".") and (path.suffix in SUFFIXES or path.name in extra)
+    )
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m routing.model_card", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", type=Path, help="folder of a checkpoint of train.py")
+    parser.add_argument("--repo_id", help="OWNER/NAME of the model on the hub")
+    parser.add_argument(
+        "--push",
+        action="store_true",
+        help="upload weights, code, tokenizer, card and the records of training and evaluation (which hold the "
+        "arguments as they were given) to --repo_id",
+    )
+    access = parser.add_mutually_exclusive_group()
+    access.add_argument("--private", action="store_true", help="with --push: for yourself alone, which is the default")
+    access.add_argument("--public", action="store_true", help="with --push: let everybody read it")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = make_parser().parse_args(argv)
+    folder, repo_id, push = arguments.checkpoint, arguments.repo_id, arguments.push
+    config = check_checkpoint(folder)
+    problems = []
+    if repo_id is not None and not ("/" in repo_id and is_repo_id(repo_id)):
+        problems.append(f"--repo_id {repo_id!r} must be OWNER/NAME, as the hub writes it")
+    if push and repo_id is None:
+        problems.append("--push needs --repo_id OWNER/NAME")
+    if (arguments.public or arguments.private) and not push:
+        problems.append("--public and --private go with --push; without it nothing is uploaded")
+    base = config.get("base_model")
+    if push and base and Path(base).is_dir():
+        problems.append(
+            f"--push: the checkpoint refers to its base in {base}, which nobody else has. Make it again with train.py "
+            "--save_base copy, or from a base on the hub."
+        )
+    raise_all(problems)
+    if card := write_model_card(folder, read_results(folder), repo_id):
+        print(card, file=sys.stderr)
+    if push:
+        url = upload(folder, checkpoint_files(folder), repo_id, "model", arguments.public, "Routed checkpoint")
+        print(f"uploaded to {url}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run_command(main)

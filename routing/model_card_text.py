@@ -1,0 +1,242 @@
+"""What a model card says: metadata for the hub, how to load the checkpoint, results, training, limits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from routing.default_model import DEFAULT_MODEL
+from routing.hub import is_repo_id
+from routing.labels.card import table
+from routing.report import (
+    COLUMNS,
+    LEVEL,
+    NOTE,
+    comparisons,
+    interval,
+    questions,
+    rows,
+    sentence,
+    shares,
+    signed,
+    verdict,
+)
+
+TAGS = ["dynamic-layer-routing", "layer-skipping", "dynamic-depth"]
+CONFIGS = Path(__file__).resolve().parents[1] / "eval_configs"
+UNKNOWN = "not recorded"
+WIDE = 0.1  # An interval of accuracy that is wider than this is worth a word.
+
+
+def hub_base(model: str) -> str | None:
+    """The base model's name on the hub; None for a local folder and the default model, which the hub lacks as it is."""
+    return None if model == DEFAULT_MODEL or Path(model).exists() or not is_repo_id(model) else model
+
+
+def base_name(model: str) -> str:
+    """A base model for readers elsewhere: of a local folder its name alone."""
+    return hub_base(model) or Path(model).name
+
+
+def metadata(name: str, training: dict, results: list[dict]) -> ModelCardData:
+    """What the hub reads: base model, tags, accuracies of the routed model."""
+    base = hub_base(training["arguments"]["model_id"])
+    return ModelCardData(
+        base_model=base,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=TAGS + (["lm-evaluation-harness"] if results else []),
+        model_name=name if results else None,
+        eval_results=[_entry(result) for result in results] or None,
+    )
+
+
+def _entry(result: dict) -> EvalResult:
+    task, shots = result["task"], result["num_fewshot"]
+    return EvalResult(
+        task_type="text-generation",
+        task_name=task,
+        dataset_type=task,
+        dataset_name=task,
+        dataset_args=None if shots is None else {"num_few_shot": shots},
+        metric_type="accuracy",
+        metric_name="accuracy, routing on the prompt alone",
+        metric_value=round(result["routed"]["accuracy"], 4),
+    )
+
+
+def card_text(name: str, config: dict, training: dict, results: list[dict], repo_id: str | None) -> str:
+    """The card without its mark: metadata, then the text.
+
+    Args:
+        name: of the checkpoint.
+        config: fields of config.json.
+        training: what train.py wrote beside the weights.
+        results: of evaluation.py; may be empty.
+    """
+    base, place = base_name(training["arguments"]["model_id"]), repo_id or "path/of/this/folder"
+    reference = config.get("base_model")
+    weights = (
+        f"The folder holds the routers alone; loading takes the base model from `{base_name(reference)}`."
+        if reference
+        else "The folder holds base and routers."
+    )
+    return f"""---
+{metadata(name, training, results).to_yaml()}
+---
+
+# {name}: {base} with layer routing
+
+`{base}` ({config["num_hidden_layers"]} layers), its weights unchanged, with a small router at each layer. For each
+input the routers decide once, from the prompt, which layers to skip, run once or run twice. They learned from execution
+paths that a tree search found to answer correctly (Dr.LLM, [arXiv 2510.12773](https://arxiv.org/abs/2510.12773)).
+{weights}
+
+## Loading
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{place}")
+model = AutoModelForCausalLM.from_pretrained("{place}", trust_remote_code=True)
+output = model.generate(**tokenizer("The capital of France is", return_tensors="pt"), max_new_tokens=20)
+print(tokenizer.decode(output[0]), model.last_routes)
+```
+
+No package besides transformers (made with {config.get("transformers_version", UNKNOWN)}) and torch is needed.
+`trust_remote_code=True` runs the Python files of this folder: subclasses of the transformers model that compute the
+routers' decisions and execute each row's layers accordingly, with a KV cache to match. They start no processes, and
+read, write and fetch only what `from_pretrained` and `push_to_hub` do. `is_static_routing=True` runs every layer once,
+as the base does.
+
+## Evaluation
+
+{_evaluation(results)}
+
+{_lm_eval(place, results)}
+
+## Training
+
+{_training(training, config)}
+
+## Limits
+
+{chr(10).join(f"- {limit}" for limit in limits(results))}
+
+## License
+
+None is claimed here. The base model keeps its own.
+"""
+
+
+def _evaluation(results: list[dict]) -> str:
+    if not results:
+        return "This checkpoint was not evaluated yet."
+    parts = []
+    for result in results:
+        part = [
+            f"**{result['task']}**, {questions(result)}. Routed: {shares(result)}.",
+            table(list(COLUMNS), rows(result)),
+        ]
+        if compared := comparisons(result):
+            part.append("\n".join(f"- {sentence(*pair)}" for pair in compared))
+        parts.append("\n\n".join(part))
+    first = results[0]
+    setting = (
+        f"Measured {first['date']} on {first['hardware']}, {first['dtype']}, lm-evaluation-harness "
+        f"{first['versions']['lm_eval']}, with routing on the prompt alone. {NOTE} Intervals are "
+        "Wilson's. Of the controls, a static path is one fixed route for all inputs, chosen on other questions; a "
+        "random one is as long as the routed model's, input by input."
+    )
+    return "\n\n".join([*parts, setting])
+
+
+def _lm_eval(place: str, results: list[dict]) -> str:
+    tasks = [result["task"] for result in results] or ["arc_easy"]
+    include = " --include_path eval_configs" if any((CONFIGS / f"{task}.yaml").exists() for task in tasks) else ""
+    shots, chat = (results[0][name] for name in ("num_fewshot", "apply_chat_template")) if results else (None, False)
+    asked = (f" --num_fewshot {shots}" if shots is not None else "") + (" --apply_chat_template" if chat else "")
+    where = " (`eval_configs` is a folder of the toolkit that made this model)" if include else ""
+    return f"""Stock lm-evaluation-harness runs it too{where}:
+
+```
+lm_eval --model hf --model_args pretrained={place},trust_remote_code=True --tasks {",".join(tasks)}{asked}{include}
+```
+
+Its requests hold prompt and scored continuation in one sequence, so for loglikelihood tasks routing then reads both,
+and accuracies may differ from those of the toolkit's `evaluation.py`, where routing reads the prompt alone."""
+
+
+def _training(training: dict, config: dict) -> str:
+    arguments = training["arguments"]
+
+    def joined(values: dict) -> str:
+        return ", ".join(f"{name} {value}" for name, value in values.items()) or UNKNOWN
+
+    weights = {name: f"{weight:.3f}" for name, weight in training.get("class_weights", {}).items()}
+    examples = {
+        "training": training.get("train_examples", UNKNOWN),
+        "held out": training.get("held_out_examples", UNKNOWN),
+    }
+    names = ("objective", "class_weighting", "num_epochs", "learning_rate", "batch_size", "seed")
+    routers = {name: config[name] for name in ("num_windows", "router_hidden_size") if name in config}
+    facts = {
+        "questions from": ", ".join(training.get("datasets", ())) or UNKNOWN,
+        "examples": joined(examples),
+        "labels, one a layer of each example": joined(training.get("class_counts", {})),
+        "class weights": joined(weights),
+        "arguments": joined({name: arguments[name] for name in names if name in arguments}),
+        "routers": joined(routers),
+        "hardware": training.get("hardware") or UNKNOWN,
+        "versions": joined(training.get("versions", {})),
+        "commit of the code": training.get("git_commit") or UNKNOWN,
+    }
+    return table(["fact", "value"], [[name, value] for name, value in facts.items()])
+
+
+def limits(results: list[dict]) -> list[str]:
+    """What the numbers do not show, or show against the model, in sentences."""
+    found = [f"{result['task']}: {text}." for result in results for text in _limits_of(result)]
+    if not results:
+        found.append("Nothing is known yet of how accurate or how fast it is, beside its base or beside controls.")
+    return [*found, "Other tasks, prompts, languages and dtypes than those above were not measured."]
+
+
+def _limits_of(result: dict) -> list[str]:
+    routed, base, paired = result["routed"], result["base"], result["paired"]
+    found = []
+    if result["rerouted"] == 0:
+        found.append("every input ran every layer once, so routing changed nothing")
+    if not base:
+        found.append("the base was not evaluated, so nothing is known of what routing costs or brings")
+    else:
+        measurable = f"{verdict(paired)} than the base ({signed(paired['difference'])})"
+        equal = "no measurable difference in accuracy from the base, which does not prove that there is none"
+        found.append(measurable if paired["p"] < LEVEL else equal)
+        found.append(_time(routed["seconds"], base["seconds"]))
+    for method, lesson in (
+        ("random", "the routers are not shown to know which layers can go"),
+        ("static", "deciding for each input is not shown to be of use"),
+    ):
+        names = {control["name"] for control in result["controls"] if control["method"] == method}
+        unbeaten = [
+            name for name, test in comparisons(result) if name in names and verdict(test) != "measurably more accurate"
+        ]
+        if unbeaten:
+            found.append(f"not measurably more accurate than {'; '.join(unbeaten)}: {lesson}")
+    if not result["controls"]:
+        found.append("no control was evaluated, so a fixed path or random routes may do as well")
+    if result["limit"] is not None:
+        found.append("only questions from the start of the task were asked")
+    low, high = routed["ci95"]
+    if high - low > WIDE:
+        found.append(f"with so few questions accuracy is known no better than {interval(routed)}")
+    return found
+
+
+def _time(routed: float, base: float) -> str:
+    measured = f"{routed:.1f} seconds inside the model against {base:.1f} of the base, measured once"
+    if routed >= base:
+        return f"not faster: {measured}"
+    return f"{1 - routed / base:.1%} less time: {measured}, so a few percent may be noise"
