@@ -1,45 +1,29 @@
-"""Stage 3: evaluate a routed checkpoint and its base side by side with lm-eval.
+"""Stage 3: evaluate a routed checkpoint with lm-eval, beside its base and controls.
 
-    python evaluation.py --checkpoint checkpoints/my-run --tasks routed_arithmetic
+    python evaluation.py --checkpoint checkpoints/my-run --tasks routed_arithmetic --controls static,random
+    python evaluation.py --checkpoint checkpoints/my-run --check
 
-Routing sees prompts only, never the tokens that are scored. Prints a table and writes JSON.
+Routing sees prompts only, never the tokens that are scored. Prints a table; writes evaluation.json, evaluation.html
+and the model card (README.md) into the checkpoint folder. Run it again to continue after an interruption;
+`accelerate launch` spreads the questions over processes.
 """
 
 from __future__ import annotations
 
-import json
+import sys
 from pathlib import Path
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from accelerate import PartialState
 
-from routing.arguments import DTYPES, EvaluationArguments, parse, pick_device
-from routing.errors import UserError, run_command
-from routing.evaluation import PromptRoutedLM, check_tasks, evaluate_model, mcnemar, members, route_share, summary
-from routing.families import locate_model
+from routing.arguments import EvaluationArguments, parse
+from routing.checkpoint import training_record
+from routing.errors import run_command
+from routing.evaluation.comparison import Comparison
+from routing.evaluation.tasks import check_tasks, members
 from routing.files import write_json
+from routing.html_report import write_html
+from routing.model_card import write_model_card
 from routing.report import print_table
-from routing.run_info import git_commit, hardware, today, versions
-
-
-def load_pair(arguments: EvaluationArguments) -> tuple[PromptRoutedLM, PromptRoutedLM, str]:
-    """The base and the routed model, ready for lm-eval, and the base's name."""
-    folder = Path(arguments.checkpoint)
-    information = folder / "training.json"
-    if not information.is_file():
-        raise UserError(
-            f"--checkpoint {arguments.checkpoint!r} holds no training.json, so it is no checkpoint of train.py."
-        )
-    try:
-        base = json.loads(information.read_text())["arguments"]["model_id"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{information} is damaged ({error!r}); make the checkpoint again with train.py.") from error
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-    models = []
-    for place, trusted in ((locate_model(base), False), (str(folder), True)):
-        model = AutoModelForCausalLM.from_pretrained(place, trust_remote_code=trusted, dtype=DTYPES[arguments.dtype])
-        model.to(pick_device(arguments.device)).eval()
-        models.append(PromptRoutedLM(pretrained=model, tokenizer=tokenizer, batch_size=arguments.batch_size))
-    return *models, base
 
 
 def main() -> None:
@@ -47,33 +31,21 @@ def main() -> None:
     names = arguments.task_names()
     manager = check_tasks(names)
     tasks = members(names, manager)
-    base_model, routed_model, base_name = load_pair(arguments)
-    depth = routed_model.model.config.num_hidden_layers
-    output = Path(arguments.output or Path(arguments.checkpoint) / "evaluation.json")
+    comparison = Comparison(arguments, training_record(Path(arguments.checkpoint)))
+    if arguments.check:
+        sys.exit(0 if comparison.check(tasks[0], manager) else 1)
     results = []
     for task in tasks:
-        base = evaluate_model(base_model, task, manager, arguments.limit)
-        routed = evaluate_model(routed_model, task, manager, arguments.limit)
-        results.append(
-            {
-                "task": task,
-                "n": len(base.correct),
-                "base": summary(base, depth),
-                "routed": summary(routed, depth),
-                "paired": mcnemar(base.correct, routed.correct),
-                "route_share": route_share(routed.routes),
-                "routes": routed.routes,
-                "model": base_name,
-                "dtype": arguments.dtype,
-                "hardware": hardware(),
-                "date": today(),
-                "versions": versions(),
-                "git_commit": git_commit(),
-            }
-        )
-        write_json(output, results)  # After every task: a later one may fail.
+        results.append(comparison.run(task, manager))
+        if PartialState().is_main_process:  # After every task: a later one may fail.
+            write_json(comparison.output, results)
+    if not PartialState().is_main_process:
+        return
+    page = comparison.output.with_suffix(".html")
+    write_html(results, page)
     print_table(results)
-    print(f"written to {output}")
+    card = write_model_card(Path(arguments.checkpoint), results)
+    print(f"written to {comparison.output}, {page}" + (f" and {card}" if card else ""))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from routing.default_model import DEFAULT_MODEL
 from routing.errors import run_command
-from routing.evaluation import wilson_interval
+from routing.evaluation.statistics import wilson_interval
 from routing.families import load_base_config, load_tokenizer, locate_model, routed_class
 from routing.files import write_json
 from routing.run_info import git_commit, hardware, today, versions

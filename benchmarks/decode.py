@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/decode.py --json benchmarks/results/decode.json --plot benchmarks/results/decode.png
 
-One token a step for all rows, behind a prompt that is in the cache. `cache_bytes` is the memory of stored keys and
-values behind the prompt, `cache_share` is it over that of the stock model. Nothing is timed whose log-probabilities differ from a stock model that has the
-executed layers alone.
+One token a step for all rows, behind a prompt in the cache. `cache_bytes` is the memory of the keys and values that are
+stored of the prompt, `cache_share` is it over that of the stock model. Nothing is timed whose log-probabilities
+differ from a stock model that has the executed layers alone.
 """
 
 from __future__ import annotations

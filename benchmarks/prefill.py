@@ -16,7 +16,7 @@ from routing.errors import run_command
 
 @torch.inference_mode()
 def measure(models: Models, prompts: torch.LongTensor, routes: list, repeats: int) -> list[dict]:
-    def reader(model, rows=len(prompts), **given):
+    def reader(model, rows: int | None = None, **given):
         return lambda: model(prompts[:rows], use_cache=True, logits_to_keep=1, **given)
 
     for router in models.routed.model.routers:  # All layers run, whatever they read.

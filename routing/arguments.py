@@ -11,15 +11,17 @@ from pathlib import Path
 import torch
 from transformers import HfArgumentParser
 
+from routing.checkpoint import check_checkpoint, training_record
 from routing.default_model import DEFAULT_MODEL
 from routing.errors import UserError, raise_all
 from routing.families import load_base_config
 from routing.labels.reading import read_header
 from routing.prompts import SCORINGS
 from routing.search.results import REWARDS
-from routing.tasks import unknown_names
+from routing.tasks import expand_names, unknown_names
 from routing.tasks.examples import SPLITS
 
+CONTROLS = ("static", "random")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -191,30 +193,82 @@ class TrainArguments:
 
 @dataclass
 class EvaluationArguments:
-    """Evaluate a checkpoint and its base with lm-eval, routing on the prompt alone."""
+    """Evaluate a checkpoint, its base and controls with lm-eval, routing on the prompt alone. Run it again to continue
+    after an interruption."""
 
     checkpoint: str = option("", "folder of a routed checkpoint")
     tasks: str = option("routed_arithmetic", "comma-separated lm-eval tasks, those of eval_configs/ included")
+    base: bool = option(True, "evaluate the base model too; --no_base to leave it out")
+    controls: str = option(
+        "",
+        "comma-separated: static (the best path that is the same for all inputs, with just more and just fewer layers "
+        "than the routed mean) and random (for each input as many layers as its route, chosen at random)",
+    )
+    control_data: str = option(
+        "", "data sets whose validation questions choose the static paths; default those that the labels are of"
+    )
+    control_samples: int = option(200, "validation questions of each of these data sets, at most")
+    seeds: int = option(3, "random controls, each with a seed of its own")
     limit: int | None = option(None, "questions a task, default all")
+    num_fewshot: int | None = option(None, "examples in front of each question, default as the task says")
+    apply_chat_template: bool = option(False, "wrap prompts in the chat template, as the routers were trained")
+    check: bool = option(
+        False,
+        "evaluate nothing; prove on a few requests (--limit, default 8) of the first task that routing is on, that "
+        "is_static_routing=True is the base bit for bit, and that decoding with a cache equals without",
+    )
     batch_size: int = option(16, "sequences a forward")
     dtype: str = option("float32", "dtype of the model", tuple(DTYPES))
     device: str = option("auto", "torch device; auto: cuda if there is one, else cpu")
-    output: str = option("", "JSON file for the results, default evaluation.json in the checkpoint folder")
+    output: str = option(
+        "", "JSON file for the results, default evaluation.json in the checkpoint folder; the HTML page goes beside it"
+    )
 
     def problems(self) -> list[str]:
         found = [] if self.checkpoint else ["--checkpoint is missing; give the folder of a routed checkpoint"]
         if not self.task_names():
             found.append(f"--tasks {self.tasks!r} names no task")
-        found += _below(self, batch_size=1)
+        if unknown := [name for name in self.control_names() if name not in CONTROLS]:
+            found.append(f"--controls {', '.join(unknown)}: unknown; allowed are {', '.join(CONTROLS)}")
+        if self.control_data:
+            found += [problem.replace("--dataset", "--control_data", 1) for problem in unknown_names(self.control_data)]
+            found += files_without_splits("control_data", self.control_data)
+        if self.output and not self.output.endswith(".json"):
+            found.append(f"--output {self.output!r} must end in .json")
+        found += _below(self, batch_size=1, seeds=1, control_samples=1)
         if self.limit is not None:
             found += _below(self, limit=1)
+        if self.num_fewshot is not None:
+            found += _below(self, num_fewshot=0)
         return found + _device_problems(self.device)
 
     def outside_problems(self) -> list[str]:
+        try:
+            check_checkpoint(Path(self.checkpoint))
+            training_record(Path(self.checkpoint))
+        except UserError as error:
+            return [f"--checkpoint: {error}"] if self.checkpoint else []
         return []
 
     def task_names(self) -> list[str]:
-        return [name.strip() for name in self.tasks.split(",") if name.strip()]
+        return _names(self.tasks)
+
+    def control_names(self) -> list[str]:
+        return _names(self.controls)
+
+
+def _names(listed: str) -> list[str]:
+    return [name.strip() for name in listed.split(",") if name.strip()]
+
+
+def files_without_splits(option: str, names: str) -> list[str]:
+    """Names of data sets that are files of the user's own, as sentences."""
+    return [
+        f"--{option} {name!r} is a file of your own, which has no validation and test questions; give the name of a "
+        "data set"
+        for name in expand_names(names)
+        if Path(name).is_file()
+    ]
 
 
 def _below(arguments, **least) -> list[str]:

@@ -20,8 +20,8 @@ from routing.checkpoint import check_checkpoint, load_checkpoint
 from routing.errors import UserError, raise_all, run_command
 from routing.files import write_json
 from routing.run_info import git_commit, hardware, today, versions
-from routing.scoring import Request, request_of
-from routing.tasks import expand_names, load_examples, unknown_names
+from routing.scoring import draw_requests
+from routing.tasks import unknown_names
 from routing.tasks.examples import SPLITS
 
 
@@ -85,18 +85,6 @@ def set_bias(folder: Path, bias: float, note: dict | None) -> None:
     write_json(path, json.loads(path.read_text()) | {"route_bias": bias})
 
 
-def held_out_requests(arguments: argparse.Namespace, split: str, tokenizer) -> list[Request]:
-    """Questions of a split, ready for the model."""
-    chat = arguments.apply_chat_template
-    if chat and not tokenizer.chat_template:
-        raise UserError("--apply_chat_template: the tokenizer has no chat template; leave the flag out")
-    return [
-        request_of(example, "auto", tokenizer, chat)
-        for name in expand_names(arguments.data)
-        for example in load_examples(name, split, arguments.num_samples, seed=0)
-    ]
-
-
 def main() -> None:
     arguments = parse_arguments()
     folder = Path(arguments.checkpoint)
@@ -106,7 +94,10 @@ def main() -> None:
         return
     target = float(arguments.target_layers)
     model, tokenizer = load_checkpoint(folder, DTYPES[arguments.dtype], pick_device(arguments.device))
-    prompts = [request.prompt_ids for request in held_out_requests(arguments, arguments.split, tokenizer)]
+    requests = draw_requests(
+        arguments.data, arguments.split, arguments.num_samples, tokenizer, arguments.apply_chat_template
+    )
+    prompts = [request.prompt_ids for request in requests]
     progress = tqdm(desc=f"target {target:g} layers", unit="bias")
 
     def layers_at(bias: float) -> float:

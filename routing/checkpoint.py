@@ -101,3 +101,20 @@ def check_checkpoint(folder: Path) -> dict:
     if not isinstance(fields, dict) or fields.get("trained_num_windows") is None:
         raise UserError(f"{folder} holds no trained routers. Give the folder of a checkpoint of train.py.")
     return fields
+
+
+def training_record(folder: Path) -> dict:
+    """What train.py wrote beside the weights.
+
+    Raises:
+        UserError: if the folder is no checkpoint of train.py.
+    """
+    path = folder / "training.json"
+    if not path.is_file():
+        raise UserError(f"{folder} holds no training.json, so it is no checkpoint of train.py.")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        record["arguments"]["model_id"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error!r}); make the checkpoint again with train.py.") from error
+    return record

@@ -16,30 +16,27 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from random import Random
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from routing.arguments import DTYPES, pick_device
+from routing.arguments import DTYPES, files_without_splits, pick_device
 from routing.budget import decided_routes, find_bias, mean_layers
-from routing.calibrate import add_arguments, held_out_requests, problems_of
+from routing.calibrate import add_arguments, problems_of
 from routing.checkpoint import load_checkpoint
+from routing.controls import random_like, static_routes
 from routing.errors import raise_all, run_command
-from routing.evaluation import mcnemar, wilson_interval
+from routing.evaluation.statistics import mcnemar, wilson_interval
 from routing.files import write_json
 from routing.path_scoring import PathEvaluator
 from routing.report import plot_frontier
 from routing.run_info import git_commit, hardware, today, versions
-from routing.scoring import Evaluator, Request
-from routing.search.baselines import static_path
-from routing.search.routes import Route, full_route, route_length
-from routing.tasks import expand_names
+from routing.scoring import Evaluator, Request, draw_requests
+from routing.search.routes import Route, full_route
 
 
 @dataclass
@@ -78,34 +75,6 @@ class Point:
             "seconds": self.seconds,
             "speedup": dense.seconds / self.seconds,
         }
-
-
-def random_like(routes: Sequence[Route], seed: int) -> list[Route]:
-    """For each route another with as many layers: skips at random, or repeats where it is longer than the model."""
-    rng = Random(seed)
-    found = []
-    for route in routes:
-        depth, change = len(route), route_length(route) - len(route)
-        chosen = set(rng.sample(range(depth), min(abs(change), depth)))
-        other = 0 if change < 0 else 2
-        found.append(tuple(other if layer in chosen else 1 for layer in range(depth)))
-    return found
-
-
-def static_points(evaluator: PathEvaluator, requests: list[Request], depth: int, skips: int, count: int) -> list[Point]:
-    """The best static paths on some questions, with 1, 2, ... layers skipped, for `count` other questions."""
-
-    def score_many(routes: list[Route]) -> list[float]:
-        evaluator.prepare(requests)
-        scores = []
-        for route in tqdm(routes, desc="static paths", leave=False):
-            verdicts = evaluator.verdicts(requests, [route] * len(requests))
-            scores.append(sum(verdict.correct for verdict in verdicts))
-        evaluator.release()
-        return scores
-
-    paths = static_path(depth, score_many, skips)
-    return [Point("static", f"static, {at + 1} skipped", routes=[path.route] * count) for at, path in enumerate(paths)]
 
 
 def answer(model, tokenizer, requests: list[Request], points: list[Point], batch_size: int) -> None:
@@ -157,7 +126,10 @@ def make_points(
         ]
     skips = min(max(round(depth - fewest), 1), arguments.max_static, depth - 1)
     evaluator = PathEvaluator(model, tokenizer, arguments.batch_size)
-    static = static_points(evaluator, tuning, depth, skips, len(test))
+    static = [
+        Point("static", f"static, {at + 1} skipped", routes=[route] * len(test))
+        for at, route in enumerate(static_routes(evaluator, tuning, depth, skips))
+    ]
     return [Point("dense", "dense", routes=[full_route(depth)] * len(test)), *routed, *random, *static]
 
 
@@ -192,12 +164,7 @@ def parse_arguments() -> argparse.Namespace:
         for name in ("seeds", "max_static")
         if getattr(arguments, name) < 1
     ]
-    problems += [
-        f"--data {name!r} is a file of your own, which has no validation and test questions; give the name of a data set"
-        for name in expand_names(arguments.data)
-        if Path(name).is_file()
-    ]
-    raise_all(problems)
+    raise_all(problems + files_without_splits("data", arguments.data))
     arguments.targets = [float(text) for text in targets]
     return arguments
 
@@ -207,7 +174,10 @@ def main() -> None:
     model, tokenizer = load_checkpoint(
         Path(arguments.checkpoint), DTYPES[arguments.dtype], pick_device(arguments.device)
     )
-    tuning, test = (held_out_requests(arguments, split, tokenizer) for split in ("validation", "test"))
+    tuning, test = (
+        draw_requests(arguments.data, split, arguments.num_samples, tokenizer, arguments.apply_chat_template)
+        for split in ("validation", "test")
+    )
     biases = {"routed, as saved": model.config.route_bias}
     found = calibrated(model, tokenizer, tuning, arguments)
     biases |= {f"routed, target {entry['target']:g}": entry["bias"] for entry in found}

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from routing.answers import CHECKERS
+from routing.errors import UserError
 from routing.prompts import (
     build_prompt,
     encode,
@@ -25,6 +26,7 @@ from routing.prompts import (
 )
 from routing.search.results import Verdict
 from routing.search.routes import Route
+from routing.tasks import expand_names, load_examples
 from routing.tasks.examples import Example
 
 STOP = "\n"
@@ -74,6 +76,21 @@ def request_of(example: Example, scoring: str, tokenizer, chat: bool = False) ->
     """The request of an example; `scoring` may be auto (see `routing.prompts.scoring_of`)."""
     kind = scoring_of(example, scoring)
     return make_request(example, kind, build_prompt(example, kind, tokenizer, chat), tokenizer, chat)
+
+
+def draw_requests(names: str, split: str, num_samples: int | None, tokenizer, chat: bool = False) -> list[Request]:
+    """Questions of a split of some data sets (comma-separated names), ready for the model.
+
+    Raises:
+        UserError: if the questions cannot be had, or a chat template is asked for that the tokenizer lacks.
+    """
+    if chat and not tokenizer.chat_template:
+        raise UserError("--apply_chat_template: the tokenizer has no chat template; leave the flag out")
+    return [
+        request_of(example, "auto", tokenizer, chat)
+        for name in expand_names(names)
+        for example in load_examples(name, split, num_samples, seed=0)
+    ]
 
 
 class Evaluator:

@@ -29,6 +29,7 @@ from transformers import (
 from data_models.modeling_llama import PathLlamaForCausalLM
 from data_models.modeling_qwen2 import PathQwen2ForCausalLM
 from data_models.modeling_qwen3 import PathQwen3ForCausalLM
+from routing.checkpoint import save_checkpoint
 from routing.default_model import default_model_folder
 from train_models.configuration_llama import RoutedLlamaConfig
 from train_models.configuration_qwen2 import RoutedQwen2Config
@@ -148,6 +149,17 @@ def save_tiny_base(folder, layers: int, **fields):
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def save_tiny_checkpoint(folder, layers: int, run_info: dict | None = None):
+    """A checkpoint whose random routers decide differently from prompt to prompt, and its base beside it."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    base = save_tiny_base(folder / "base", layers, initializer_range=0.5, **sizes)
+    routed = RoutedLlamaForCausalLM.from_pretrained(base)
+    routers = {name: torch.randn_like(tensor) for name, tensor in routed.model.routers.state_dict().items()}
+    information = {"arguments": {"model_id": str(base)}} | (run_info or {})
+    save_checkpoint(folder / "checkpoint", str(base), routers, {}, "copy", information)
+    return folder / "checkpoint"
 
 
 def routed_from(family: Family, stock, router_seed: int | None = None, **overrides):

@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import save_tiny_base
+from conftest import save_tiny_checkpoint
 
 from routing import calibrate, frontier
 from routing.budget import decided_routes, mean_layers
-from routing.checkpoint import load_checkpoint, save_checkpoint
+from routing.checkpoint import load_checkpoint
+from routing.controls import random_like
 from routing.errors import UserError
-from train_models.modeling_llama import RoutedLlamaForCausalLM
+from routing.scoring import draw_requests
 
 LAYERS = 6
 
@@ -24,13 +24,7 @@ LAYERS = 6
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     """Routers that decide differently from prompt to prompt."""
-    folder = tmp_path_factory.mktemp("models")
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
-    save_tiny_base(folder / "base", LAYERS, initializer_range=0.5, **sizes)
-    routed = RoutedLlamaForCausalLM.from_pretrained(folder / "base")
-    routers = {name: torch.randn_like(tensor) for name, tensor in routed.model.routers.state_dict().items()}
-    save_checkpoint(folder / "checkpoint", str(folder / "base"), routers, {}, "copy", {})
-    return folder / "checkpoint"
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("models"), LAYERS)
 
 
 @pytest.fixture
@@ -47,8 +41,7 @@ def run(monkeypatch, *words) -> None:
 def layers_of(folder: Path) -> float:
     """Mean over the same validation prompts, with the checkpoint as it is on disk."""
     model, tokenizer = load_checkpoint(folder, torch.float32, torch.device("cpu"))
-    with_arguments = Namespace(apply_chat_template=False, data="arithmetic", num_samples=40)
-    requests = calibrate.held_out_requests(with_arguments, "validation", tokenizer)
+    requests = draw_requests("arithmetic", "validation", 40, tokenizer)
     # One prompt at a time: batches must not matter.
     return mean_layers(decided_routes(model, tokenizer, [request.prompt_ids for request in requests], 1))
 
@@ -111,9 +104,9 @@ def test_folders_that_are_no_checkpoint_are_refused(checkpoint, tmp_path, monkey
 
 def test_random_routes_run_as_many_layers():
     routes = [(1, 0, 1, 0, 1), (1, 1, 1, 1, 1), (2, 1, 1, 2, 0), (0, 0, 0, 0, 0), (2, 2, 2, 2, 2)]
-    found = frontier.random_like(routes * 4, seed=0)
+    found = random_like(routes * 4, seed=0)
     assert [sum(route) for route in found] == [sum(route) for route in routes] * 4
-    assert found == frontier.random_like(routes * 4, seed=0) != frontier.random_like(routes * 4, seed=1)
+    assert found == random_like(routes * 4, seed=0) != random_like(routes * 4, seed=1)
     assert found[0] != routes[0] or found[5] != routes[0]
     assert all(set(route) <= {0, 1, 2} for route in found)
 
@@ -128,7 +121,7 @@ def test_frontier_of_a_checkpoint(checkpoint, monkeypatch, capsys):
     points = {point["name"]: point for point in result["points"]}
     assert list(points)[:4] == ["dense", "routed, as saved", "routed, target 5", "routed, target 7"]
     assert points["dense"]["layers"] == LAYERS and points["dense"]["speedup"] == 1.0
-    assert points["dense"]["against_dense"] == {"gained": 0, "lost": 0, "p": 1.0}
+    assert points["dense"]["against_dense"] == {"difference": 0.0, "gained": 0, "lost": 0, "p": 1.0}
     for name in list(points)[1:4]:
         like = [points[f"random like {name}, seed {seed}"] for seed in range(2)]
         assert {point["layers"] for point in like} == {points[name]["layers"]}

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from data_models.modeling_llama import PathLlamaForCausalLM
 from routing.answers import check_number
 from routing.default_model import check_tokenizer, default_model_folder
-from routing.evaluation import PromptRoutedLM
+from routing.evaluation.lm import Key, PromptRoutedLM
 from routing.prompts import build_prompt
 from routing.scoring import Evaluator, make_request
 from routing.search.routes import to_path
@@ -111,7 +111,7 @@ def test_loglikelihoods_do_not_depend_on_the_batch_size(kind, routed, tokenizer)
     """lm-eval pads on the right and sends no mask; each row must get what it gets alone."""
     found = {}
     for size in (1, 16):
-        model = kind(pretrained=routed, tokenizer=tokenizer, batch_size=size)
+        model = kind(routed, tokenizer=tokenizer, batch_size=size)
         found[size] = [score for score, _ in model.loglikelihood(requests_of(tokenizer), disable_tqdm=True)]
     assert len({tuple(route) for route in routed.last_routes.tolist()}) > 1
     assert found[1] == pytest.approx(found[16], abs=1e-4)
@@ -119,13 +119,12 @@ def test_loglikelihoods_do_not_depend_on_the_batch_size(kind, routed, tokenizer)
 
 def test_prompt_routing_is_the_same_for_all_choices(routed, tokenizer):
     """The routes of one question's choices are equal when routing reads the prompt alone."""
-    model = PromptRoutedLM(pretrained=routed, tokenizer=tokenizer, batch_size=1)
+    model = PromptRoutedLM(routed, tokenizer, batch_size=5)
     requests = requests_of(tokenizer)
+    model.loglikelihood(requests, disable_tqdm=True)
     by_prompt: dict[str, set] = {}
     for request in requests:
-        model.clear_records()
-        model.loglikelihood([request], disable_tqdm=True)
-        by_prompt.setdefault(request.args[0], set()).add(tuple(model.routes[0]))
+        by_prompt.setdefault(request.args[0], set()).add(model.rows[Key(None, request.idx)].route)
     assert all(len(routes) == 1 for routes in by_prompt.values())
     assert len(set.union(*by_prompt.values())) > 1
 
@@ -135,7 +134,7 @@ def lm_eval_samples(folder, tokenizer):
     """What lm-eval's own model makes of a task of choices on the stock model."""
     from lm_eval import simple_evaluate
 
-    from routing.evaluation import check_tasks
+    from routing.evaluation.tasks import check_tasks
 
     model = HFLM(pretrained=LlamaForCausalLM.from_pretrained(folder), tokenizer=tokenizer, batch_size=8)
     name = "routed_openbookqa"

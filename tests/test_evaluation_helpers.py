@@ -5,13 +5,23 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import torch
+from conftest import LLAMA, routed_from, stock_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lm_eval.api.task import ConfigurableTask
+from lm_eval.tasks import TaskManager
 from scipy.stats import binomtest
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+from routing.controls import random_like, skips_around
 from routing.errors import UserError
-from routing.evaluation import PromptRoutedLM, TaskResult, accuracy_of, mcnemar, route_share, summary, wilson_interval
+from routing.evaluation.flops import Flops
+from routing.evaluation.lm import Key, PromptRoutedLM, Row
+from routing.evaluation.methods import TaskResult, random_of, route_facts, stored, summary
+from routing.evaluation.statistics import mcnemar, wilson_interval
+from routing.evaluation.tasks import CONFIGS, accuracy_of, members
 from routing.scoring import Request, best_choice
 from routing.tasks.examples import Example
 
@@ -58,8 +68,9 @@ def test_mcnemar_is_a_binomial_test(pairs):
 def test_mcnemar_by_hand():
     """Five gained and none lost: p = 2 / 2^5."""
     first, second = {i: i > 4 for i in range(9)}, {i: True for i in range(9)}
-    assert mcnemar(first, second) == {"gained": 5, "lost": 0, "p": 0.0625}
-    assert mcnemar(first, first) == {"gained": 0, "lost": 0, "p": 1.0}
+    assert mcnemar(first, second) == {"difference": 5 / 9, "gained": 5, "lost": 0, "p": 0.0625}
+    assert mcnemar(second, first)["difference"] == -5 / 9
+    assert mcnemar(first, first) == {"difference": 0.0, "gained": 0, "lost": 0, "p": 1.0}
 
 
 def test_mcnemar_of_a_large_set():
@@ -68,20 +79,99 @@ def test_mcnemar_of_a_large_set():
     assert mcnemar(first, second)["p"] == pytest.approx(binomtest(1900, 4900, 0.5).pvalue)
 
 
-def test_route_share():
-    assert route_share([[0, 1, 1, 2], [1, 1, 1, 1]]) == {"skip": 1 / 8, "run": 6 / 8, "repeat": 1 / 8}
-    assert route_share([[1, 1]]) == {"skip": 0, "run": 1, "repeat": 0}
+def test_route_facts():
+    facts = route_facts([(0, 1, 1, 2), (1, 1, 1, 1), (1, 1, 0, 0), (2, 1, 1, 0)])
+    assert facts["route_share"] == {"skip": 4 / 16, "run": 10 / 16, "repeat": 2 / 16}
+    assert facts["rerouted"] == 3 / 4  # as long as the identity is not the identity
+    assert facts["layers_histogram"] == {"2": 1, "4": 3}
+    assert facts["routes"][0] == [0, 1, 1, 2]
+    assert route_facts([(1, 1)])["route_share"] == {"skip": 0, "run": 1, "repeat": 0}
+
+
+def result_of(routes: list, correct: dict[int, bool]) -> TaskResult:
+    return TaskResult(correct, {Key(at, 0): Row(route, 5, 2) for at, route in enumerate(routes)}, 2.5, 0.5)
 
 
 def test_summary():
-    result = TaskResult({0: True, 1: False, 2: True, 5: True}, 2.5, [[1, 0, 2], [1, 0, 0]])
-    assert summary(result, 3) == {
+    assert summary(result_of([(1, 0, 2), (1, 0, 0)], {0: True, 1: False, 2: True, 5: True}), 3) == {
         "accuracy": 0.75,
         "ci95": wilson_interval(3, 4),
         "layers": 2.0,
+        "gflops": 0.5,
         "seconds": 2.5,
+        "inputs": 2,
     }
-    assert summary(TaskResult({0: True}, 1.0), 30)["layers"] == 30.0
+    assert summary(result_of([None], {0: True}), 30)["layers"] == 30.0
+
+
+def test_results_come_back_from_their_file(tmp_path):
+    made = []
+
+    def make():
+        made.append(result_of([(1, 0, 2), None], {0: True, 3: False}))
+        return made[-1]
+
+    path, key = tmp_path / "parts" / "task.routed.json", {"limit": 3, "files": [["a", 1, 2]]}
+    first, second = stored(path, key, make), stored(path, key, make)
+    assert first == second == made[0] and len(made) == 1
+    stored(path, key | {"limit": 4}, make)
+    assert len(made) == 2
+
+
+def test_random_controls_are_as_long_as_the_routes_of_the_model():
+    routes = [(1, 0, 2, 1, 1, 1), (0, 0, 1, 1, 1, 1), (2, 2, 1, 1, 1, 1), (1, 1, 1, 1, 1, 1)]
+    routed = TaskResult(
+        {}, {Key(at, choice): Row(r, 5, 2) for at, r in enumerate(routes) for choice in (0, 1)}, 1.0, 1.0
+    )
+    found = {seed: {key: random_of(routed, seed)(key) for key in routed.rows} for seed in range(4)}
+    for own in found.values():
+        assert all(sum(own[key]) == sum(routed.rows[key].route) for key in own)
+        assert all(own[Key(at, 0)] == own[Key(at, 1)] for at in range(4))
+    assert len({own[Key(1, 0)] for own in found.values()}) > 1
+    assert found[0] == {key: random_of(routed, 0)(key) for key in routed.rows}
+    assert [sum(route) for route in random_like(routes, 0)] == [sum(route) for route in routes]
+
+
+@pytest.mark.parametrize(
+    ("mean", "skips"), [(29.02, [1]), (28.0, [2]), (27.6, [2, 3]), (30.0, []), (31.5, []), (0.4, [29])]
+)
+def test_static_controls_bracket_the_mean(mean, skips):
+    """At most 29 of 30 layers are skipped; beside a mean of 30 and more stands the dense model itself."""
+    assert skips_around(30, mean) == skips
+
+
+@pytest.mark.parametrize("all_logits", [True, False])
+@pytest.mark.parametrize("route", [(1, 1, 1, 1, 1), (0, 2, 1, 0, 1)])
+def test_flops_are_those_that_torch_counts(all_logits, route):
+    """torch counts whole attention matrices, ours the half that a causal mask leaves."""
+    model = routed_from(LLAMA, stock_model(LLAMA))
+    row, ids = Row(route, 12, 0), torch.ones(1, 12, dtype=torch.long)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        model(ids, routes=torch.tensor([route]), logits_to_keep=0 if all_logits else 1, use_cache=False)
+    flops = Flops(model, all_logits)
+    other_half = sum(route) * (12 * 12 - 12 * 13 / 2) * flops.attention
+    assert flops.of(row, decided=False) + other_half == counter.get_total_flops()
+
+
+def test_flops_of_routers():
+    model = routed_from(LLAMA, stock_model(LLAMA), router_seed=0)
+    ids = torch.ones(1, 16, dtype=torch.long)
+    counted = []
+    for routes in (None, torch.ones(1, 5, dtype=torch.long)):
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model(ids, routes=routes, use_cache=False)
+        counted.append(counter.get_total_flops())
+        ones = routes
+        if routes is None:
+            decided = model.last_routes[0].tolist()
+    model_flops = Flops(model, True)
+    row = Row(tuple(decided), 16, 0)
+    routers = model_flops.of(row, True) - model_flops.of(row, False)
+    layers = (sum(decided) - sum(ones[0].tolist())) * (16 * model_flops.layer + 16 * 16 * model_flops.attention)
+    found = counted[0] - counted[1] - layers
+    # torch also counts the mean over windows and the three logits of each router.
+    assert routers <= found <= 1.1 * routers
 
 
 def test_accuracy_of_a_sample():
@@ -143,16 +233,13 @@ def test_the_three_ways_to_pick_a_choice():
 def test_visible_prompt_of_a_request_that_lm_eval_cuts(context, choice, max_length):
     """lm-eval scores the last max_length + 1 tokens less the last; routing may see what is left of the prompt."""
     tokens = ["prompt"] * context + ["choice"] * choice
-    left = tokens[-(max_length + 1) :][:-1].count("prompt")
+    left = tokens[-(max_length + 1) :][:-1]
     ids = [0] * context, [1] * choice
-    assert PromptRoutedLM._visible_prompt(SimpleNamespace(max_length=max_length), *ids) == max(left, 1)
+    prompt, other = PromptRoutedLM._visible(SimpleNamespace(max_length=max_length), *ids)
+    assert prompt == max(left.count("prompt"), 1) and prompt + other == len(left)
 
 
 def test_groups_are_evaluated_as_their_members(tmp_path):
-    from lm_eval.tasks import TaskManager
-
-    from routing.evaluation import CONFIGS, members
-
     (tmp_path / "inner.yaml").write_text("group: inner\ntask:\n  - routed_arithmetic\n")
     (tmp_path / "outer.yaml").write_text("group: outer\ntask:\n  - inner\n  - routed_openbookqa\n")
     manager = TaskManager(include_path=[str(CONFIGS), str(tmp_path)])

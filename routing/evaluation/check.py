@@ -1,0 +1,131 @@
+"""Is routing on, and is it exact? Proofs on a few requests, against a forward that is as plain as can be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from lm_eval.tasks import TaskManager
+
+from routing.evaluation.lm import PromptRoutedLM
+from routing.prompts import left_pad
+from routing.search.routes import Route
+
+# Largest difference that floats explain, of log-probabilities with and without cache and of router logits.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.1}
+NEW_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A statement about the model, whether it holds, and what was seen."""
+
+    statement: str
+    holds: bool
+    seen: str
+
+
+def check_prompts(model: PromptRoutedLM, task: str, manager: TaskManager, count: int, chat: bool) -> list[list[int]]:
+    """Token ids of the first prompts of a task, as lm-eval sends them."""
+    chosen = manager.load(task)["tasks"][task]
+    template = model.apply_chat_template if chat else None
+    chosen.build_all_requests(limit=count, apply_chat_template=chat, chat_template=template, tokenizer_name="")
+    prompts = dict.fromkeys(instance.args[0].rstrip() for instance in chosen.instances)
+    return [model.tok_encode(prompt) for prompt in prompts][:count]
+
+
+@torch.inference_mode()
+def plain_route(base, routed, prompt: list[int]) -> tuple[Route, float]:
+    """The route of a prompt, found the slow way: the stock layers one by one, windows cut out by hand.
+
+    Also how near a tie its decisions came: the least by which the logits of a choice exceed the next ones.
+    """
+    hidden = base.model.embed_tokens(torch.tensor([prompt], device=base.device))
+    positions = torch.arange(len(prompt), device=base.device)[None]
+    rotary = base.model.rotary_emb(hidden, positions)
+    windows = min(routed.config.num_windows, len(prompt))
+    cuts = [-(-window * len(prompt) // windows) for window in range(windows + 1)]
+    mask = torch.full((len(prompt),) * 2, torch.finfo(base.dtype).min, dtype=base.dtype, device=base.device).triu(1)
+    window_size = getattr(base.config, "sliding_window", None)
+    kinds = getattr(base.config, "layer_types", None) or ["full_attention"] * len(base.model.layers)
+    route, margin = [], float("inf")
+    for layer, router, kind in zip(base.model.layers, routed.model.routers, kinds, strict=True):
+        pooled = torch.stack([hidden[0, a:b].float().mean(0) for a, b in zip(cuts, cuts[1:])])
+        logits = router.down(torch.nn.functional.gelu(router.up(pooled))).mean(0)
+        logits = logits + routed.config.route_bias * torch.arange(3, device=logits.device)
+        route.append(int(logits.argmax()))
+        best, second, _ = logits.sort(descending=True).values.tolist()
+        margin = min(margin, best - second)
+        seen = mask
+        if kind == "sliding_attention":
+            far = torch.ones_like(mask, dtype=torch.bool).tril(-window_size)
+            seen = mask.masked_fill(far, torch.finfo(base.dtype).min)
+        for _ in range(route[-1]):
+            hidden = layer(hidden, attention_mask=seen[None, None], position_ids=positions, position_embeddings=rotary)
+    return tuple(route), margin
+
+
+@torch.inference_mode()
+def proofs(base, routed, prompts: list[list[int]], pad_id: int) -> list[Proof]:
+    """What `evaluation.py --check` shows.
+
+    Args:
+        base: the stock model.
+        routed: the checkpoint.
+        prompts: token ids of a few prompts.
+        pad_id: for left padding.
+    """
+    ids, mask = (torch.tensor(part, device=routed.device) for part in left_pad(prompts, pad_id))
+    return [_decisions(base, routed, prompts, ids, mask), _static(base, routed, ids, mask), _cache(routed, ids, mask)]
+
+
+def _decisions(base, routed, prompts, ids, mask) -> Proof:
+    expected = [plain_route(base, routed, prompt) for prompt in prompts]
+    routed.generate(ids, attention_mask=mask, max_new_tokens=1, do_sample=False, pad_token_id=0)
+    found = [tuple(route) for route in routed.last_routes.tolist()]
+    alike = sum(a == b for (a, _), b in zip(expected, found))
+    ties = sum(a != b and margin < TOLERANCE[routed.dtype] for (a, margin), b in zip(expected, found))
+    rerouted = sum(set(route) != {1} for route in found)
+    depth = routed.config.num_hidden_layers
+    seen = (
+        f"{alike} of {len(found)} routes are those of the plain forward ({ties} others hang on a near tie); "
+        f"{rerouted} are not the identity; "
+        f"{sum(map(sum, found)) / len(found):.2f} of {depth} layers run on average"
+    )
+    if not rerouted:
+        seen += ". No request is routed otherwise than dense: routing is off (is_static_routing?) or says run always"
+    return Proof("routing is on and decides as the routers say", alike + ties == len(found) and rerouted > 0, seen)
+
+
+def _static(base, routed, ids, mask) -> Proof:
+    before = routed.config.is_static_routing
+    routed.config.is_static_routing = True
+    try:
+        found = routed(ids, attention_mask=mask).logits
+    finally:
+        routed.config.is_static_routing = before
+    expected = base(ids, attention_mask=mask).logits
+    real = mask.bool()
+    worst = float((found[real].float() - expected[real].float()).abs().max())
+    same = torch.equal(found[real], expected[real])
+    return Proof("is_static_routing=True is the base, bit for bit", same, f"largest difference of logits {worst:.3g}")
+
+
+def _cache(routed, ids, mask) -> Proof:
+    arguments = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": 0}
+    output = routed.generate(ids, attention_mask=mask, return_dict_in_generate=True, output_logits=True, **arguments)
+    routes, width = routed.last_routes, ids.shape[1]
+    whole = torch.cat([mask, torch.ones(len(ids), NEW_TOKENS, dtype=mask.dtype, device=mask.device)], dim=1)
+    positions = (whole.cumsum(1) - 1).clamp(min=0)
+    again = routed(
+        output.sequences, attention_mask=whole, position_ids=positions, routes=routes, use_cache=False
+    ).logits[:, width - 1 : -1]
+    cached = torch.stack(output.logits, dim=1)
+    difference = (cached.float().log_softmax(-1) - again.float().log_softmax(-1)).abs()
+    worst = float(difference.max())
+    return Proof(
+        "decoding with a cache equals the forward without one",
+        worst <= TOLERANCE[routed.dtype],
+        f"largest difference of log-probabilities {worst:.3g} over {NEW_TOKENS} tokens of {len(ids)} requests, "
+        f"allowed {TOLERANCE[routed.dtype]:g}",
+    )

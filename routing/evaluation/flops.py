@@ -1,0 +1,45 @@
+"""How much arithmetic a request takes along a route: an estimate from shapes, so that it can be stated beside times.
+
+Counted, at 2 operations a multiplication and addition: matrices of the layers that run, products of queries, keys and
+values, logits, routers. Left out: norms, rotary embeddings, softmax, activations, padding.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from routing.evaluation.lm import Row
+
+
+class Flops:
+    """Estimates for one model.
+
+    Args:
+        model: a `...ForCausalLM` of transformers, routed or not.
+        all_logits: whether logits are computed for all tokens, as lm-eval does to score a continuation, or for the
+            last token of the prompt and the generated ones.
+    """
+
+    def __init__(self, model, all_logits: bool):
+        config = model.config
+        matrices = [module for module in model.model.layers[0].modules() if isinstance(module, nn.Linear)]
+        self.layer = 2 * sum(matrix.in_features * matrix.out_features for matrix in matrices)  # a token
+        head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.attention = 4 * config.num_attention_heads * head_size  # a query and key
+        self.logits = 2 * config.hidden_size * config.vocab_size  # a token
+        self.depth, self.hidden_size, self.all_logits = config.num_hidden_layers, config.hidden_size, all_logits
+        self.windows, self.width = getattr(config, "num_windows", 0), getattr(config, "router_hidden_size", 0)
+
+    def of(self, row: Row, decided: bool) -> float:
+        """Operations of a request.
+
+        Args:
+            decided: whether routers decided its route.
+        """
+        tokens = row.prompt_tokens + row.other_tokens
+        executed = self.depth if row.route is None else sum(row.route)
+        layers = executed * (tokens * self.layer + tokens * (tokens + 1) / 2 * self.attention)
+        logits = self.logits * (tokens if self.all_logits else max(row.other_tokens, 1))
+        pooled = 2 * row.prompt_tokens * self.windows * self.hidden_size
+        mlp = 2 * self.windows * self.hidden_size * self.width
+        return layers + logits + (self.depth * (pooled + mlp) if decided else 0)

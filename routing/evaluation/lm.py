@@ -1,0 +1,163 @@
+"""lm-eval's HuggingFace model, with routing on the prompt alone and a record of what was executed.
+
+Stock `lm_eval --model hf` hands the model prompt and scored continuation in one sequence, so its routing reads both.
+`PromptRoutedLM` passes the length of the prompt along, or forces the routes of a control.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator, PartialState
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from tqdm import tqdm
+
+from routing.search.routes import Route
+
+
+class Key(NamedTuple):
+    """A request: of which question of the task, and which of its requests (one a choice)."""
+
+    question: int
+    choice: int
+
+
+class Row(NamedTuple):
+    """What was executed for a request.
+
+    Attributes:
+        route: counts of its layers; None for a stock model.
+        prompt_tokens: that the routers could see.
+        other_tokens: of a scored continuation, or generated (until the whole batch had ended).
+    """
+
+    route: Route | None
+    prompt_tokens: int
+    other_tokens: int
+
+
+class PromptRoutedLM(HFLM):
+    """lm-eval's model for one process of any number; routing never sees a token that is being scored.
+
+    Serves stock models too, then it only measures.
+
+    Attributes:
+        forced: route of a request, for controls; None: the routers decide.
+        rows: what was executed, by request, since `start`.
+        seconds: time inside the model.
+    """
+
+    def __init__(self, model, tokenizer, batch_size: int):
+        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+        processes = PartialState()
+        self._rank, self._world_size = processes.process_index, processes.num_processes
+        if self._world_size > 1:
+            self.accelerator = Accelerator()
+        self.logits_cache = False  # It would merge requests of one context into one row.
+        self.routed = hasattr(self.model, "last_routes")
+        self._requests: Sequence[Instance] = ()
+        self._batch: list[Key] = []
+        self._lengths: list[tuple[int, int]] = []
+        self.start(None)
+
+    def start(self, forced: Callable[[Key], Route] | None) -> None:
+        """Forget what was recorded, and take routes from `forced` from now on."""
+        self.forced, self.seconds = forced, 0.0
+        self.rows: dict[Key, Row] = {}
+
+    def _forced_routes(self) -> dict[str, torch.Tensor]:
+        if not self.routed or self.forced is None:
+            return {}
+        return {"routes": torch.tensor([self.forced(key) for key in self._batch])}
+
+    def _record(self, began: float, lengths: Sequence[tuple[int, int]]) -> None:
+        """Note a forward or generation; `lengths` are prompt and other tokens of its rows."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.seconds += time.perf_counter() - began
+        routes = map(tuple, self.model.last_routes.tolist()) if self.routed else [None] * len(self._batch)
+        for key, route, (prompt, other) in zip(self._batch, routes, lengths, strict=True):
+            self.rows[key] = Row(route, prompt, other)
+
+    def _progress(self, total: int, hidden: bool, what: str) -> tqdm:
+        return tqdm(total=total, desc=what, disable=hidden or self.rank != 0)
+
+    # Both kinds of requests are handed to the stock method batch by batch, in the order in which it would make the
+    # batches itself, so that its rows are those of `_batch`.
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False):
+        self._requests = requests
+        return super().loglikelihood(requests, disable_tqdm)
+
+    def _loglikelihood_tokens(self, requests, disable_tqdm=False, override_bs=None):
+        def order(index: int):
+            tokens = requests[index][1] + requests[index][2]
+            return -len(tokens), tuple(tokens)
+
+        answers = [None] * len(requests)
+        with self._progress(len(requests), disable_tqdm, "scoring") as progress:
+            for indices in batches(sorted(range(len(requests)), key=order), int(self.batch_size)):
+                batch = [requests[index] for index in indices]
+                self._batch = [Key(self._requests[index].doc_id, self._requests[index].idx) for index in indices]
+                self._lengths = [self._visible(context, choice) for _, context, choice in batch]
+                scored = super()._loglikelihood_tokens(batch, disable_tqdm=True, override_bs=len(batch))
+                for index, answer in zip(indices, scored, strict=True):
+                    answers[index] = answer
+                progress.update(len(batch))
+        return answers
+
+    def _visible(self, context: list[int], choice: list[int]) -> tuple[int, int]:
+        """Tokens of prompt and choice in the input, after lm-eval has cut a long request on the left.
+
+        The last token of the choice is only predicted. Of a prompt that is cut away one token is left to route by.
+        """
+        total = min(len(context) + len(choice), self.max_length + 1) - 1
+        prompt = max(total + 1 - len(choice), 1)
+        return prompt, total - prompt
+
+    def _model_call(self, inps, attn_mask=None, labels=None):
+        began = time.perf_counter()
+        if self.routed:
+            lengths = torch.tensor([prompt for prompt, _ in self._lengths])
+            with torch.no_grad():
+                logits = self.model(inps, prompt_lengths=lengths, **self._forced_routes()).logits
+        else:
+            logits = super()._model_call(inps, attn_mask=attn_mask, labels=labels)
+        self._record(began, self._lengths)
+        return logits
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        def order(index: int):
+            text = requests[index].args[0]
+            return -len(self.tok_encode(text)), text
+
+        def settings(index: int) -> str:
+            return str(requests[index].args[1])
+
+        answers = [""] * len(requests)
+        indices = sorted(sorted(range(len(requests)), key=order), key=settings)
+        with self._progress(len(requests), disable_tqdm, "generating") as progress:
+            for _, alike in groupby(indices, key=settings):
+                for part in batches(list(alike), int(self.batch_size)):
+                    self._batch = [Key(requests[index].doc_id, requests[index].idx) for index in part]
+                    texts = super().generate_until([requests[index] for index in part], disable_tqdm=True)
+                    for index, text in zip(part, texts, strict=True):
+                        answers[index] = text
+                    progress.update(len(part))
+        return answers
+
+    def _model_generate(self, context, max_length, stop, **generation_kwargs):
+        began = time.perf_counter()
+        tokens = super()._model_generate(context, max_length, stop, **self._forced_routes(), **generation_kwargs)
+        new = tokens.shape[1] - context.shape[1]
+        self._record(began, [(prompt, new) for prompt in generation_kwargs["attention_mask"].sum(1).tolist()])
+        return tokens
+
+
+def batches(indices: list[int], size: int) -> list[list[int]]:
+    return [indices[start : start + size] for start in range(0, len(indices), size)]

@@ -1,0 +1,65 @@
+"""lm-eval's tasks by name, and what counts as a right answer of one."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from lm_eval.tasks import TaskManager
+
+from routing.errors import UserError
+
+CONFIGS = Path(__file__).resolve().parents[2] / "eval_configs"
+OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "generate_until")
+
+
+@cache
+def task_manager() -> TaskManager:
+    """lm-eval's tasks plus those of eval_configs/; reading the names of all takes seconds."""
+    return TaskManager(include_path=str(CONFIGS))
+
+
+def check_tasks(names: list[str]) -> TaskManager:
+    """The manager of all tasks, those of some names among them.
+
+    Raises:
+        UserError: naming tasks that do not exist.
+    """
+    manager = task_manager()
+    if unknown := [name for name in names if name not in manager.all_tasks]:
+        raise UserError(
+            f"unknown task {', '.join(unknown)}. Tasks of this project: "
+            f"{', '.join(sorted(path.stem for path in CONFIGS.glob('[!_]*.yaml')))}; lm_eval ls tasks lists the others."
+        )
+    return manager
+
+
+def members(names: list[str], manager: TaskManager) -> list[str]:
+    """Names of single tasks, groups resolved, each once. Loads their questions.
+
+    Raises:
+        UserError: if the questions cannot be had, or a task has no questions that are answered right or wrong.
+    """
+    kinds: dict[str, str] = {}
+    try:
+        for given in names:  # One by one: a task may be named beside a group that it is in.
+            kinds |= {name: task.OUTPUT_TYPE for name, task in manager.load(given)["tasks"].items()}
+    except OSError as error:
+        raise UserError(
+            f"the questions of {', '.join(names)} cannot be loaded ({error}). Without hub access use the routed_ tasks "
+            "of eval_configs/."
+        ) from error
+    if others := [f"{name} ({kind})" for name, kind in kinds.items() if kind not in OUTPUT_TYPES]:
+        raise UserError(f"{', '.join(others)}: no right or wrong answers that can be paired. Use stock lm_eval for it.")
+    return list(kinds)
+
+
+def accuracy_of(task: str, sample: dict) -> bool:
+    """Whether a sample counts as right, by the first accuracy-like metric the task reports."""
+    for metric in ("acc", "exact_match", "exact"):
+        if metric in sample and sample[metric] in (0, 1, 100):
+            return bool(sample[metric])
+    raise UserError(
+        f"task {task!r} gives a question no plain right or wrong (acc or exact match), so the answers of two models "
+        "cannot be paired. Evaluate it with stock lm_eval."
+    )
