@@ -327,16 +327,17 @@ def trained(folder: Path, processes: int, *listed: str) -> tuple[dict, dict, str
     return json.loads((checkpoint / "training.json").read_text()), routers, log.read_text()
 
 
-NOT_TIMES = ("runtime", "per_second")
+# Times, and the mean loss over what the last call of several ran.
+OF_THE_CALL = ("runtime", "per_second", "train_loss")
 
 
 def metrics(summary: dict) -> dict:
-    """All logged numbers but times, by (step, name)."""
+    """All logged numbers that the training alone decides, by (step, name)."""
     return {
         (entry["step"], name): value
         for entry in summary["log"]
         for name, value in entry.items()
-        if not name.endswith(NOT_TIMES)
+        if not name.endswith(OF_THE_CALL)
     }
 
 
