@@ -95,7 +95,7 @@ def first_examples(data: TrainingData, count: int) -> TrainingData:
     kept = [[i for i in part if i < count] for part in (data.train_indices, data.held_out_indices)]
     if not all(kept):
         raise UserError(f"--examples {count}: none of these are held out; give more of them.")
-    return TrainingData(data.examples[:count], *kept, data.held_out_requests)
+    return replace(data, examples=data.examples[:count], train_indices=kept[0], held_out_indices=kept[1])
 
 
 def run(arguments: TrainArguments, epochs: int, model, tokenizer, data: TrainingData, work: Path) -> Run:
