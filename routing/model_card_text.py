@@ -145,10 +145,13 @@ def _evaluation(results: list[dict]) -> str:
     first = results[0]
     setting = (
         f"Measured {first['date']} on {first['hardware']}, {first['dtype']}, lm-evaluation-harness "
-        f"{first['versions']['lm_eval']}, with routing on the prompt alone. {NOTE} Intervals are "
-        "Wilson's. Of the controls, a static path is one fixed route for all inputs, chosen on other questions; a "
-        "random one is as long as the routed model's, input by input."
+        f"{first['versions']['lm_eval']}, with routing on the prompt alone. {NOTE} Intervals are Wilson's."
     )
+    if any(result["controls"] for result in results):
+        setting += (
+            " Of the controls, a static path is one fixed route for all inputs, chosen on other questions; a random one "
+            "is as long as the routed model's, input by input."
+        )
     return "\n\n".join([*parts, setting])
 
 

@@ -110,6 +110,7 @@ def test_the_command_asks_as_the_evaluation_did(tmp_path):
     result = bare_result("arc_easy") | {"num_fewshot": 5, "apply_chat_template": True}
     card = card_of(checkpoint(tmp_path / "run"), [result])
     assert "--tasks arc_easy --num_fewshot 5 --apply_chat_template\n" in card.text
+    assert "Of the controls" not in card.text
 
 
 def test_a_card_without_results_says_so(tmp_path):
