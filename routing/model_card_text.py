@@ -149,8 +149,8 @@ def _evaluation(results: list[dict]) -> str:
     )
     if any(result["controls"] for result in results):
         setting += (
-            " Of the controls, a static path is one fixed route for all inputs, chosen on other questions; a random one "
-            "is as long as the routed model's, input by input."
+            " Of the controls, a static path is one fixed route for all inputs, chosen on other questions; a random "
+            "one is as long as the routed model's, input by input."
         )
     return "\n\n".join([*parts, setting])
 
