@@ -28,6 +28,7 @@ from routing.families import load_base_config, load_tokenizer, locate_model, rou
 from routing.features import CachedFeatures, LiveExamples, cache_features, fingerprint, live_collator, read_batch
 from routing.files import write_json
 from routing.locks import only_run
+from routing.model_card import write_model_card
 from routing.objectives.supervised import CLASSES, class_counts, class_weights
 from routing.run_info import git_commit, hardware, versions
 from routing.training import executor, train_routers
@@ -117,6 +118,7 @@ def main() -> None:
         summary = {
             "arguments": as_dict(arguments),
             "num_processes": processes.num_processes,
+            "datasets": data.datasets,
             "class_counts": dict(zip(CLASSES, counts.tolist())),
             "class_weights": dict(zip(CLASSES, weights.tolist())),
             "train_examples": len(data.train_indices),
@@ -136,6 +138,7 @@ def main() -> None:
         if is_first_process():
             folder = Path(arguments.output_dir) / arguments.run_name
             save_checkpoint(folder, arguments.model_id, routers, fields, arguments.save_base, summary)
+            write_model_card(folder)
             print(f"checkpoint: {folder}", file=sys.stderr)
 
 

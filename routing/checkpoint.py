@@ -14,13 +14,13 @@ from transformers.dynamic_module_utils import custom_object_save
 from routing.errors import UserError
 from routing.families import load_base_config, load_tokenizer, locate_model, routed_class
 from routing.files import sha256, write_json
-from train_models.routed_model import ROUTER_FILE
+from train_models.routed_model import CARD, ROUTER_FILE
 
 
 def save_checkpoint(
     folder: Path, base: str, routers: dict[str, torch.Tensor], config_fields: dict, save_base: str, run_info: dict
 ) -> None:
-    """Write a self-contained folder that loads with trust_remote_code, replacing an older one whole.
+    """Write a self-contained folder that loads with trust_remote_code, replacing an older one but for its README.md.
 
     Args:
         folder: the checkpoint.
@@ -47,6 +47,8 @@ def save_checkpoint(
         save_reference(work, routed, config, place, routers)
     load_tokenizer(base).save_pretrained(work)
     write_json(work / "training.json", run_info)
+    if (folder / CARD).exists():  # It may have been written by hand.
+        shutil.copy2(folder / CARD, work)
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():

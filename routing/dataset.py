@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig
 
-from routing.arguments import TrainArguments
+from routing.arguments import TrainArguments, is_first_process
 from routing.errors import UserError, raise_all
 from routing.features import RouterExample
 from routing.labels.reading import read_header, read_labels
@@ -31,12 +31,14 @@ class TrainingData:
         train_indices, held_out_indices: a partition of the examples, by question hash.
         held_out_requests: all held-out questions, those that no path answered right included, ready to be
             answered with the routers deciding.
+        datasets: names of the data sets that they are of.
     """
 
     examples: list[RouterExample]
     train_indices: list[int]
     held_out_indices: list[int]
     held_out_requests: list[Request]
+    datasets: list[str]
 
 
 def load_training_data(arguments: TrainArguments, config: PreTrainedConfig, tokenizer) -> TrainingData:
@@ -51,7 +53,7 @@ def load_training_data(arguments: TrainArguments, config: PreTrainedConfig, toke
     for folder, header in zip(folders, headers, strict=True):
         problems += foreign_labels(folder, header, arguments.model_id, config)
     raise_all(problems)
-    data = TrainingData([], [], [], [])
+    data = TrainingData([], [], [], [], [])
     left_out: Counter[str] = Counter()
     seen = set()
     for header, record in _records(folders, headers):
@@ -65,6 +67,8 @@ def load_training_data(arguments: TrainArguments, config: PreTrainedConfig, toke
             left_out["asked before"] += 1
             continue
         seen.add(key)
+        if record["dataset"] not in data.datasets:
+            data.datasets.append(record["dataset"])
         kept_aside = held_out(key, arguments.eval_fraction)
         chat = header["arguments"]["apply_chat_template"]
         request = make_request(example, record["scoring"], record["prompt"], tokenizer, chat)
@@ -76,7 +80,7 @@ def load_training_data(arguments: TrainArguments, config: PreTrainedConfig, toke
         indices = data.held_out_indices if kept_aside else data.train_indices
         indices.append(len(data.examples))
         data.examples.append(RouterExample(request.prompt_ids, tuple(record["route"])))
-    for reason, count in left_out.items():
+    for reason, count in left_out.items() if is_first_process() else ():
         print(f"left out {count} labels {reason}", file=sys.stderr)
     if not data.train_indices or not data.held_out_indices:
         raise UserError(

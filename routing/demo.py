@@ -1,4 +1,4 @@
-"""`make demo`: the three stages on the default model and offline questions, with a table and two pictures.
+"""`make demo`: the three stages on the default model and offline questions, with table, pictures and page.
 
 Every stage is the command a user would type; what is finished is not done again. `make clean` starts over.
 """
@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 
 from routing.files import write_json
-from routing.report import plot_layer_rates, plot_routes, print_table
+from routing.plots import plot_layer_rates, plot_routes
+from routing.report import print_table
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = Path("demo")
@@ -49,8 +50,8 @@ def main() -> None:
         print(f"\n[3/4] checkpoint is evaluated: {evaluation}")
     else:
         run_stage(
-            3, "evaluate base and routed model", "evaluation.py",
-            "--checkpoint", str(checkpoint), "--tasks", TASK, "--batch_size", "32",
+            3, "evaluate base, routed model and controls", "evaluation.py", "--checkpoint", str(checkpoint),
+            "--tasks", TASK, "--batch_size", "32", "--controls", "static,random", "--control_samples", "50",
         )  # fmt: skip
     print("\n[4/4] table and pictures")
     result = json.loads(evaluation.read_text())[0]
@@ -67,6 +68,8 @@ def main() -> None:
         DEMO / "results.json",
         DEMO / "routes.png",
         DEMO / "layer_rates.png",
+        checkpoint / "evaluation.html",
+        checkpoint / "README.md",
     ):
         print(f"  {path}")
 

@@ -19,8 +19,9 @@ from routing.errors import UserError, raise_all, run_command
 from routing.files import write_text
 from routing.hub import is_repo_id, upload
 from routing.model_card_text import card_text
+from train_models.routed_model import CARD
 
-CARD, RESULTS = "README.md", "evaluation.json"
+RESULTS = "evaluation.json"
 MARK = re.compile(r"<!-- written by routing/model_card\.py, replaced until it is edited: ([0-9a-f]{64}) -->\n")
 # Kinds of files that make a checkpoint; folders and anything else stay where they are.
 SUFFIXES = (".json", ".safetensors", ".py", ".jinja", ".txt", ".model")

@@ -7,10 +7,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from routing.plots import plot_frontier, plot_layer_rates, plot_routes
-
-__all__ = ["print_table", "plot_frontier", "plot_layer_rates", "plot_routes"]
-
 COLUMNS = (
     "method",
     "accuracy",

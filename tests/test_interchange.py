@@ -16,6 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from transformers import AutoTokenizer
 
 import train
+from routing import hub as hub_module
 from routing import json_stream
 from routing.arguments import TrainArguments
 from routing.dataset import load_training_data
@@ -23,7 +24,6 @@ from routing.errors import UserError
 from routing.families import load_base_config, load_tokenizer
 from routing.files import write_json, write_text
 from routing.labels import __main__ as main_module
-from routing.labels import card as card_module
 from routing.labels import polar_export, polar_import
 from routing.labels.__main__ import main
 from routing.labels.card import CARD, SCHEMA, count_labels, size_category
@@ -769,7 +769,7 @@ class FakeHub:
 
 
 def pushed(monkeypatch, folder: Path, hub: FakeHub, *more) -> list:
-    monkeypatch.setattr(card_module, "HfApi", lambda: hub)
+    monkeypatch.setattr(hub_module, "HfApi", lambda: hub)
     main(["card", str(folder), "--repo_id", "me/paths", "--push", *more])
     return hub.calls
 

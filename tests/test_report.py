@@ -14,12 +14,9 @@ from rich.console import Console
 
 from routing.errors import UserError
 from routing.html_report import write_html
-from routing.plots import plot_accuracy, plot_layers_histogram
+from routing.plots import plot_accuracy, plot_frontier, plot_layer_rates, plot_layers_histogram, plot_routes
 from routing.report import (
     comparisons,
-    plot_frontier,
-    plot_layer_rates,
-    plot_routes,
     print_table,
     questions,
     sentence,

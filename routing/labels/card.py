@@ -10,11 +10,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from huggingface_hub import DatasetCardData, HfApi
-from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from huggingface_hub import DatasetCardData
 
 from routing.errors import UserError
 from routing.files import write_text
+from routing.hub import upload
 from routing.labels.reading import HEADER, LABELS, read_header, read_labels
 from routing.locks import only_run
 from routing.search.routes import REPEAT, RUN, SKIP
@@ -277,33 +277,4 @@ def push(folder: Path, repo_id: str, public: bool) -> str:
     Raises:
         UserError: if the hub cannot be reached or refuses, or the data set is public and `public` is false.
     """
-    api = HfApi()
-    try:
-        url = api.create_repo(repo_id, repo_type="dataset", private=not public, exist_ok=True)
-        if not public and not api.repo_info(repo_id, repo_type="dataset").private:
-            raise UserError(
-                f"the data set {repo_id} is public already, so everybody could read the labels. Give --public if that "
-                "is what you want, or another --repo_id."
-            )
-        api.upload_folder(
-            repo_id=repo_id,
-            repo_type="dataset",
-            folder_path=folder,
-            allow_patterns=[LABELS, HEADER, CARD],
-            commit_message="Layer-path labels",
-        )
-    except HfHubHTTPError as error:
-        raise UserError(
-            f"the hub refuses --repo_id {repo_id!r}: {_first_line(error)}. Log in with `hf auth login`, using a token "
-            "that may write there."
-        ) from error
-    except (HTTPError, OSError) as error:
-        raise UserError(
-            f"the hub cannot be reached to upload {repo_id!r}: {_first_line(error)}. The card is written; run the same "
-            "command again where there is a connection, or leave --push out."
-        ) from error
-    return str(url)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return upload(folder, [LABELS, HEADER, CARD], repo_id, "dataset", public, "Layer-path labels")
