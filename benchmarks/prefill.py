@@ -2,16 +2,55 @@
 
     .venv/bin/python benchmarks/prefill.py --json benchmarks/results/prefill.json --plot benchmarks/results/prefill.png
 
-Beside fixed routes: the same with all layers run while the routers decide (`router_share`, of the time with given
-routes). Nothing is timed whose log-probabilities differ from a stock model that has the executed layers alone.
+Beside fixed routes: the same with all layers run while the routers decide, and `router_share`, the part of that time
+that the decisions take by the clock (median; the difference of two prefills would drown in noise). Nothing is timed
+whose log-probabilities differ from a stock model that has the executed layers alone.
 """
 
 from __future__ import annotations
+
+import statistics
+import time
 
 import torch
 from routed_speed import Models, arguments_of, in_turn, rows_a_layer, run, speedup
 
 from routing.errors import run_command
+
+
+class RouterClock:
+    """Reads a prompt while the routers decide, and notes the share of the time that their decisions take."""
+
+    def __init__(self, models: Models, read):
+        self.models, self.read, self.shares = models, read, []
+        self.inner = models.routed.model
+        self.decider = self.inner._decider
+
+    def _timed(self, call, *given):
+        self.models.synchronize()  # What runs before is no decision.
+        start = time.perf_counter()
+        result = call(*given)
+        self.models.synchronize()
+        self.spent += time.perf_counter() - start
+        return result
+
+    def __call__(self) -> None:
+        def decider(mask):
+            decide = self._timed(self.decider, mask)
+            return lambda layer, hidden: self._timed(decide, layer, hidden)
+
+        self.spent, self.inner._decider = 0.0, decider
+        start = time.perf_counter()
+        try:
+            self.read()
+            self.models.synchronize()
+        finally:
+            del self.inner._decider
+        self.shares.append(self.spent / (time.perf_counter() - start))
+
+    @property
+    def share(self) -> float:
+        return statistics.median(self.shares[1:])  # The first warms up.
 
 
 @torch.inference_mode()
@@ -22,11 +61,11 @@ def measure(models: Models, prompts: torch.LongTensor, routes: list, repeats: in
     for router in models.routed.model.routers:  # All layers run, whatever they read.
         torch.nn.init.zeros_(router.down.weight)
         router.down.bias.copy_(torch.tensor([0.0, 1.0, 0.0]))
-    calls = [reader(models.dense)]
+    calls, clock = [reader(models.dense)], RouterClock(models, reader(models.routed))
     for share, mixed, route in routes:
         calls.append(reader(models.routed, routes=route))
         if not share:
-            calls.append(reader(models.routed))
+            calls.append(clock)
         elif mixed:
             calls.append(reader(models.dense, rows_a_layer(route)))
         else:
@@ -37,7 +76,8 @@ def measure(models: Models, prompts: torch.LongTensor, routes: list, repeats: in
         found = next(others)
         row = {"speedup": speedup(dense, found)}
         if not share:
-            row["router_share"] = speedup(next(others), found) - 1
+            next(others)
+            row["router_share"] = clock.share
         else:
             row["fewer_rows" if mixed else "pruned"] = speedup(dense, next(others))
         rows.append(row)

@@ -14,7 +14,8 @@ from transformers.dynamic_module_utils import custom_object_save
 from routing.errors import UserError
 from routing.families import load_base_config, load_tokenizer, locate_model, routed_class
 from routing.files import sha256, write_json
-from train_models.routed_model import CARD, ROUTER_FILE
+from train_models.checkpoint_card import CARD
+from train_models.routed_model import ROUTER_FILE
 
 
 def save_checkpoint(

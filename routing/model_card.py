@@ -19,7 +19,7 @@ from routing.errors import UserError, raise_all, run_command
 from routing.files import write_text
 from routing.hub import is_repo_id, upload
 from routing.model_card_text import card_text
-from train_models.routed_model import CARD
+from train_models.checkpoint_card import CARD
 
 RESULTS = "evaluation.json"
 MARK = re.compile(r"<!-- written by routing/model_card\.py, replaced until it is edited: ([0-9a-f]{64}) -->\n")
