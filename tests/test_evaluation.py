@@ -119,7 +119,7 @@ def test_forced_routes_reach_their_requests(loaded, batch_size):
         routes = torch.tensor([forced(Key(request.doc_id, request.idx))])
         logprobs = model(whole, routes=routes).logits[0].log_softmax(-1)
         expected = logprobs[len(context) - 1 : -1].gather(1, whole[0, len(context) :, None]).sum()
-        assert score == pytest.approx(float(expected), abs=1e-4)
+        assert score == pytest.approx(expected.item(), abs=1e-4)
     for request, text in zip(generation_requests(), texts, strict=True):
         ids = torch.tensor([tokenizer.encode(request.args[0])])
         routes = torch.tensor([forced(Key(request.doc_id, 0))])

@@ -89,7 +89,9 @@ def test_route_facts():
 
 
 def result_of(routes: list, correct: dict[int, bool]) -> TaskResult:
-    return TaskResult(correct, {Key(at, 0): Row(route, 5, 2) for at, route in enumerate(routes)}, 2.5, 0.5)
+    return TaskResult(
+        correct, {Key(at, 0): Row(route, 5, 2) for at, route in enumerate(routes)}, 2.5, 0.5, "2026-01-02"
+    )
 
 
 def test_summary():

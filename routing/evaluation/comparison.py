@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from pathlib import Path
 
 from accelerate import PartialState
@@ -19,7 +20,7 @@ from routing.evaluation.statistics import mcnemar
 from routing.families import locate_model
 from routing.files import file_stamps, write_json
 from routing.path_scoring import PathEvaluator
-from routing.run_info import git_commit, hardware, today, versions
+from routing.run_info import git_commit, hardware, versions
 from routing.scoring import draw_requests
 from routing.search.routes import Route
 
@@ -42,7 +43,8 @@ class Comparison:
         self.arguments, self.base_name = arguments, training["arguments"]["model_id"]
         folder = Path(arguments.checkpoint)
         device, dtype = pick_device(arguments.device), DTYPES[arguments.dtype]
-        PartialState(cpu=device.type == "cpu")  # Connects the processes of `accelerate launch`.
+        # Connects the processes of `accelerate launch`; all but the first wait while it looks for static paths.
+        PartialState(cpu=device.type == "cpu", timeout=timedelta(weeks=1))
         routed, tokenizer = load_checkpoint(folder, dtype, device)
         self.routed = PromptRoutedLM(routed, tokenizer, arguments.batch_size)
         self.base = None
@@ -133,7 +135,7 @@ class Comparison:
             **{name: getattr(self.arguments, name) for name in ("dtype", "seeds", "control_data")},
             **vars(self.settings),
             "hardware": hardware(),
-            "date": today(),
+            "date": routed.date,
             "versions": versions(),
             "git_commit": git_commit(),
         }

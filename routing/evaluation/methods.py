@@ -20,6 +20,7 @@ from routing.evaluation.lm import Key, PromptRoutedLM, Row
 from routing.evaluation.statistics import wilson_interval
 from routing.evaluation.tasks import accuracy_of
 from routing.files import write_json
+from routing.run_info import today
 from routing.search.routes import Route
 
 
@@ -32,12 +33,14 @@ class TaskResult:
         rows: what was executed for each request.
         seconds: time inside the model, summed over processes.
         gflops: estimated operations an input, in billions.
+        date: when it was measured.
     """
 
     correct: dict[int, bool]
     rows: dict[Key, Row]
     seconds: float
     gflops: float
+    date: str
 
     @property
     def routes(self) -> list[Route]:
@@ -77,7 +80,7 @@ def evaluate(
     decided = model.routed and forced is None and not model.model.config.is_static_routing
     total = sum(flops.of(row, decided) for row in rows.values())
     seconds = sum(seconds for _, seconds in parts)
-    return TaskResult(dict(sorted(of_first(correct).items())), rows, seconds, total / len(rows) / 1e9)
+    return TaskResult(dict(sorted(of_first(correct).items())), rows, seconds, total / len(rows) / 1e9, today())
 
 
 def of_first(value):
@@ -98,6 +101,7 @@ def stored(path: Path, key: dict, make: Callable[[], TaskResult]) -> TaskResult:
             {Key(*request): Row(route and tuple(route), *tokens) for request, route, *tokens in found["rows"]},
             found["seconds"],
             found["gflops"],
+            found["date"],
         )
     result = make()
     if PartialState().is_main_process:
