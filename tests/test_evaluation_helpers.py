@@ -122,9 +122,8 @@ def test_results_come_back_from_their_file(tmp_path):
 
 def test_random_controls_are_as_long_as_the_routes_of_the_model():
     routes = [(1, 0, 2, 1, 1, 1), (0, 0, 1, 1, 1, 1), (2, 2, 1, 1, 1, 1), (1, 1, 1, 1, 1, 1)]
-    routed = TaskResult(
-        {}, {Key(at, choice): Row(r, 5, 2) for at, r in enumerate(routes) for choice in (0, 1)}, 1.0, 1.0
-    )
+    rows = {Key(at, choice): Row(route, 5, 2) for at, route in enumerate(routes) for choice in (0, 1)}
+    routed = TaskResult({}, rows, 1.0, 1.0, "2026-01-02")
     found = {seed: {key: random_of(routed, seed)(key) for key in routed.rows} for seed in range(4)}
     for own in found.values():
         assert all(sum(own[key]) == sum(routed.rows[key].route) for key in own)
