@@ -20,10 +20,7 @@ from pathlib import Path
 
 import torch
 from decode import Decoder
-from rich.console import Console
-from rich.table import Table
-from routed_speed import TOLERANCE, Models, about, arguments_of, check_exact, in_turn, make_routes, speedup
-from tqdm import tqdm
+from routed_speed import TOLERANCE, Models, about, arguments_of, cases, in_turn, print_rows, speedup
 from transformers import StaticCache
 
 from routing.errors import UserError, run_command
@@ -113,30 +110,12 @@ def run(arguments: argparse.Namespace) -> list[dict]:
     torch.set_num_threads(arguments.threads)
     models = Models(arguments)
     rows: list[dict] = []
-    cases = [(b, t) for b in arguments.batch for t in arguments.prompt_tokens if b * t <= arguments.tokens_at_most]
-    for batch, tokens in tqdm(cases, desc="compiled decode"):
-        prompts = models.prompts(batch, tokens)
-        routes = [
-            (share, mixed, make_routes(models.depth, batch, share, mixed))
-            for share in arguments.skipped
-            for mixed in ((False, True) if batch > 1 and share else (False,))
-        ]
-        for _, _, route in routes:
-            check_exact(models, prompts, route)
+    for batch, tokens, prompts, routes in cases(models, arguments, "compiled decode"):
         case = {"batch": batch, "prompt_tokens": tokens}
         rows += [case | row for row in measure(models, prompts, routes, arguments.repeats)]
         if arguments.json:
             write_json(Path(arguments.json), about(arguments) | {"rows": rows})
     return rows
-
-
-def print_rows(rows: list[dict]) -> None:
-    table = Table(title="decoding a token, plain and compiled, in turn")
-    for column in rows[0]:
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console(width=160).print(table)
 
 
 def plot(rows: list[dict], path: Path, title: str) -> None:
@@ -170,7 +149,7 @@ def plot(rows: list[dict], path: Path, title: str) -> None:
 def main() -> None:
     arguments = arguments_of(__doc__)
     rows = run(arguments)
-    print_rows(rows)
+    print_rows(rows, "decoding a token, plain and compiled, in turn")
     if arguments.plot:
         plot(rows, Path(arguments.plot), f"{arguments.model}, {arguments.dtype}, {hardware()}")
 

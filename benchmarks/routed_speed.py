@@ -15,7 +15,7 @@ import argparse
 import copy
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 
@@ -158,6 +158,21 @@ def speedup(dense: Sequence[float], other: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(dense, other, strict=True))
 
 
+def cases(models: Models, arguments: argparse.Namespace, name: str) -> Iterator[tuple]:
+    """(batch, prompt tokens, prompts, [(share, mixed, routes)]) of each case, its routes checked to be exact."""
+    sizes = [(b, t) for b in arguments.batch for t in arguments.prompt_tokens if b * t <= arguments.tokens_at_most]
+    for batch, tokens in tqdm(sizes, desc=name):
+        prompts = models.prompts(batch, tokens)
+        routes = [
+            (share, mixed, make_routes(models.depth, batch, share, mixed))
+            for share in arguments.skipped
+            for mixed in ((False, True) if batch > 1 and share else (False,))
+        ]
+        for _, _, route in routes:
+            check_exact(models, prompts, route)
+        yield batch, tokens, prompts, routes
+
+
 def run(phase: str, arguments: argparse.Namespace, measure: Callable[[Models, torch.LongTensor, list], list[dict]]):
     """All rows of a benchmark, printed as they come; JSON and plot.
 
@@ -167,28 +182,14 @@ def run(phase: str, arguments: argparse.Namespace, measure: Callable[[Models, to
     torch.set_num_threads(arguments.threads)
     models = Models(arguments)
     rows: list[dict] = []
-    cases = [
-        (batch, tokens)
-        for batch in arguments.batch
-        for tokens in arguments.prompt_tokens
-        if batch * tokens <= arguments.tokens_at_most
-    ]
-    for batch, tokens in tqdm(cases, desc=phase):
-        prompts = models.prompts(batch, tokens)
-        routes = [
-            (share, mixed, make_routes(models.depth, batch, share, mixed))
-            for share in arguments.skipped
-            for mixed in ((False, True) if batch > 1 and share else (False,))
-        ]
-        for _, _, route in routes:
-            check_exact(models, prompts, route)
+    for batch, tokens, prompts, routes in cases(models, arguments, phase):
         for (share, mixed, route), measured in zip(routes, measure(models, prompts, routes), strict=True):
             ideal = models.depth / float(route.sum(1).float().mean())
             row = {"phase": phase, "batch": batch, "prompt_tokens": tokens, "skipped_fraction": share, "mixed": mixed}
             rows.append(row | {"ideal": ideal, "share": measured["speedup"] / ideal} | measured)
         if arguments.json:
             write_json(Path(arguments.json), about(arguments) | {"rows": rows})
-    print_rows(rows)
+    print_rows(rows, f"{phase}: stock model against routed model, in turn")
     if arguments.plot:
         plot(rows, Path(arguments.plot), f"{phase}, {arguments.model}, {arguments.dtype}, {hardware()}")
 
@@ -199,9 +200,10 @@ def about(arguments: argparse.Namespace) -> dict:
     return given | {"hardware": hardware(), "date": today(), "versions": versions(), "git_commit": git_commit()}
 
 
-def print_rows(rows: list[dict]) -> None:
-    columns = list(dict.fromkeys(key for row in rows for key in row if key != "phase"))
-    table = Table(title=f"{rows[0]['phase']}: stock model against routed model, in turn")
+def print_rows(rows: list[dict], title: str, hidden: tuple[str, ...] = ("phase",)) -> None:
+    """A table with a column for each key that some row has."""
+    columns = [column for column in dict.fromkeys(key for row in rows for key in row) if column not in hidden]
+    table = Table(title=title)
     for column in columns:
         table.add_column(column, justify="right")
     for row in rows:

@@ -20,9 +20,7 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
-from routed_speed import Models, about, speedup
+from routed_speed import Models, about, print_rows, speedup
 from tqdm import tqdm
 
 from routing.arguments import DTYPES
@@ -216,17 +214,6 @@ def routed_checkpoint(folder: Path, models: Models):
     return model
 
 
-def print_rows(rows: list[dict]) -> None:
-    columns = [column for column in rows[-1] if column != "skipped"]
-    table = Table(title="dense greedy decoding with an assistant, against plain, in turn")
-    for column in columns:
-        table.add_column(column, justify="right")
-    for row in rows:
-        cells = (row.get(column) for column in columns)
-        table.add_row(*("" if c is None else f"{c:.3f}" if isinstance(c, float) else str(c) for c in cells))
-    Console(width=160).print(table)
-
-
 def main() -> None:
     arguments = parsed()
     torch.set_num_threads(arguments.threads)
@@ -240,7 +227,7 @@ def main() -> None:
         ways += [Way(arguments.checkpoint, own, None, drafts) for drafts in arguments.drafts]
     prompts = prompts_of(arguments, "test", tokenizer)
     rows = run(models, ways, prompts, arguments.max_new_tokens, arguments.repeats)
-    print_rows(rows)
+    print_rows(rows, "dense greedy decoding with an assistant, against plain, in turn", hidden=("skipped",))
     if arguments.json:
         names = ("dataset", "prompts", "max_new_tokens", "checkpoint")
         given = {name: getattr(arguments, name) for name in names} | {"influence": measured}

@@ -245,9 +245,14 @@ class EvaluationArguments:
     def outside_problems(self) -> list[str]:
         try:
             check_checkpoint(Path(self.checkpoint))
-            training_record(Path(self.checkpoint))
+            record = training_record(Path(self.checkpoint))
         except UserError as error:
             return [f"--checkpoint: {error}"] if self.checkpoint else []
+        if "static" in self.control_names() and not (self.control_data or record.get("datasets")):
+            return [
+                "--controls static: the checkpoint does not say which data sets its labels are of; name data sets with "
+                "--control_data, whose validation questions choose the static path"
+            ]
         return []
 
     def task_names(self) -> list[str]:

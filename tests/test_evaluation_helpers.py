@@ -155,6 +155,16 @@ def test_flops_are_those_that_torch_counts(all_logits, route):
     assert flops.of(row, decided=False) + other_half == counter.get_total_flops()
 
 
+def test_flops_of_a_generation():
+    """Prompt and new tokens but the last are read; a step's attention sees all before it."""
+    model, route, new = routed_from(LLAMA, stock_model(LLAMA)), (0, 2, 1, 0, 1), 4
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model.generate(torch.ones(1, 12, dtype=torch.long), routes=torch.tensor([route]), max_new_tokens=new)
+    flops = Flops(model, all_logits=False)
+    other_half = sum(route) * (12 * 12 - 12 * 13 / 2) * flops.attention
+    assert flops.of(Row(route, 12, new), decided=False) + other_half == counter.get_total_flops()
+
+
 def test_flops_of_routers():
     model = routed_from(LLAMA, stock_model(LLAMA), router_seed=0)
     ids = torch.ones(1, 16, dtype=torch.long)

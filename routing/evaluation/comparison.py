@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM
 from routing.arguments import DTYPES, EvaluationArguments, pick_device
 from routing.checkpoint import load_checkpoint
 from routing.controls import skips_around, static_routes
-from routing.errors import UserError
 from routing.evaluation.check import check_prompts, proofs
 from routing.evaluation.lm import PromptRoutedLM
 from routing.evaluation.methods import Settings, TaskResult, evaluate, of_first, random_of, route_facts, stored, summary
@@ -56,7 +55,7 @@ class Comparison:
         self.settings = Settings(arguments.limit, arguments.num_fewshot, arguments.apply_chat_template)
         self.key = vars(self.settings) | {
             "checkpoint": file_stamps(folder, "*.safetensors", "config.json"),
-            "base": self.base_name,
+            "base": [self.base_name, file_stamps(Path(locate_model(self.base_name)), "*.safetensors")],
             "dtype": arguments.dtype,
             "batch_size": arguments.batch_size,
             "hardware": hardware(),
@@ -64,11 +63,6 @@ class Comparison:
         self.control_data = arguments.control_data or ",".join(training.get("datasets", ()))
         self.tuning = []
         if "static" in arguments.control_names():
-            if not self.control_data:
-                raise UserError(
-                    "--controls static: the checkpoint does not say which data sets its labels are of; name data sets "
-                    "with --control_data, whose validation questions choose the static path."
-                )
             chat = arguments.apply_chat_template
             self.tuning = draw_requests(self.control_data, "validation", arguments.control_samples, tokenizer, chat)
 
@@ -132,7 +126,10 @@ class Comparison:
             **route_facts(routed.routes),
             "model": self.base_name,
             "checkpoint": self.arguments.checkpoint,
-            **{name: getattr(self.arguments, name) for name in ("dtype", "seeds", "control_data")},
+            "dtype": self.arguments.dtype,
+            "seeds": self.arguments.seeds,
+            "control_data": self.control_data if self.tuning else None,
+            "control_questions": len(self.tuning),
             **vars(self.settings),
             "hardware": hardware(),
             "date": routed.date,
@@ -145,6 +142,6 @@ class Comparison:
         chat = self.settings.apply_chat_template
         prompts = check_prompts(self.routed, task, manager, self.arguments.limit or 8, chat)
         found = proofs(self.base.model, self.routed.model, prompts, self.routed.tokenizer.pad_token_id)
-        for proof in found:
+        for proof in found if PartialState().is_main_process else ():
             print(f"{'PASS' if proof.holds else 'FAIL'}  {proof.statement}\n      {proof.seen}")
         return all(proof.holds for proof in found)

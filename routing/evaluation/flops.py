@@ -36,7 +36,8 @@ class Flops:
         Args:
             decided: whether routers decided its route.
         """
-        tokens = row.prompt_tokens + row.other_tokens
+        # The last generated token is not read any more.
+        tokens = row.prompt_tokens + (row.other_tokens if self.all_logits else max(row.other_tokens - 1, 0))
         executed = self.depth if row.route is None else sum(row.route)
         layers = executed * (tokens * self.layer + tokens * (tokens + 1) / 2 * self.attention)
         logits = self.logits * (tokens if self.all_logits else max(row.other_tokens, 1))
