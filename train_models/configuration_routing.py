@@ -9,6 +9,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+ROUTERS = ("per_layer", "embedding", "prefix", "prefix_token", "random_token", "none")
+
+
+def _whole(value, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _finite(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
 
 @dataclass(kw_only=True, repr=False)
 class RoutingFields:
@@ -18,9 +28,19 @@ class RoutingFields:
         num_windows: windows W of prompt tokens that are pooled for the routers.
         router_hidden_size: width of each router's hidden layer.
         route_bias: added to a router's logits once for each time that the layer would run: above 0 more layers run,
-            below 0 fewer. Set by `python -m routing.calibrate`.
+            below 0 fewer. A global router's threshold: it runs a layer where the logit is above -route_bias. Set by
+            `python -m routing.calibrate`.
         is_static_routing: run every layer once and no router (checks that the base loads right).
-        trained_num_windows: the W that the saved routers were trained with; None before training.
+        router: per_layer (Dr.LLM), embedding, prefix, prefix_token, random_token (see global_routers.py), or none.
+        kept_layers: K, how many first layers a global router always runs.
+        router_sizes: widths of the hidden layers of a global router; None: as published.
+        router_bias_init: what the last biases of a global router start from; above 0 it starts by running layers.
+        run_probability, random_seed: of `random_token`.
+        fixed_route: counts of each layer to run for every input; None: the router decides, and without any all run.
+        residual_scale: what the change of each layer to the state is multiplied by, as the expectation of layers that
+            were dropped in training; None: by 1.
+        trained_num_windows: the W that the saved routers were trained with, set in every trained checkpoint; None
+            before training.
         base_model: for checkpoints without base weights: hub id or folder of the base.
         base_revision: its commit on the hub.
         base_sha256: for a base in a folder: SHA-256 of each of its weight files.
@@ -30,6 +50,14 @@ class RoutingFields:
     router_hidden_size: int = 128
     route_bias: float = 0.0
     is_static_routing: bool = False
+    router: str = "per_layer"
+    kept_layers: int = 4
+    router_sizes: list | None = None
+    router_bias_init: float = 0.0
+    run_probability: float = 0.6
+    random_seed: int = 0
+    fixed_route: list | None = None
+    residual_scale: list | None = None
     trained_num_windows: int | None = None
     base_model: str | None = None
     base_revision: str | None = None
@@ -39,12 +67,11 @@ class RoutingFields:
         """Raise a ValueError that names every wrong routing field."""
         problems = []
         for name in ("num_windows", "router_hidden_size"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                problems.append(f"{name} must be a whole number >= 1, got {value!r}")
-        number = isinstance(self.route_bias, (int, float)) and not isinstance(self.route_bias, bool)
-        if not (number and math.isfinite(self.route_bias)):
-            problems.append(f"route_bias must be a finite number, got {self.route_bias!r}")
+            if not _whole(getattr(self, name), 1):
+                problems.append(f"{name} must be a whole number >= 1, got {getattr(self, name)!r}")
+        for name in ("route_bias", "router_bias_init"):
+            if not _finite(getattr(self, name)):
+                problems.append(f"{name} must be a finite number, got {getattr(self, name)!r}")
         if not isinstance(self.is_static_routing, bool):
             problems.append(f"is_static_routing must be True or False, got {self.is_static_routing!r}")
         if self.trained_num_windows not in (None, self.num_windows):
@@ -52,8 +79,36 @@ class RoutingFields:
                 f"num_windows={self.num_windows!r} contradicts the checkpoint, whose routers were trained with "
                 f"num_windows={self.trained_num_windows}; leave the argument out or give {self.trained_num_windows}"
             )
+        problems += self._global_problems()
         if problems:
             raise ValueError("; ".join(problems) + ".")
+
+    def _global_problems(self) -> list[str]:
+        depth, found = self.num_hidden_layers, []
+        if self.router not in ROUTERS:
+            found.append(f"router must be one of {', '.join(ROUTERS)}, got {self.router!r}")
+        if self.router in ROUTERS[1:5] and not (_whole(self.kept_layers, 1) and self.kept_layers < depth):
+            found.append(
+                f"kept_layers must be a whole number from 1 to {depth - 1}, one less than the model has layers, got "
+                f"{self.kept_layers!r}"
+            )
+        if self.router_sizes is not None and not all(_whole(size, 1) for size in self.router_sizes):
+            found.append(f"router_sizes must be whole numbers >= 1, got {self.router_sizes!r}")
+        if not (_finite(self.run_probability) and 0 <= self.run_probability <= 1):
+            found.append(f"run_probability must lie between 0 and 1, got {self.run_probability!r}")
+        if not _whole(self.random_seed, 0):
+            found.append(f"random_seed must be a whole number >= 0, got {self.random_seed!r}")
+        if self.fixed_route is not None and not (
+            len(self.fixed_route) == depth and all(count in (0, 1, 2) for count in self.fixed_route)
+        ):
+            found.append(f"fixed_route must be {depth} counts in 0, 1, 2, got {self.fixed_route!r}")
+        if self.residual_scale is not None and "token" in self.router:
+            found.append(f"residual_scale does not go with router={self.router!r}, which runs a layer for some tokens")
+        if self.residual_scale is not None and not (
+            len(self.residual_scale) == depth and all(map(_finite, self.residual_scale))
+        ):
+            found.append(f"residual_scale must be {depth} finite numbers, got {self.residual_scale!r}")
+        return found
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):

@@ -32,6 +32,13 @@ def path_steps(path: list[int]) -> list[Step]:
     return steps
 
 
+def run_steps(runner: LayerRunner, hidden: torch.Tensor, steps: list[Step]) -> torch.Tensor:
+    """Hidden states [B, T, D] after some steps."""
+    for step in steps:
+        hidden = runner.run(hidden, step)
+    return hidden
+
+
 def layer_steps(layer: int, counts: list[int]) -> list[Step]:
     """Steps of one layer, given how often each row of the batch runs it."""
     steps = []
@@ -51,16 +58,32 @@ class LayerRunner:
         position_ids: [1 or B, T].
         position_embeddings: (cos, sin), each [1 or B, T, D_head].
         extra: further keyword arguments of the decoder layers.
+        scales: factor of each layer's change to the state, or None.
     """
 
-    def __init__(self, layers, layer_types, cache, masks, position_ids, position_embeddings, extra):
+    def __init__(self, layers, layer_types, cache, masks, position_ids, position_embeddings, extra, scales=None):
+        self.scales = scales
         self.layers, self.layer_types, self.cache, self.extra = layers, layer_types, cache, extra
         self.masks, self.position_ids, self.position_embeddings = masks, position_ids, position_embeddings
         self._gathered: dict[tuple, dict] = {}
+        self._causal: torch.Tensor | None = None
         self._indices: dict[tuple, torch.Tensor] = {} if cache is None else cache.row_indices
 
     def _mask(self, layer: int):
         return self.masks[self.layer_types[layer]] if isinstance(self.masks, dict) else self.masks
+
+    def query_mask(self, layer: int, hidden: torch.Tensor, keys: int) -> torch.Tensor | None:
+        """[1 or B, 1, T, T_kv], which keys each token of [B, T, D] attends to; None for one token that attends to all.
+
+        transformers leaves the mask out where attention is causal and nothing else; some tokens of a row alone need it.
+        """
+        mask, tokens = self._mask(layer), hidden.shape[1]
+        if mask is None and tokens > 1:
+            if self._causal is None:
+                visible = torch.ones(tokens, keys, dtype=torch.bool, device=hidden.device)
+                self._causal = visible.tril(keys - tokens)[None, None]
+            mask = self._causal
+        return mask
 
     def _index(self, rows: tuple[int, ...], device: torch.device) -> torch.Tensor:
         """The rows as a tensor; a cache keeps it, so that decoding moves nothing from host to device."""
@@ -85,16 +108,21 @@ class LayerRunner:
         if self.cache is not None:
             arguments["past_key_values"] = self.cache.slot(step)
         layer = self.layers[step.layer]
+        scale = None if self.scales is None else self.scales[step.layer]
         if step.rows is None:
-            return layer(
+            output = layer(
                 hidden,
                 attention_mask=self._mask(step.layer),
                 position_ids=self.position_ids,
                 position_embeddings=self.position_embeddings,
                 **arguments,
             )
+            return output if scale is None else torch.lerp(hidden.to(output.device), output, scale)
         index = self._index(step.rows, hidden.device)
-        output = layer(hidden.index_select(0, index), **self._row_arguments(step, index), **arguments)
+        own = hidden.index_select(0, index)
+        output = layer(own, **self._row_arguments(step, index), **arguments)
+        if scale is not None:
+            output = torch.lerp(own.to(output.device), output, scale)
         return hidden.to(output.device).index_copy(0, self._index(step.rows, output.device), output)
 
 
@@ -178,6 +206,7 @@ class LayerPathModel:
             position_ids=position_ids,
             position_embeddings=self.rotary_emb(inputs_embeds, position_ids),
             extra=kwargs | {"use_cache": use_cache},
+            scales=getattr(self.config, "residual_scale", None),
         )
         if cache is not None and cache.is_empty:
             cache.start(inputs_embeds.shape[0])

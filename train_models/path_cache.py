@@ -42,7 +42,8 @@ class PathCache(Cache):
     A slot holds tensors `[n, H_kv, T, D_head]`, where n is the number of rows of its step: rows that skip
     a layer store nothing for it. The steps are fixed by the first forward (the prefill) and replayed by all
     later ones. `routes` ([B, L] counts) is set by models that choose a route per row. `row_indices` keeps the rows of
-    steps as tensors.
+    steps as tensors. Models that choose a route per token store the K/V of all tokens in every layer; `executed`
+    ([B, L + 1]) counts the tokens that ran each layer, and all tokens in its last column.
 
     Args:
         config: configuration of the model, read for `layer_types` and `sliding_window`.
@@ -65,6 +66,7 @@ class PathCache(Cache):
     def _clear(self) -> None:
         self.slots: dict[Step, DynamicLayer] = {}
         self.routes: torch.LongTensor | None = None
+        self.executed: torch.LongTensor | None = None
         self.row_indices: dict[tuple, torch.LongTensor] = {}
         self.row_count: int | None = None
         self.seen_tokens = 0
@@ -178,6 +180,8 @@ class PathCache(Cache):
             self.slots[Step(step.layer, step.visit, kept)] = slot
         if self.routes is not None:
             self.routes = self.routes[index]
+        if self.executed is not None:
+            self.executed = self.executed[index]
         self.row_count = len(index)
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:

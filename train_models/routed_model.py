@@ -1,4 +1,4 @@
-"""Models that choose their own path: a router per layer, decided once on the prompt, kept while decoding."""
+"""Models that choose their own path: once on the prompt and kept while decoding, or anew for each token."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import cached_file
 from transformers.utils.generic import can_return_tuple
 
 from .checkpoint_card import CardOfCheckpoint
+from .global_routers import TOKEN_ROUTERS, GlobalRouter
+from .global_routing import GlobalRouting, make_routers
 from .layer_path import LayerPathForCausalLM, LayerPathModel, layer_steps
-from .routers import REPEAT, RouterBlock, RouterLinear, pool_windows, prompt_mask, window_weights
+from .route_totals import RouteTotals
+from .routers import REPEAT, RouterLinear, pool_windows, prompt_mask, window_weights
 
 LM_EVAL_PADDING_ID = 0  # lm-eval pads loglikelihood requests with this id, whatever the tokenizer says.
 ROUTER_FILE = "routers.safetensors"
@@ -24,29 +26,8 @@ HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "subfolde
 
 
 @dataclass
-class RouteTotals:
-    """Running totals of what the routes executed.
-
-    Attributes:
-        inputs: rows for which a route was decided or forced.
-        layers: layer executions, summed over these rows.
-        choices: [L, 3], how many rows skipped, ran and repeated each layer.
-    """
-
-    inputs: int = 0
-    layers: int = 0
-    choices: torch.LongTensor | None = None
-
-    def add(self, routes: torch.LongTensor) -> None:
-        choices = nn.functional.one_hot(routes, REPEAT + 1).sum(0)
-        self.choices = choices if self.choices is None else self.choices + choices
-        self.inputs += len(routes)
-        self.layers += int(routes.sum())
-
-
-@dataclass
 class RoutedCausalLMOutput(CausalLMOutputWithPast):
-    """`CausalLMOutputWithPast` plus the routes [B, L] that were executed."""
+    """`CausalLMOutputWithPast` plus the routes [B, L] that were executed; None where each token has its own."""
 
     routes: torch.LongTensor | None = field(default=None)
 
@@ -61,25 +42,28 @@ class RouterWeights:
     def _init_weights(self, module):
         if isinstance(module, RouterLinear):
             module.reset_parameters()
+        elif isinstance(module, GlobalRouter):
+            module.reset_bias()  # Its linear maps were drawn before it.
         else:
             super()._init_weights(module)
 
 
-class RoutedModel(RouterWeights, LayerPathModel):
-    """Mixin over a decoder: one RouterBlock per layer.
+class RoutedModel(GlobalRouting, RouterWeights, LayerPathModel):
+    """Mixin over a decoder: `routers` is one RouterBlock per layer, or one GlobalRouter for all, or nothing.
 
     Attributes:
-        last_routes: [B, L] counts in {0 skip, 1 run, 2 repeat} of the last prefill, on the CPU; None before.
+        last_routes: [B, L] counts in {0 skip, 1 run, 2 repeat} of the last prefill, on the CPU; None before. Of a
+            router that decides for each token: the share of the row's tokens that ran each layer, since the prefill.
+        last_gates: [B, T, R] bool, of a router that decides for each token: who ran which layer in the last forward.
         totals: RouteTotals while counting is on (`count_layers`), else None.
     """
 
     def __init__(self, config):
         config.check_routing()
         super().__init__(config)
-        self.routers = nn.ModuleList(
-            RouterBlock(config.hidden_size, config.router_hidden_size) for _ in range(config.num_hidden_layers)
-        )
-        self.last_routes: torch.LongTensor | None = None
+        self.routers = make_routers(config)
+        self.last_routes: torch.Tensor | None = None
+        self.last_gates: torch.BoolTensor | None = None
         self.totals: RouteTotals | None = None
         if config.trained_num_windows is None or config.base_model is not None:
             # A base has no routers, which is no reason to warn of missing weights.
@@ -89,9 +73,9 @@ class RoutedModel(RouterWeights, LayerPathModel):
     def init_routers(self) -> None:
         """Draw all routers anew: Xavier weights, zero biases (from torch's global generator)."""
         with torch.no_grad():
-            for router in self.routers:
-                for parameter in router.parameters():
-                    parameter._is_hf_initialized = False
+            for parameter in self.routers.parameters():
+                parameter._is_hf_initialized = False
+            for router in [self.routers] if isinstance(self.routers, GlobalRouter) else self.routers:
                 router.reset_parameters()
 
     def count_layers(self, on: bool = True) -> None:
@@ -119,31 +103,38 @@ class RoutedModel(RouterWeights, LayerPathModel):
             )
         return routes.tolist()
 
-    def forward(self, input_ids=None, attention_mask=None, routes=None, prompt_lengths=None, **kwargs):
-        """The stock forward along each row's own route.
+    def forward(self, input_ids=None, attention_mask=None, routes=None, prompt_lengths=None, draw_gates=None, **kwargs):
+        """The stock forward along each row's own route, or each token's.
 
         A forward with an empty cache, or none, decides the routes (or takes `routes`, or all ones with
-        `config.is_static_routing`); later ones replay what the cache holds. `output_hidden_states` gives the
-        state entering each layer, skipped or not, then the normalised last one: L + 1 tensors [B, T, D].
+        `config.is_static_routing`); later ones replay what the cache holds. A router that decides for each token does
+        so in every forward. `output_hidden_states` gives the state entering each layer, skipped or not, then the
+        normalised last one: L + 1 tensors [B, T, D].
 
         Args:
             routes: [B, L] counts to force.
-            prompt_lengths: [B], how many real tokens of each row the routers may see; default all.
+            prompt_lengths: [B], how many real tokens of each row the routers may see; default all. A router that
+                decides for each token sees that token alone.
+            draw_gates: for training of a global router, maps its logits [B, R] or [B, T, R] to gates of that shape:
+                True where a layer runs, or numbers g for g F(h) + (1 - g) h.
 
         Raises:
             ValueError: for routes or prompt lengths of wrong shape or value, or routes that contradict the cache.
         """
 
         def execute(hidden: torch.Tensor, runner, states: list | None) -> torch.Tensor:
-            if runner.cache is not None and not runner.cache.is_empty:
+            by_token, cache = self.config.router in TOKEN_ROUTERS, runner.cache
+            goes_on = cache is not None and not cache.is_empty
+            if goes_on and not (by_token and routes is None and cache.routes is None):
                 return self._replay(hidden, runner, states, routes)
             batch = hidden.shape[0]
-            forced = None if routes is None else self._checked_routes(routes, batch)
-            if forced is None and self.config.is_static_routing:
-                forced = [[1] * len(self.layers)] * batch
+            forced = self._fixed_routes(batch) if routes is None else self._checked_routes(routes, batch)
             decide = None
             if forced is None:
-                mask = self.routing_mask(input_ids, attention_mask, hidden, prompt_lengths)
+                mask = self.routing_mask(input_ids, attention_mask, hidden, None if by_token else prompt_lengths)
+                if self.config.router != "per_layer":
+                    real = prompt_mask(None, attention_mask, tuple(hidden.shape[:2]), hidden.device, ())
+                    return self._run_globally(hidden, runner, states, input_ids, mask, real, draw_gates)
                 decide = self._decider(mask)
             taken = []
             for layer in range(len(self.layers)):
@@ -157,6 +148,13 @@ class RoutedModel(RouterWeights, LayerPathModel):
             return hidden
 
         return self.forward_along(execute, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+    def _fixed_routes(self, batch: int) -> list[list[int]] | None:
+        """Routes that no router decides."""
+        route = None if self.config.is_static_routing else self.config.fixed_route
+        if route is None and (self.config.is_static_routing or self.config.router == "none"):
+            route = [1] * len(self.layers)
+        return None if route is None else [list(route)] * batch
 
     def _decider(self, mask: torch.BoolTensor):
         """Function (layer, hidden [B, T, D]) -> how often each row runs the layer. Rows without prompt run once."""
@@ -172,6 +170,10 @@ class RoutedModel(RouterWeights, LayerPathModel):
         return decide
 
     def _replay(self, hidden, runner, states, routes):
+        if runner.cache.executed is not None:
+            raise ValueError(
+                "routes= contradicts the cache, in which each token has a route of its own. Start with a new cache."
+            )
         if runner.cache.routes is None:
             raise ValueError(
                 "the cache was filled by a model that was given its path, so it holds no routes. Leave "
@@ -191,7 +193,7 @@ class RoutedModel(RouterWeights, LayerPathModel):
         return hidden
 
     def _record(self, routes: torch.LongTensor, cache) -> None:
-        self.last_routes = routes
+        self.last_routes, self.last_gates = routes, None
         if cache is not None:
             cache.routes = routes
         if self.totals is not None:
@@ -202,8 +204,8 @@ class RoutedForCausalLM(CardOfCheckpoint, RouterWeights, LayerPathForCausalLM):
     """Mixin over a `...ForCausalLM` whose decoder is a RoutedModel."""
 
     @property
-    def last_routes(self) -> torch.LongTensor | None:
-        """[B, L] counts of the last prefill, see `RoutedModel`."""
+    def last_routes(self) -> torch.Tensor | None:
+        """[B, L], of the last prefill, see `RoutedModel`."""
         return self.model.last_routes
 
     @can_return_tuple
@@ -219,9 +221,10 @@ class RoutedForCausalLM(CardOfCheckpoint, RouterWeights, LayerPathForCausalLM):
         logits_to_keep: int | torch.Tensor = 0,
         routes: torch.LongTensor | None = None,
         prompt_lengths: torch.LongTensor | None = None,
+        draw_gates=None,
         **kwargs,
     ) -> RoutedCausalLMOutput:
-        """Logits along each row's route; `routes` and `prompt_lengths` as in `RoutedModel.forward`."""
+        """Logits along each row's route; `routes`, `prompt_lengths` and `draw_gates` as in `RoutedModel.forward`."""
         output = super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -233,11 +236,13 @@ class RoutedForCausalLM(CardOfCheckpoint, RouterWeights, LayerPathForCausalLM):
             logits_to_keep=logits_to_keep,
             routes=routes,
             prompt_lengths=prompt_lengths,
+            draw_gates=draw_gates,
             return_dict=True,
             **kwargs,
         )
         cache = output.past_key_values
-        return RoutedCausalLMOutput(**output, routes=self.last_routes if cache is None else cache.routes)
+        last = self.last_routes if self.model.last_gates is None else None
+        return RoutedCausalLMOutput(**output, routes=last if cache is None else cache.routes)
 
     def _update_model_kwargs_for_generation(self, outputs, model_kwargs, *args, **kwargs):
         """Keep the route of the prefill where no cache keeps it; a cache knows better (beams reorder it)."""

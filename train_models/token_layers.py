@@ -1,0 +1,145 @@
+"""A decoder layer over some tokens of each row: those that skip it keep their state and still give keys and values.
+
+Keys and values of all tokens are computed, so what the others attend to does not change; the query, the attention
+output and the MLP are computed for the tokens that run alone: gathered, run, scattered. The obvious form, which
+computes the layer for all tokens and keeps it for some, is `blend`; training needs it, since its gates have gradients,
+and the tests compare with it. Works for layers built like Llama's: Llama, Qwen2 (biases), Qwen3 (norms of heads).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from transformers.models.llama.modeling_llama import ALL_ATTENTION_FUNCTIONS, eager_attention_forward, rotate_half
+
+from .path_cache import Step
+
+ATTENTION = ("sdpa", "eager")  # What takes a mask for each query.
+
+
+class Gathering(NamedTuple):
+    """Which tokens of a layer run, [B, T] in all.
+
+    Attributes:
+        count: tokens that run, in all rows together.
+        rows: [b], rows with a token that runs; None for all.
+        order: [b, n], for each of these rows the places of its tokens that run, filled up with others.
+        valid: [b, n], which of them run; None for all.
+        flat: [count], places of the tokens that run in [B * T].
+    """
+
+    count: int
+    rows: torch.LongTensor | None
+    order: torch.LongTensor
+    valid: torch.BoolTensor | None
+    flat: torch.LongTensor
+
+
+def gatherings(gates: torch.BoolTensor) -> list[Gathering | None]:
+    """One Gathering for each layer, of gates [B, T, R]; None where all tokens run."""
+    batch, tokens, layers = gates.shape
+    counts = gates.sum(1).T.tolist()  # The one transfer to the host.
+    order = torch.argsort((~gates).transpose(1, 2).to(torch.uint8), dim=2, stable=True) if tokens > 1 else None
+    found = []
+    for layer, own in enumerate(counts):
+        if min(own) == tokens:
+            found.append(None)
+            continue
+        running = [row for row, count in enumerate(own) if count]
+        rows = None if len(running) == batch else torch.tensor(running, dtype=torch.long, device=gates.device)
+        places = gates.new_zeros(batch, 1, dtype=torch.long) if order is None else order[:, layer, : max(own)]
+        valid = gates[..., layer].gather(1, places)
+        if rows is not None:
+            places, valid = places[rows], valid[rows]
+        start = torch.arange(batch, device=gates.device) * tokens
+        flat = places + (start if rows is None else start[rows])[:, None]
+        even = len({own[row] for row in running}) <= 1
+        flat = flat.flatten() if even else flat[valid]
+        found.append(Gathering(sum(own), rows, places, None if even else valid, flat))
+    return found
+
+
+def run_tokens(runner, hidden: torch.Tensor, layer: int, some: Gathering | None) -> torch.Tensor:
+    """States [B, T, D] after a layer that some tokens run; the others keep theirs.
+
+    Args:
+        runner: a LayerRunner.
+        some: from `gatherings`; None for all tokens.
+    """
+    step = Step(layer, 0)
+    if some is None:
+        return runner.run(hidden, step)
+    block = runner.layers[layer]
+    attention = block.self_attn
+    hidden = hidden.to(block.input_layernorm.weight.device)
+    some = _on(some, hidden.device)
+    cos, sin = (t.to(hidden.device) for t in runner.position_embeddings)
+    normed = block.input_layernorm(hidden)
+    key = _rotated(_heads(attention, "k", normed), cos, sin)
+    value = _heads(attention, "v", normed)
+    if runner.cache is not None:
+        key, value = runner.cache.slot(step).update(key, value)
+    if not some.count:
+        return hidden
+    query = _rotated(_heads(attention, "q", _pick(normed, some)), _pick(cos, some), _pick(sin, some))
+    if some.rows is not None:
+        key, value = key[some.rows], value[some.rows]
+    attended = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)(
+        attention,
+        query,
+        key,
+        value,
+        _queries(runner.query_mask(layer, hidden, key.shape[2]), some),
+        dropout=attention.attention_dropout if attention.training else 0.0,
+        scaling=attention.scaling,
+        sliding_window=getattr(attention, "sliding_window", None),
+    )[0]
+    attended = attended.flatten(2)
+    attended = attended.flatten(0, 1) if some.valid is None else attended[some.valid]
+    # From here on one row of all tokens that run: no place is filled up.
+    states = hidden.flatten(0, 1)
+    own = states.index_select(0, some.flat) + attention.o_proj(attended)
+    own = own + block.mlp(block.post_attention_layernorm(own))
+    return states.index_copy(0, some.flat, own).view_as(hidden)
+
+
+def blend(runner, hidden: torch.Tensor, layer: int, gate: torch.Tensor) -> torch.Tensor:
+    """g F(h) + (1 - g) h, with a gate [B] or [B, T] that may have a gradient; the layer runs for all tokens."""
+    gate = gate.to(hidden.dtype).reshape(*gate.shape, *[1] * (3 - gate.ndim))
+    return gate * runner.run(hidden, Step(layer, 0)) + (1 - gate) * hidden
+
+
+def _heads(attention: nn.Module, name: str, states: torch.Tensor) -> torch.Tensor:
+    """Queries, keys or values by head, [B, H, T, D_head]."""
+    heads = getattr(attention, f"{name}_proj")(states).unflatten(-1, (-1, attention.head_dim))
+    norm = getattr(attention, f"{name}_norm", None)
+    return (heads if norm is None else norm(heads)).transpose(1, 2)
+
+
+def _rotated(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    return heads * cos[:, None] + rotate_half(heads) * sin[:, None]
+
+
+def _on(some: Gathering, device: torch.device) -> Gathering:
+    """The same on the device of a layer, where a model lies on several."""
+    if some.order.device == device:
+        return some
+    return Gathering(some.count, *(None if part is None else part.to(device) for part in some[1:]))
+
+
+def _pick(tensor: torch.Tensor, some: Gathering) -> torch.Tensor:
+    """[b, n, D], the gathered tokens of a tensor [1 or B, T, D]."""
+    if some.rows is not None and tensor.shape[0] > 1:
+        tensor = tensor[some.rows]
+    tensor = tensor.expand(len(some.order), -1, -1)
+    return tensor.gather(1, some.order[..., None].expand(-1, -1, tensor.shape[2]))
+
+
+def _queries(mask: torch.Tensor | None, some: Gathering) -> torch.Tensor | None:
+    """[b, 1, n, T_kv], the mask of the gathered queries, of one [1 or B, 1, T, T_kv]."""
+    if mask is None:
+        return None
+    mask = mask.to(some.order.device)[:, 0]
+    return _pick(mask, some)[:, None]
