@@ -2,6 +2,11 @@
 
     python train.py --model_id M --data data/mcts_paths --run_name my-run --num_epochs 25 --learning_rate 1e-3
 
+Or train a router end to end on text, with adapters or on the frozen base; a YAML file can hold the arguments:
+
+    python train.py --objective gumbel --router prefix_token --run_name my-run
+    python train.py experiments/gumbel.yaml --run_name my-run --seed 1
+
 A run that was interrupted continues with the same arguments and --resume. Several GPUs, or processes on a machine
 without any (--multi_gpu is what makes accelerate start them there too):
 
@@ -10,9 +15,8 @@ without any (--multi_gpu is what makes accelerate start them there too):
 
 from __future__ import annotations
 
+import argparse
 import gc
-import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -20,42 +24,21 @@ import torch
 from accelerate import PartialState
 from transformers import set_seed
 
-from routing.arguments import DTYPES, TrainArguments, as_dict, is_first_process, parse, pick_device
+from routing.arguments import DTYPES, TrainArguments, as_dict, expanded, is_first_process, parse, pick_device
 from routing.checkpoint import save_checkpoint
 from routing.dataset import TrainingData, load_training_data
-from routing.errors import UserError, run_command
+from routing.end_to_end.arguments import EndToEndArguments
+from routing.end_to_end.run import run
+from routing.errors import run_command
 from routing.families import load_base_config, load_tokenizer, locate_model, routed_class
 from routing.features import CachedFeatures, LiveExamples, cache_features, fingerprint, live_collator, read_batch
-from routing.files import write_json
 from routing.locks import only_run
 from routing.model_card import write_model_card
 from routing.objectives.supervised import CLASSES, class_counts, class_weights
+from routing.objectives.table import END_TO_END
+from routing.run_folder import prepare_folder
 from routing.run_info import git_commit, hardware, versions
 from routing.training import executor, train_routers
-
-
-def prepare_folder(arguments: TrainArguments, work: Path, states: Path) -> None:
-    """Make the run's folder ready: the Trainer's checkpoints in `states` are kept with --resume, else removed.
-
-    Raises:
-        UserError: if --resume comes with other arguments than the run was started with, or there is no run.
-    """
-    saved = work / "arguments.json"
-    chosen = {key: value for key, value in as_dict(arguments).items() if key != "resume"}
-    chosen["num_processes"] = PartialState().num_processes  # of accelerate launch: the batches depend on it
-    if arguments.resume:
-        if not saved.exists():
-            raise UserError(f"--resume: there is no run in {work}. Leave --resume out to start it.")
-        old = json.loads(saved.read_text())
-        differences = [f"--{k} was {old.get(k)!r}, now {v!r}" for k, v in chosen.items() if old.get(k) != v]
-        if differences:
-            raise UserError(
-                f"--resume continues the run in {work} with its own arguments; {'; '.join(differences)}. Give the "
-                "same ones, or another --run_name."
-            )
-    else:
-        shutil.rmtree(states, ignore_errors=True)
-        write_json(saved, chosen)
 
 
 def make_sets(arguments: TrainArguments, model, data: TrainingData, pad_id: int, work: Path):
@@ -83,7 +66,20 @@ def make_sets(arguments: TrainArguments, model, data: TrainingData, pad_id: int,
 
 
 def main() -> None:
-    arguments = parse(TrainArguments)
+    if chosen_objective(sys.argv[1:]) in END_TO_END:
+        run(parse(EndToEndArguments))
+    else:
+        train_on_labels(parse(TrainArguments))
+
+
+def chosen_objective(argv: list[str]) -> str:
+    """The value of --objective, which decides about all other arguments."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--objective", default="supervised")
+    return parser.parse_known_args(expanded(argv))[0].objective
+
+
+def train_on_labels(arguments: TrainArguments) -> None:
     config = load_base_config(arguments.model_id)
     tokenizer = load_tokenizer(arguments.model_id)
     data = load_training_data(arguments, config, tokenizer)

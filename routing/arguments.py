@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
+import yaml
 from transformers import HfArgumentParser
 
 from routing.checkpoint import check_checkpoint, training_record
@@ -16,6 +18,7 @@ from routing.default_model import DEFAULT_MODEL
 from routing.errors import UserError, raise_all
 from routing.families import load_base_config
 from routing.labels.reading import read_header
+from routing.objectives.table import END_TO_END
 from routing.prompts import SCORINGS
 from routing.search.results import REWARDS
 from routing.tasks import expand_names, unknown_names
@@ -88,17 +91,17 @@ class DataGenerationArguments:
 
     def problems(self) -> list[str]:
         found = unknown_names(self.dataset)
-        found += _below(self, num_simulations=1, budget=1, exploration_constant=0, length_penalty=0, stop_saving=1)
-        found += _below(self, batch_size=1, group_size=1, cache_gib=0)
+        found += below(self, num_simulations=1, budget=1, exploration_constant=0, length_penalty=0, stop_saving=1)
+        found += below(self, batch_size=1, group_size=1, cache_gib=0)
         if self.num_samples is not None:
-            found += _below(self, num_samples=1)
-        found += _outside(self, random_prob=(0, 1), widening=(0, 1))
+            found += below(self, num_samples=1)
+        found += outside(self, random_prob=(0, 1), widening=(0, 1))
         if self.widening == 0:
             found.append(f"--widening {self.widening} must be above 0, or no node could have a child")
-        return found + _device_problems(self.device)
+        return found + device_problems(self.device)
 
     def outside_problems(self) -> list[str]:
-        return _model_problems(self.model)
+        return model_problems(self.model)
 
 
 @dataclass
@@ -108,7 +111,12 @@ class TrainArguments:
     run_name: str = option("", "name of the run, and of the checkpoint folder below --output_dir")
     model_id: str = option(DEFAULT_MODEL, "base model that the labels were made with")
     data: str = option("data/mcts_paths", "comma-separated folders of labels from data_generation.py")
-    objective: str = option("supervised", "training objective", ("supervised",))
+    objective: str = option(
+        "supervised",
+        f"training objective; {', '.join(END_TO_END)} train end to end on text and have arguments of their own: "
+        "train.py --objective gumbel --help",
+        ("supervised", *END_TO_END),
+    )
     num_epochs: int = option(25, "epochs over the training examples")
     learning_rate: float = option(1e-3, "peak learning rate of AdamW, cosine decay")
     weight_decay: float = option(0.01, "weight decay of AdamW")
@@ -151,35 +159,26 @@ class TrainArguments:
     work_dir: str = option("runs", "folder of features, training states and logs")
 
     def problems(self) -> list[str]:
-        found = []
-        if not self.run_name or "/" in self.run_name or self.run_name.startswith("."):
-            found.append(f"--run_name {self.run_name!r} must be a plain folder name, such as my-run")
-        found += _below(self, num_epochs=1, batch_size=1, gradient_accumulation=1, num_windows=1, warmup_steps=0)
-        found += _below(self, router_hidden_size=1, weight_decay=0, focal_gamma=0, num_evaluations=1, eval_examples=1)
-        found += _outside(self, class_beta=(0, 1), eval_fraction=(0, 1))
+        found = run_name_problems(self.run_name)
+        found += below(self, num_epochs=1, batch_size=1, gradient_accumulation=1, num_windows=1, warmup_steps=0)
+        found += below(self, router_hidden_size=1, weight_decay=0, focal_gamma=0, num_evaluations=1, eval_examples=1)
+        found += outside(self, class_beta=(0, 1), eval_fraction=(0, 1))
         if self.class_beta == 1:
             found.append("--class_beta 1.0 gives no weights; it must be below 1")
         if self.eval_fraction in (0, 1):
             found.append(f"--eval_fraction {self.eval_fraction} must lie between 0 and 1, neither of them")
         if not 0 < self.learning_rate < math.inf:
             found.append(f"--learning_rate {self.learning_rate} must be a number above 0")
-        found += _outside(self, seed=(0, 2**32 - 1))
-        if self.report_to != "none" and importlib.util.find_spec(self.report_to) is None:
-            found.append(f"--report_to {self.report_to}: the package is not installed; pip install {self.report_to}")
+        found += outside(self, seed=(0, 2**32 - 1))
+        found += reporting_problems(self.report_to)
         if not self.data_folders():
             found.append(f"--data {self.data!r} names no folder of labels")
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and self.device not in ("auto", "cpu"):
             found.append(f"--device {self.device!r} is for one process; give several auto (a GPU for each) or cpu")
-        return found + _device_problems(self.device)
+        return found + device_problems(self.device)
 
     def outside_problems(self) -> list[str]:
-        found = _model_problems(self.model_id)
-        target = Path(self.output_dir) / self.run_name
-        if self.run_name and target.exists() and not (target / "training.json").is_file():
-            found.append(
-                f"--run_name {self.run_name}: {target} exists and is no checkpoint of train.py, so it is not replaced; "
-                "give another name"
-            )
+        found = model_problems(self.model_id) + checkpoint_problems(self.output_dir, self.run_name)
         for folder in self.data_folders():
             try:
                 read_header(folder)
@@ -235,12 +234,12 @@ class EvaluationArguments:
             found += files_without_splits("control_data", self.control_data)
         if self.output and not self.output.endswith(".json"):
             found.append(f"--output {self.output!r} must end in .json")
-        found += _below(self, batch_size=1, seeds=1, control_samples=1)
+        found += below(self, batch_size=1, seeds=1, control_samples=1)
         if self.limit is not None:
-            found += _below(self, limit=1)
+            found += below(self, limit=1)
         if self.num_fewshot is not None:
-            found += _below(self, num_fewshot=0)
-        return found + _device_problems(self.device)
+            found += below(self, num_fewshot=0)
+        return found + device_problems(self.device)
 
     def outside_problems(self) -> list[str]:
         try:
@@ -276,7 +275,29 @@ def files_without_splits(option: str, names: str) -> list[str]:
     ]
 
 
-def _below(arguments, **least) -> list[str]:
+def run_name_problems(name: str) -> list[str]:
+    if name and "/" not in name and not name.startswith("."):
+        return []
+    return [f"--run_name {name!r} must be a plain folder name, such as my-run"]
+
+
+def checkpoint_problems(output_dir: str, run_name: str) -> list[str]:
+    target = Path(output_dir) / run_name
+    if not run_name or not target.exists() or (target / "training.json").is_file():
+        return []
+    return [
+        f"--run_name {run_name}: {target} exists and is no checkpoint of train.py, so it is not replaced; give another "
+        "name"
+    ]
+
+
+def reporting_problems(report_to: str) -> list[str]:
+    if report_to == "none" or importlib.util.find_spec(report_to) is not None:
+        return []
+    return [f"--report_to {report_to}: the package is not installed; pip install {report_to}"]
+
+
+def below(arguments, **least) -> list[str]:
     values = {name: getattr(arguments, name) for name in least}
     return [
         f"--{name} {values[name]} must be at least {low}"
@@ -285,7 +306,7 @@ def _below(arguments, **least) -> list[str]:
     ]
 
 
-def _outside(arguments, **ranges) -> list[str]:
+def outside(arguments, **ranges) -> list[str]:
     values = {name: getattr(arguments, name) for name in ranges}
     return [
         f"--{name} {values[name]} must lie between {low} and {high}"
@@ -294,7 +315,7 @@ def _outside(arguments, **ranges) -> list[str]:
     ]
 
 
-def _model_problems(name: str) -> list[str]:
+def model_problems(name: str) -> list[str]:
     """What is wrong with a base model, by its configuration alone; the default model is known to fit."""
     if name == DEFAULT_MODEL:
         return []
@@ -305,7 +326,7 @@ def _model_problems(name: str) -> list[str]:
     return []
 
 
-def _device_problems(name: str) -> list[str]:
+def device_problems(name: str) -> list[str]:
     if name == "auto":
         return []
     try:
@@ -331,6 +352,23 @@ def is_first_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def expanded(argv: list[str]) -> list[str]:
+    """Arguments whose first one may be a YAML file of others, {name: value}; those behind it win.
+
+    Raises:
+        UserError: for a file that cannot be read or is no such mapping.
+    """
+    if not argv or not argv[0].endswith((".yaml", ".yml")):
+        return argv
+    try:
+        values = yaml.safe_load(Path(argv[0]).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{argv[0]} cannot be read: {error}") from error
+    if not isinstance(values, dict) or any(isinstance(value, (dict, list)) for value in values.values()):
+        raise UserError(f"{argv[0]} must hold one `name: value` a line, such as `objective: gumbel`.")
+    return [*(f"--{name}={value}" for name, value in values.items() if value is not None), *argv[1:]]
+
+
 def parse(kind: type, argv: list[str] | None = None):
     """Arguments of one stage, checked: the values, then what they name on disk and on the hub, without weights.
 
@@ -338,7 +376,7 @@ def parse(kind: type, argv: list[str] | None = None):
         UserError: with every problem of the values.
     """
     parser = HfArgumentParser(kind, description=kind.__doc__)
-    arguments = parser.parse_args_into_dataclasses(argv)[0]
+    arguments = parser.parse_args_into_dataclasses(expanded(sys.argv[1:] if argv is None else argv))[0]
     raise_all(arguments.problems() + arguments.outside_problems())
     return arguments
 

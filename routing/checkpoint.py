@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -19,7 +20,13 @@ from train_models.routed_model import ROUTER_FILE
 
 
 def save_checkpoint(
-    folder: Path, base: str, routers: dict[str, torch.Tensor], config_fields: dict, save_base: str, run_info: dict
+    folder: Path,
+    base: str,
+    routers: dict[str, torch.Tensor],
+    config_fields: dict,
+    save_base: str,
+    run_info: dict,
+    change: Callable[[torch.nn.Module], None] | None = None,
 ) -> None:
     """Write a self-contained folder that loads with trust_remote_code, replacing an older one but for its README.md.
 
@@ -31,6 +38,7 @@ def save_checkpoint(
         save_base: copy: the base weights, bit for bit in their own dtype, go into the folder; reference: only
             the routers do, and config.json names the base.
         run_info: saved as training.json.
+        change: what is done to a copied base before it is saved (merging adapters, say).
     """
     place = locate_model(base)
     work = folder.with_name(f".{folder.name}.tmp")
@@ -41,6 +49,8 @@ def save_checkpoint(
     if save_base == "copy":
         model = routed.from_pretrained(place, config=config, dtype="auto")
         model.model.routers.load_state_dict(routers)
+        if change is not None:
+            change(model)
         model.config.trained_num_windows = config.num_windows
         model.save_pretrained(work)
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArgum
 
 from routing.arguments import TrainArguments, pick_device
 from routing.objectives import supervised
+from routing.run_folder import last_whole_checkpoint
 from routing.scoring import Evaluator, Request
 
 SELECTION = "selection"  # the metric that chooses the kept checkpoint
@@ -262,15 +262,3 @@ def train_routers(
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     stack.write_to(routers)
     return trainer
-
-
-def last_whole_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that the Trainer finished; a kill may have left a newer one half written."""
-    whole = []
-    for state in folder.glob("checkpoint-*/trainer_state.json"):  # written last
-        try:
-            json.loads(state.read_text())
-        except ValueError:
-            continue
-        whole.append(state.parent)
-    return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)

@@ -206,7 +206,8 @@ class LayerPathModel:
             position_ids=position_ids,
             position_embeddings=self.rotary_emb(inputs_embeds, position_ids),
             extra=kwargs | {"use_cache": use_cache},
-            scales=getattr(self.config, "residual_scale", None),
+            # Like dropout, it evens out what training does at random.
+            scales=None if self.training else getattr(self.config, "residual_scale", None),
         )
         if cache is not None and cache.is_empty:
             cache.start(inputs_embeds.shape[0])

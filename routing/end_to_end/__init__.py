@@ -1,0 +1,1 @@
+"""Training of global routers end to end on text: arguments, adapters, training, validation, alarms, controls."""

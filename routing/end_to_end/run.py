@@ -1,0 +1,144 @@
+"""One run of training end to end: model, text, training, checkpoint."""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from transformers import BitsAndBytesConfig, set_seed
+
+from routing.arguments import DTYPES, as_dict, is_first_process, pick_device
+from routing.checkpoint import save_checkpoint
+from routing.end_to_end.adapters import adapter_state, add_adapters, lora_config, merge_adapters
+from routing.end_to_end.arguments import EndToEndArguments
+from routing.end_to_end.static import costs_of_layers, static_route
+from routing.end_to_end.training import EndToEnd, train_end_to_end
+from routing.end_to_end.validation import batches_of
+from routing.errors import UserError
+from routing.families import load_base_config, load_tokenizer, locate_model, routed_class
+from routing.files import write_json
+from routing.locks import only_run
+from routing.model_card import write_model_card
+from routing.run_folder import prepare_folder
+from routing.run_info import git_commit, hardware, today, versions
+from routing.text.corpora import passages
+from routing.text.sequences import Sequences, make_sequences
+
+RANKING_TOKENS = 4096  # of training text, by which the layers of a static route are chosen
+
+
+def rows_of(arguments: EndToEndArguments, part: str, tokenizer) -> Sequences:
+    """Rows of a part of the corpus.
+
+    Raises:
+        UserError: if there is too little text for one.
+    """
+    count = {"train": arguments.train_passages, "validation": arguments.validation_passages}[part]
+    texts = passages(arguments.corpus, part, count)
+    rows = make_sequences(texts, tokenizer, arguments.sequence_length, arguments.layout, arguments.prompt_tokens)
+    if not len(rows):
+        raise UserError(
+            f"{len(texts)} {part} passages of {arguments.corpus!r} make no row of --sequence_length "
+            f"{arguments.sequence_length}; give more passages or shorter rows."
+        )
+    return rows
+
+
+def load_trainable(arguments: EndToEndArguments, device: torch.device):
+    """The routed model with a fresh router, its base frozen, and its adapters or None."""
+    config = load_base_config(arguments.model_id)
+    fields = arguments.model_fields(config.num_hidden_layers)
+    quantized = {}
+    if arguments.load_in_4bit:
+        quantized["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=DTYPES[arguments.dtype]
+        )
+        quantized["device_map"] = {"": device}
+    model = routed_class(config.model_type).from_pretrained(
+        locate_model(arguments.model_id), dtype=DTYPES[arguments.dtype], **fields, **quantized
+    )
+    if not quantized:
+        model.to(device)
+    model.requires_grad_(False)
+    model.model.init_routers()
+    adapters = add_adapters(model, lora_config(arguments)) if arguments.trainable == "lora" else None
+    model.model.routers.requires_grad_(True)
+    return model, adapters, fields
+
+
+def choose_static(arguments: EndToEndArguments, model, rows: Sequences, work: Path, device) -> list[int]:
+    """The fixed route of --objective static, by training text; kept in a file."""
+    path, depth = work / "static_route.json", model.config.num_hidden_layers
+    count = max(RANKING_TOKENS // arguments.sequence_length, 1)
+    part = Sequences(rows.ids[:count], rows.lengths[:count])
+    skipped = round(arguments.target_skip * (depth - arguments.kept_layers))
+    if arguments.resume and path.exists():
+        return json.loads(path.read_text())["route"]
+    batches = batches_of(part, arguments.batch_size, arguments.prompt_tokens, device)
+    costs = costs_of_layers(model, batches, arguments.kept_layers)
+    route = static_route(costs, depth, skipped)
+    if is_first_process():
+        write_json(path, {"route": route, "loss_without_layer": costs})
+    return route
+
+
+def run(arguments: EndToEndArguments) -> None:
+    """Train and write the checkpoint folder, with metrics.csv beside the weights."""
+    base_config = load_base_config(arguments.model_id)
+    if arguments.kept_layers >= base_config.num_hidden_layers:
+        raise UserError(
+            f"--kept_layers {arguments.kept_layers} leaves none of the model's {base_config.num_hidden_layers} layers "
+            "to route; give less."
+        )
+    tokenizer = load_tokenizer(arguments.model_id)
+    rows, held_out = (rows_of(arguments, part, tokenizer) for part in ("train", "validation"))
+    work = Path(arguments.work_dir) / arguments.run_name
+    device = pick_device(arguments.device)
+    processes = PartialState(cpu=device.type == "cpu")
+    with only_run(work, together=True):
+        if processes.is_main_process:
+            prepare_folder(arguments, work, work / "trainer")
+        processes.wait_for_everyone()
+        set_seed(arguments.seed)
+        model, adapters, fields = load_trainable(arguments, device)
+        if arguments.objective == "static":
+            fields["fixed_route"] = model.config.fixed_route = choose_static(arguments, model, rows, work, device)
+        if processes.is_main_process:
+            trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+            print(
+                f"{arguments.objective}, router {arguments.router}: {trained:,} trainable parameters; {len(rows)} "
+                f"training and {len(held_out)} validation rows of {arguments.sequence_length} tokens",
+                file=sys.stderr,
+            )
+        batches = batches_of(held_out, arguments.batch_size, arguments.prompt_tokens, device)
+        trainer = train_end_to_end(EndToEnd(model, adapters, arguments), rows, batches, work, processes.num_processes)
+        summary = {
+            "arguments": as_dict(arguments),
+            "num_processes": processes.num_processes,
+            "datasets": [],
+            "train_rows": len(rows),
+            "validation_rows": len(held_out),
+            "log": trainer.state.log_history,
+            "versions": versions(),
+            "git_commit": git_commit(),
+            "hardware": hardware(),
+            "date": today(),
+        }
+        routers = {name: tensor.detach().cpu() for name, tensor in model.model.routers.state_dict().items()}
+        state = adapter_state(adapters) if adapters else None
+        del model, adapters, trainer
+        gc.collect()
+        processes.destroy_process_group()
+        if is_first_process():
+            folder = Path(arguments.output_dir) / arguments.run_name
+            merge = None
+            if state is not None:
+                config = lora_config(arguments)
+                merge = lambda fresh: merge_adapters(fresh, config, state)  # noqa: E731
+            save_checkpoint(folder, arguments.model_id, routers, fields, arguments.save_base, summary, merge)
+            write_model_card(folder)
+            print(f"checkpoint: {folder}", file=sys.stderr)

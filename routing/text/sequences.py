@@ -1,0 +1,92 @@
+"""Passages as sequences of tokens: packed one behind the other, or one a row and padded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+
+LAYOUTS = ("packed", "padded")
+
+
+class Sequences(NamedTuple):
+    """Rows of tokens.
+
+    Attributes:
+        ids: [N, T] token ids, padded on the right.
+        lengths: [N], how many of a row's tokens are real.
+    """
+
+    ids: torch.LongTensor
+    lengths: torch.LongTensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class TextBatch(NamedTuple):
+    """A batch for a loss over real tokens behind the prompt.
+
+    Attributes:
+        ids: [B, T].
+        mask: [B, T], 1 for real tokens, also those of the prompt.
+        targets: [B, T], the token that follows each one.
+        counted: [B, T] bool, whether what follows is a real token behind the prompt.
+        prompt_lengths: [B], the tokens at the start of each row by which it is routed.
+    """
+
+    ids: torch.LongTensor
+    mask: torch.LongTensor
+    targets: torch.LongTensor
+    counted: torch.BoolTensor
+    prompt_lengths: torch.LongTensor
+
+
+def pack(documents: Iterable[Sequence[int]], length: int, separator: int) -> Sequences:
+    """Documents one behind the other, each ended by the separator, cut into rows of `length`; a rest is left out."""
+    stream = [token for document in documents for token in (*document, separator)]
+    rows = len(stream) // length
+    return Sequences(
+        torch.tensor(stream[: rows * length], dtype=torch.long).view(rows, length), torch.full((rows,), length)
+    )
+
+
+def pad(documents: Iterable[Sequence[int]], length: int, padding: int, shortest: int) -> Sequences:
+    """One document a row, cut at `length` tokens; those of fewer than `shortest` are left out."""
+    rows = [list(document[:length]) for document in documents if len(document) >= shortest]
+    ids = torch.full((len(rows), length), padding, dtype=torch.long)
+    for line, row in zip(ids, rows, strict=True):
+        line[: len(row)] = torch.tensor(row)
+    return Sequences(ids, torch.tensor(list(map(len, rows)), dtype=torch.long))
+
+
+def make_sequences(texts: list[str], tokenizer, length: int, layout: str, prompt_tokens: int) -> Sequences:
+    """Texts as rows of tokens.
+
+    Args:
+        layout: packed or padded.
+        prompt_tokens: documents that have nothing behind so many are left out where they are padded.
+    """
+    documents = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    end = tokenizer.eos_token_id
+    if layout == "packed":
+        return pack(documents, length, end)
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
+    return pad(documents, length, padding, prompt_tokens + 2)
+
+
+def text_batch(ids: torch.LongTensor, lengths: torch.LongTensor, prompt_tokens: int) -> TextBatch:
+    """A batch of rows; columns that are padding in all of them are cut off.
+
+    Args:
+        ids: [B, T].
+        lengths: [B] real tokens.
+        prompt_tokens: first tokens of each row that are not predicted, and by which a router of rows decides.
+    """
+    ids = ids[:, : int(lengths.max())]
+    place = torch.arange(ids.shape[1])
+    real = place < lengths[:, None]
+    follows = (place + 1 < lengths[:, None]) & (place + 1 >= max(prompt_tokens, 1))
+    prompts = torch.full_like(lengths, prompt_tokens) if prompt_tokens else lengths
+    return TextBatch(ids, real.long(), ids.roll(-1, 1), follows, prompts)
