@@ -21,9 +21,9 @@ from routing.errors import run_command
 from routing.evaluation.comparison import Comparison
 from routing.evaluation.tasks import check_tasks, members
 from routing.files import write_json
-from routing.html_report import write_html
 from routing.model_card import write_model_card
-from routing.report import print_table
+from routing.report.html import write_html
+from routing.report.words import print_table
 
 
 def main() -> None:

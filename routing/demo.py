@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 from routing.files import write_json
-from routing.plots import plot_layer_rates, plot_routes
-from routing.report import print_table
+from routing.report.plots import plot_layer_rates, plot_routes
+from routing.report.words import print_table
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = Path("demo")

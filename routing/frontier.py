@@ -33,7 +33,7 @@ from routing.errors import raise_all, run_command
 from routing.evaluation.statistics import mcnemar, wilson_interval
 from routing.files import write_json
 from routing.path_scoring import PathEvaluator
-from routing.plots import plot_frontier
+from routing.report.plots import plot_frontier
 from routing.run_info import git_commit, hardware, today, versions
 from routing.scoring import Evaluator, Request, draw_requests
 from routing.search.routes import Route, full_route

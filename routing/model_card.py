@@ -22,6 +22,7 @@ from routing.model_card_text import card_text
 from train_models.checkpoint_card import CARD
 
 RESULTS = "evaluation.json"
+TEXT_RESULTS = "text_evaluation.json"
 MARK = re.compile(r"<!-- written by routing/model_card\.py, replaced until it is edited: ([0-9a-f]{64}) -->\n")
 # Kinds of files that make a checkpoint; folders and anything else stay where they are.
 SUFFIXES = (".json", ".safetensors", ".py", ".jinja", ".txt", ".model")
@@ -68,7 +69,9 @@ def write_model_card(folder: Path, results: list[dict] | None = None, repo_id: s
         )
         return None
     name = (repo_id or folder.resolve().name).split("/")[-1]
-    write_text(path, marked(card_text(name, config, training, results or [], repo_id)))
+    on_text = folder / TEXT_RESULTS
+    measured = json.loads(on_text.read_text(encoding="utf-8")) if on_text.exists() else None
+    write_text(path, marked(card_text(name, config, training, results or [], repo_id, measured)))
     return path
 
 

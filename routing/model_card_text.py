@@ -9,7 +9,9 @@ from huggingface_hub import EvalResult, ModelCardData
 from routing.default_model import DEFAULT_MODEL
 from routing.hub import is_repo_id
 from routing.labels.card import table
-from routing.report import (
+from routing.model_card_end_to_end import COLUMNS as TEXT_COLUMNS
+from routing.model_card_end_to_end import facts, introduction, is_end_to_end, text_rows
+from routing.report.words import (
     COLUMNS,
     LEVEL,
     NOTE,
@@ -66,7 +68,9 @@ def _entry(result: dict) -> EvalResult:
     )
 
 
-def card_text(name: str, config: dict, training: dict, results: list[dict], repo_id: str | None) -> str:
+def card_text(
+    name: str, config: dict, training: dict, results: list[dict], repo_id: str | None, on_text: dict | None = None
+) -> str:
     """The card without its mark: metadata, then the text.
 
     Args:
@@ -74,6 +78,7 @@ def card_text(name: str, config: dict, training: dict, results: list[dict], repo
         config: fields of config.json.
         training: what train.py wrote beside the weights.
         results: of evaluation.py; may be empty.
+        on_text: of routing.text_evaluation, for routers that were trained on text.
     """
     base, place = base_name(training["arguments"]["model_id"]), repo_id or "path/of/this/folder"
     reference = config.get("base_model")
@@ -82,15 +87,20 @@ def card_text(name: str, config: dict, training: dict, results: list[dict], repo
         if reference
         else "The folder holds base and routers."
     )
+    if is_end_to_end(training):
+        about = introduction(base, config, training)
+    else:
+        about = f"""`{base}` ({config["num_hidden_layers"]} layers), its weights unchanged, with a small router at each
+layer. For each input the routers decide once, from the prompt, which layers to skip, run once or run twice. They
+learned from execution paths that a tree search found to answer correctly (Dr.LLM,
+[arXiv 2510.12773](https://arxiv.org/abs/2510.12773))."""
     return f"""---
 {metadata(name, training, results).to_yaml()}
 ---
 
 # {name}: {base} with layer routing
 
-`{base}` ({config["num_hidden_layers"]} layers), its weights unchanged, with a small router at each layer. For each
-input the routers decide once, from the prompt, which layers to skip, run once or run twice. They learned from execution
-paths that a tree search found to answer correctly (Dr.LLM, [arXiv 2510.12773](https://arxiv.org/abs/2510.12773)).
+{about}
 {weights}
 
 ## Loading
@@ -112,7 +122,7 @@ as the base does.
 
 ## Evaluation
 
-{_evaluation(results)}
+{_evaluation(results, on_text)}
 
 {_lm_eval(place, results)}
 
@@ -122,7 +132,7 @@ as the base does.
 
 ## Limits
 
-{chr(10).join(f"- {limit}" for limit in limits(results))}
+{chr(10).join(f"- {limit}" for limit in limits(results, on_text is not None))}
 
 ## License
 
@@ -130,10 +140,17 @@ None is claimed here. The base model keeps its own.
 """
 
 
-def _evaluation(results: list[dict]) -> str:
-    if not results:
-        return "This checkpoint was not evaluated yet."
+def _evaluation(results: list[dict], on_text: dict | None) -> str:
     parts = []
+    if on_text is not None:
+        parts.append(
+            f"**Loss on text**, {on_text['corpus']}, {on_text['part']} part, in nats a token. All methods but the base "
+            "run the weights of this folder: as routed, at full depth, and as controls of equal depth. Measured "
+            f"{on_text['date']} on {on_text['hardware']}; intervals are over rows of text.\n\n"
+            + table(list(TEXT_COLUMNS), text_rows(on_text))
+        )
+    if not results:
+        return "\n\n".join(parts) or "This checkpoint was not evaluated yet."
     for result in results:
         part = [
             f"**{result['task']}**, {questions(result)}. Routed: {shares(result)}.",
@@ -173,6 +190,8 @@ and accuracies may differ from those of the toolkit's `evaluation.py`, where rou
 
 def _training(training: dict, config: dict) -> str:
     arguments = training["arguments"]
+    if is_end_to_end(training):
+        return table(["fact", "value"], [[n, v] for n, v in (facts(training) | _made_with(training)).items()])
 
     def joined(values: dict) -> str:
         return ", ".join(f"{name} {value}" for name, value in values.items()) or UNKNOWN
@@ -184,24 +203,31 @@ def _training(training: dict, config: dict) -> str:
     }
     names = ("objective", "class_weighting", "num_epochs", "learning_rate", "batch_size", "seed")
     routers = {name: config[name] for name in ("num_windows", "router_hidden_size") if name in config}
-    facts = {
+    found = {
         "questions from": ", ".join(training.get("datasets", ())) or UNKNOWN,
         "examples": joined(examples),
         "labels, one a layer of each example": joined(training.get("class_counts", {})),
         "class weights": joined(weights),
         "arguments": joined({name: arguments[name] for name in names if name in arguments}),
         "routers": joined(routers),
+    } | _made_with(training)
+    return table(["fact", "value"], [[name, value] for name, value in found.items()])
+
+
+def _made_with(training: dict) -> dict[str, str]:
+    return {
         "hardware": training.get("hardware") or UNKNOWN,
-        "versions": joined(training.get("versions", {})),
+        "versions": ", ".join(f"{name} {value}" for name, value in training.get("versions", {}).items()) or UNKNOWN,
         "commit of the code": training.get("git_commit") or UNKNOWN,
     }
-    return table(["fact", "value"], [[name, value] for name, value in facts.items()])
 
 
-def limits(results: list[dict]) -> list[str]:
+def limits(results: list[dict], on_text: bool = False) -> list[str]:
     """What the numbers do not show, or show against the model, in sentences."""
     found = [f"{result['task']}: {text}." for result in results for text in _limits_of(result)]
-    if not results:
+    if on_text:
+        found.append("Loss on text says little about answers to questions.")
+    if not results and not on_text:
         found.append("Nothing is known yet of how accurate or how fast it is, beside its base or beside controls.")
     return [*found, "Other tasks, prompts, languages and dtypes than those above were not measured."]
 

@@ -3,9 +3,9 @@
     python -m routing.sweep experiments/token_routing.yaml --output sweeps/token-routing
     accelerate launch --multi_gpu --num_processes 4 -m routing.sweep GRID.yaml --output FOLDER    # a run a GPU
 
-The YAML file holds `arguments` of train.py that all runs share, `runs`, a list of further arguments each, of which any
-may be a list of values (all combinations are run), `seeds`, and `evaluation`, arguments of routing.text_evaluation. Any
-number of processes fill one folder: manifest.json, runs/NAME/ with metrics.csv, controls.csv and layers.csv, and of all
+The YAML file holds `arguments` of train.py that all runs share; `runs`, a list of further arguments each, of which any
+may be a list of values (all combinations are run), with a `name` where objective and router do not tell them apart;
+`seeds`; `evaluation`, arguments of routing.text_evaluation. Any number of processes fill one folder: manifest.json, runs/NAME/ with metrics.csv, controls.csv and layers.csv, and of all
 runs together metrics.csv and controls.csv. `python -m routing.report FOLDER` draws them.
 """
 
@@ -64,17 +64,22 @@ def read_grid(path: Path) -> dict:
 
 def runs_of(grid: dict) -> dict[str, dict]:
     """Arguments of train.py by the name of the run; every combination of listed values, with every seed."""
-    found = {}
+    combinations = []
     for run in grid["runs"]:
         lists = {name: value if isinstance(value, list) else [value] for name, value in run.items()}
         for values in product(*lists.values()):
             own = dict(zip(lists, values))
-            words = [str(own.get("objective", "gumbel"))]
-            words += [str(own["router"])] if "router" in own else []
-            words += [f"{name}={value}" for name, value in own.items() if name not in ("objective", "router")]
-            for seed in grid.get("seeds", [0]):
-                name = "-".join(words + [f"s{seed}"]).replace("/", "_")
-                found[name] = (grid.get("arguments") or {}) | own | {"seed": seed, "run_name": name}
+            # What varies within this entry names its runs; `name` what does not.
+            varied = [f"{name}={own[name]}" for name, value in run.items() if isinstance(value, list)]
+            words = [own.pop("name", None) or "-".join(own[n] for n in ("objective", "router") if n in own), *varied]
+            combinations.append(("-".join(words), own))
+    found = {}
+    for seed in grid.get("seeds", [0]):  # Outermost, so that a sweep that is cut short has all kinds.
+        for words, own in combinations:
+            name = f"{words}-s{seed}"
+            if name in found:
+                raise UserError(f"two runs are called {name}; give them different `name`s.")
+            found[name] = (grid.get("arguments") or {}) | own | {"seed": seed, "run_name": name}
     return found
 
 

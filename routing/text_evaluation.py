@@ -38,6 +38,7 @@ from routing.end_to_end.validation import Measured, batches_of, validate
 from routing.errors import UserError, raise_all, run_command
 from routing.families import load_base_config, locate_model, routed_class
 from routing.files import write_json, write_text
+from routing.model_card import TEXT_RESULTS, read_results, write_model_card
 from routing.run_info import git_commit, hardware, today, versions
 from routing.text.corpora import passages
 from routing.text.sequences import Sequences, make_sequences
@@ -46,6 +47,7 @@ COLUMNS = (
     "run", "objective", "router", "trainable", "seed", "method", "method_seed", "layers", "skip_ratio", "loss",
     "loss_low", "loss_high", "perplexity", "difference", "difference_low", "difference_high", "speedup", "tokens",
 )  # fmt: skip
+CONTROLS = ("random_tokens", "random_layers", "static")
 RANKING_TOKENS = 4096  # of training text, by which the static route is chosen
 SHOWN = ("method", "method_seed", "layers", "loss", "loss_low", "loss_high", "perplexity", "difference", "speedup")
 
@@ -61,7 +63,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--skip", type=float, help="share of all layers that controls skip; default the router's")
     parser.add_argument("--seeds", type=int, default=3, help="random controls of each kind")
     parser.add_argument("--batch_size", type=int, default=4, help="rows a forward")
-    parser.add_argument("--no_controls", action="store_true", help="the router, full depth and the base alone")
+    parser.add_argument(
+        "--controls", default=",".join(CONTROLS), help="of equal depth, comma-separated; empty for none"
+    )
     parser.add_argument("--dtype", default="float32", choices=sorted(DTYPES))
     parser.add_argument("--device", default="auto", help="torch device; auto: cuda if there is one, else cpu")
     arguments = parser.parse_args()
@@ -69,6 +73,9 @@ def parse_arguments() -> argparse.Namespace:
     for name in ("rows", "seeds", "batch_size"):
         if getattr(arguments, name) < 1:
             found.append(f"--{name} {getattr(arguments, name)} must be at least 1")
+    arguments.controls = [name.strip() for name in arguments.controls.split(",") if name.strip()]
+    if unknown := [name for name in arguments.controls if name not in CONTROLS]:
+        found.append(f"--controls {', '.join(unknown)}: unknown; allowed are {', '.join(CONTROLS)}")
     if arguments.skip is not None and not 0 <= arguments.skip < 1:
         found.append(f"--skip {arguments.skip} must lie between 0 and 1")
     try:
@@ -90,10 +97,13 @@ def text_of(training: dict, tokenizer, part: str, rows: int) -> Sequences:
     return Sequences(found.ids[:rows], found.lengths[:rows])
 
 
-def controls_of(model, skipped: float, ranking: list, seeds: int) -> list[Method]:
+def controls_of(model, names: list[str], skipped: float, ranking: list, seeds: int) -> list[Method]:
     """Controls that leave out a share of the routable layers: random ones, and the best fixed ones around it."""
     depth, kept = model.config.num_hidden_layers, model.config.kept_layers
-    methods = [make(model, skipped, seed) for make in (random_tokens, random_layers) for seed in range(seeds)]
+    makers = [make for make in (random_tokens, random_layers) if make.__name__ in names]
+    methods = [make(model, skipped, seed) for make in makers for seed in range(seeds)]
+    if "static" not in names:
+        return methods
     count = skipped * (depth - kept)
     costs = costs_of_layers(model, ranking, kept)
     for out in sorted({math.floor(count + 1e-6), math.ceil(count - 1e-6)}):
@@ -170,8 +180,8 @@ def main() -> None:
         if skipped is None:
             shares = validate(model, ranking).layer_shares[kept:]
             skipped = 1 - sum(shares) / len(shares)
-    if skipped is not None and not arguments.no_controls:
-        methods += controls_of(model, min(max(skipped, 0.0), 1.0), ranking, arguments.seeds)
+    if skipped is not None:
+        methods += controls_of(model, arguments.controls, min(max(skipped, 0.0), 1.0), ranking, arguments.seeds)
     totals = compare(methods, batches, lambda all_: tqdm(all_, desc="evaluating text"))
     about = {"run": training["run_name"]} | {
         name: training[name] for name in ("objective", "router", "trainable", "seed")
@@ -181,10 +191,11 @@ def main() -> None:
     facts = {"corpus": training["corpus"], "part": "test", "hardware": hardware(), "date": today()}
     facts |= {"arguments": vars(arguments), "versions": versions(), "git_commit": git_commit()}
     facts["threads"] = torch.get_num_threads()
-    write_json(folder / "text_evaluation.json", facts | {"rows": rows, "layer_shares": shown.layer_shares})
+    write_json(folder / TEXT_RESULTS, facts | {"rows": rows, "layer_shares": shown.layer_shares})
     write_table(folder / "controls.csv", COLUMNS, rows)
     shares = [{"layer": layer, "share": share} for layer, share in enumerate(shown.layer_shares)]
     write_table(folder / "layers.csv", ("layer", "share"), shares)
+    write_model_card(folder, read_results(folder))
     print_table(rows, f"{training['run_name']}: {len(totals[0].losses)} rows of {training['corpus']}, test part")
 
 

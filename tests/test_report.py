@@ -13,9 +13,9 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from routing.errors import UserError
-from routing.html_report import write_html
-from routing.plots import plot_accuracy, plot_frontier, plot_layer_rates, plot_layers_histogram, plot_routes
-from routing.report import (
+from routing.report.html import write_html
+from routing.report.plots import plot_accuracy, plot_frontier, plot_layer_rates, plot_layers_histogram, plot_routes
+from routing.report.words import (
     comparisons,
     print_table,
     questions,

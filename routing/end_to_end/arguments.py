@@ -67,6 +67,7 @@ class EndToEndArguments:
     target_warmup_steps: int = option(0, "updates over which the target rises from 0 (gumbel)")
     target_weight: float = option(10.0, "gamma of (skip - target)^2 (gumbel)")
     entropy_weight: float = option(0.1, "beta of the entropy of mean gates (gumbel)")
+    noise_steps: int = option(-1, "updates with noise in the gates, none afterwards; -1: noise in all (gumbel)")
     temperature: float = option(1.0, "tau of the first epoch (gumbel)")
     temperature_decay: float = option(0.95, "factor of tau an epoch")
     temperature_floor: float = option(0.5, "smallest tau")
@@ -171,6 +172,8 @@ class EndToEndArguments:
                 f"--prompt_tokens {self.prompt_tokens} leaves nothing to predict in rows of --sequence_length "
                 f"{self.sequence_length}"
             )
+        if self.noise_steps < -1:
+            found.append(f"--noise_steps {self.noise_steps} must be at least 0, or -1")
         if self.max_steps != -1 and self.max_steps < 1:
             found.append(f"--max_steps {self.max_steps} must be at least 1, or -1")
         return found + reporting_problems(self.report_to) + device_problems(self.device)

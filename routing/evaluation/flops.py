@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import nn
 
 from routing.evaluation.lm import Row
+from train_models.global_routers import TOKEN_ROUTERS
 
 
 class Flops:
@@ -27,6 +28,14 @@ class Flops:
         head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.attention = 4 * config.num_attention_heads * head_size  # a query and key
         self.logits = 2 * config.hidden_size * config.vocab_size  # a token
+        attention = model.model.layers[0].self_attn
+        key_value = 2 * sum(part.in_features * part.out_features for part in (attention.k_proj, attention.v_proj))
+        router = getattr(config, "router", "per_layer")
+        # A token that skips a layer gives keys and values there all the same.
+        self.skipped = key_value if router in TOKEN_ROUTERS else 0
+        self.by_token = router in TOKEN_ROUTERS
+        linears = getattr(getattr(model.model, "routers", None), "linears", None)
+        self.router = None if linears is None else 2 * sum(part.weight.numel() for part in linears)
         self.depth, self.hidden_size, self.all_logits = config.num_hidden_layers, config.hidden_size, all_logits
         self.windows, self.width = getattr(config, "num_windows", 0), getattr(config, "router_hidden_size", 0)
 
@@ -40,7 +49,12 @@ class Flops:
         tokens = row.prompt_tokens + (row.other_tokens if self.all_logits else max(row.other_tokens - 1, 0))
         executed = self.depth if row.route is None else sum(row.route)
         layers = executed * (tokens * self.layer + tokens * (tokens + 1) / 2 * self.attention)
+        if decided:
+            layers += (self.depth - executed) * tokens * self.skipped
         logits = self.logits * (tokens if self.all_logits else max(row.other_tokens, 1))
         pooled = 2 * row.prompt_tokens * self.windows * self.hidden_size
         mlp = 2 * self.windows * self.hidden_size * self.width
-        return layers + logits + (self.depth * (pooled + mlp) if decided else 0)
+        routers = self.depth * (pooled + mlp)
+        if self.router is not None:
+            routers = self.router * (tokens if self.by_token else 1)
+        return layers + logits + (routers if decided else 0)

@@ -31,7 +31,7 @@ class Row(NamedTuple):
     """What was executed for a request.
 
     Attributes:
-        route: counts of its layers; None for a stock model.
+        route: counts of its layers, or the share of its tokens that ran each; None for a stock model.
         prompt_tokens: that the routers could see.
         other_tokens: of a scored continuation, or generated (until the whole batch had ended).
     """

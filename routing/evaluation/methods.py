@@ -111,11 +111,17 @@ def stored(path: Path, key: dict, make: Callable[[], TaskResult]) -> TaskResult:
 
 
 def random_of(routed: TaskResult, seed: int) -> Callable[[Key], Route]:
-    """Random routes as long as those of the routed model; the choices of a question share theirs."""
+    """Random routes as long as those of the routed model; the choices of a question share theirs.
+
+    Where each token has a route of its own, an input's mean is no whole number: it is rounded up or down at random.
+    """
 
     def route(key: Key) -> Route:
-        own = routed.rows[key].route
-        return random_route(len(own), sum(own), Random(f"{seed}/{key.question}"))
+        own, rng = routed.rows[key].route, Random(f"{seed}/{key.question}")
+        length = sum(own)
+        if length % 1:
+            length = int(length + rng.random())
+        return random_route(len(own), int(length), rng)
 
     return route
 
@@ -134,11 +140,16 @@ def summary(result: TaskResult, depth: int) -> dict:
 
 
 def route_facts(routes: list[Route]) -> dict:
-    """Shares of (input, layer) pairs, of inputs with another route than the identity, and inputs by layers."""
+    """Shares of (input, layer) pairs, of inputs with another route than the identity, and inputs by layers.
+
+    Where each token has a route of its own, an input's route holds the share of its tokens that ran each layer; these
+    are averaged, and its layers rounded for the histogram.
+    """
     counts = [count for route in routes for count in route]
+    skip, repeat = (sum(max(sign * (1 - count), 0) for count in counts) / len(counts) for sign in (1, -1))
     return {
-        "route_share": {name: counts.count(i) / len(counts) for i, name in enumerate(("skip", "run", "repeat"))},
+        "route_share": {"skip": skip, "run": 1 - skip - repeat, "repeat": repeat},
         "rerouted": sum(set(route) != {1} for route in routes) / len(routes),
-        "layers_histogram": {str(n): count for n, count in sorted(Counter(map(sum, routes)).items())},
+        "layers_histogram": {str(n): count for n, count in sorted(Counter(round(sum(r)) for r in routes).items())},
         "routes": [list(route) for route in routes],
     }

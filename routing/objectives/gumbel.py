@@ -5,7 +5,8 @@ sigmoid((z + noise) / tau). Loss: alpha CE + (1 - alpha) KD + lambda sum_l mean(
 Source: Jang et al., arXiv 1611.01144; DLR (alpha 0.5, tau from 1 by 0.95 an epoch to 0.5, target 0.4, beta 0.1).
 
 Deviations: the target holds for the gates without noise, which are those of evaluation: with noise, logits that are all
-just above 0 would skip a lot in training and nothing afterwards. lambda is 0 unless given, since a one-sided penalty
+just above 0 would skip a lot in training and nothing afterwards; that target may rise from 0, and noise may end before
+training does (both off unless asked for). lambda is 0 unless given, since a one-sided penalty
 pulls away from a target with two sides.
 """
 
@@ -40,12 +41,19 @@ def warmed_up(step: TrainingStep) -> float:
     return min(step.number / steps, 1.0) if steps else 1.0
 
 
+def is_noisy(step: TrainingStep) -> bool:
+    """Whether gates are still drawn: the last steps may be taken with the gates of evaluation."""
+    steps = step.arguments.noise_steps
+    return steps < 0 or step.number < steps * step.arguments.gradient_accumulation
+
+
 def loss(step: TrainingStep) -> dict[str, torch.Tensor]:
     arguments, drawn = step.arguments, []
 
     def draw(logits: torch.Tensor) -> torch.Tensor:
         drawn.append(logits)
-        return gumbel_gates(logits, step.temperature, logistic_noise(logits))
+        noise = logistic_noise(logits) if is_noisy(step) else torch.zeros_like(logits)
+        return gumbel_gates(logits, step.temperature, noise)
 
     losses = step.language_losses(step.logits(draw_gates=draw))
     z = drawn[0]

@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap, ListedColormap
 from matplotlib.ticker import MaxNLocator
 
 COLORS = ("#d95f02", "#e8e8e8", "#1b6ca8")  # skip, run, repeat
@@ -26,43 +26,46 @@ STYLES = {
 }
 
 
-def _save(figure: plt.Figure, path: Path | BinaryIO) -> None:
+def save(figure: plt.Figure, path: Path | BinaryIO) -> None:
     figure.savefig(path, dpi=120, format="png")
     plt.close(figure)
 
 
-def _whole_ticks(axes: plt.Axes) -> None:
+def whole_ticks(axes: plt.Axes) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
 
 
-def plot_routes(routes: list[list[int]], path: Path | BinaryIO, title: str) -> None:
-    """Heatmap of routes, examples × layers, rows ordered by their routes."""
+def plot_routes(routes: list[list[float]], path: Path | BinaryIO, title: str) -> None:
+    """Heatmap of routes, examples × layers, ordered: counts, or shares of tokens that ran a layer."""
     matrix = np.array(sorted(routes))
     figure, axes = plt.subplots(figsize=(8, 6), layout="constrained")
-    norm = BoundaryNorm([-0.5, 0.5, 1.5, 2.5], 3)
-    image = axes.imshow(
-        matrix, aspect="auto", interpolation="nearest", cmap=ListedColormap(COLORS), norm=norm, origin="lower"
-    )
-    bar = figure.colorbar(image, ticks=[0, 1, 2])
-    bar.ax.set_yticklabels(NAMES)
+    if np.array_equal(matrix, matrix.round()):
+        look = {"cmap": ListedColormap(COLORS), "norm": BoundaryNorm([-0.5, 0.5, 1.5, 2.5], 3)}
+        ticks, names = [0, 1, 2], NAMES
+    else:
+        look = {"cmap": LinearSegmentedColormap.from_list("shares", COLORS[:2]), "vmin": 0, "vmax": 1}
+        ticks, names = [0, 0.5, 1], ("no token runs", "half", "all run")
+    image = axes.imshow(matrix, aspect="auto", interpolation="nearest", origin="lower", **look)
+    bar = figure.colorbar(image, ticks=ticks)
+    bar.ax.set_yticklabels(names)
     axes.set(xlabel="layer", ylabel="input, ordered by route", title=title)
-    _whole_ticks(axes)
-    _save(figure, path)
+    whole_ticks(axes)
+    save(figure, path)
 
 
-def plot_layer_rates(routes: list[list[int]], path: Path | BinaryIO, title: str) -> None:
-    """Share of inputs that skip and that repeat each layer."""
+def plot_layer_rates(routes: list[list[float]], path: Path | BinaryIO, title: str) -> None:
+    """Share of inputs (or of their tokens) that skip and that repeat each layer."""
     matrix = np.array(routes)
     layers = np.arange(matrix.shape[1])
     figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
     for count, offset in ((0, -0.2), (2, 0.2)):
-        rates = (matrix == count).mean(0)
+        rates = ((matrix - 1) * (count - 1)).clip(0).mean(0)
         axes.bar(layers + offset, rates, 0.4, color=COLORS[count], label=NAMES[count])
     axes.set(xlabel="layer", ylabel="share of inputs", ylim=(0, 1), title=title)
     axes.set_xticks(layers[::2])
     axes.legend()
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_layers_histogram(result: dict, path: Path | BinaryIO, title: str) -> None:
@@ -75,9 +78,9 @@ def plot_layers_histogram(result: dict, path: Path | BinaryIO, title: str) -> No
     axes.axvline(mean, color=STYLES["random"][0], linewidth=1.5, label=f"mean: {mean:.2f}")
     axes.set_xlim(min(*histogram, depth) - 1, max(*histogram, depth) + 1)
     axes.set(xlabel="layers executed an input", ylabel="inputs", title=title)
-    _whole_ticks(axes)
+    whole_ticks(axes)
     axes.legend()
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_accuracy(result: dict, path: Path | BinaryIO, title: str) -> None:
@@ -88,7 +91,7 @@ def plot_accuracy(result: dict, path: Path | BinaryIO, title: str) -> None:
     axes.margins(x=0.1)
     axes.set(xlabel="layers executed an input", ylabel="accuracy, 95 % interval", title=title)
     axes.legend()
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_frontier(points: list[dict], path: Path | BinaryIO, title: str) -> None:
@@ -101,7 +104,7 @@ def plot_frontier(points: list[dict], path: Path | BinaryIO, title: str) -> None
     panels[0].set_ylabel("accuracy, 95 % interval")
     panels[0].legend()
     figure.suptitle(title, fontsize=10)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _draw_points(axes: plt.Axes, points: list[dict], across: Callable[[dict], float]) -> None:

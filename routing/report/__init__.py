@@ -1,0 +1,1 @@
+"""Reports: evaluations and training runs as tables, pictures and self-contained pages."""

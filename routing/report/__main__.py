@@ -1,0 +1,40 @@
+"""Training runs as tables, pictures and one page: losses, layers, speed and controls, seeds taken together.
+
+    python -m routing.report runs/dense runs/gumbel --output report
+    python -m routing.report sweeps/token-routing --output sweeps/token-routing/report
+
+Each RUN is the folder of a run of train.py (metrics.csv, arguments.json; controls.csv, layers.csv and analysis.json
+where there are any), or of a sweep, whose runs/ are all taken. Writes report.csv, a PNG for each picture and
+report.html, which needs nothing beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from routing.errors import run_command
+from routing.report.groups import group_runs
+from routing.report.run_page import write_report
+from routing.report.runs import read_runs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m routing.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="folder of a run, or of a sweep")
+    parser.add_argument("--output", required=True, type=Path, help="folder of the report")
+    arguments = parser.parse_args()
+    runs, empty = read_runs(arguments.runs)
+    notes = write_report(group_runs(runs), arguments.output)
+    if empty:
+        notes.append(f"left out, without metrics.csv yet: {', '.join(empty)}")
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(f"written to {arguments.output / 'report.html'}")
+
+
+if __name__ == "__main__":
+    run_command(main)
