@@ -23,6 +23,7 @@ from routing.prompts import SCORINGS
 from routing.search.results import REWARDS
 from routing.tasks import expand_names, unknown_names
 from routing.tasks.examples import SPLITS
+from train_models.global_routers import LEARNED
 
 CONTROLS = ("static", "random")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -243,10 +244,12 @@ class EvaluationArguments:
 
     def outside_problems(self) -> list[str]:
         try:
-            check_checkpoint(Path(self.checkpoint))
+            config = check_checkpoint(Path(self.checkpoint))
             record = training_record(Path(self.checkpoint))
         except UserError as error:
             return [f"--checkpoint: {error}"] if self.checkpoint else []
+        if self.check and config.get("router", "per_layer") not in ("per_layer", *LEARNED):
+            return [f"--check: {self.checkpoint} has router {config['router']!r}, which decides nothing to be checked"]
         if "static" in self.control_names() and not (self.control_data or record.get("datasets")):
             return [
                 "--controls static: the checkpoint does not say which data sets its labels are of; name data sets with "

@@ -5,8 +5,9 @@
 
 The YAML file holds `arguments` of train.py that all runs share; `runs`, a list of further arguments each, of which any
 may be a list of values (all combinations are run), with a `name` where objective and router do not tell them apart;
-`seeds`; `evaluation`, arguments of routing.text_evaluation. Any number of processes fill one folder: manifest.json, runs/NAME/ with metrics.csv, controls.csv and layers.csv, and of all
-runs together metrics.csv and controls.csv. `python -m routing.report FOLDER` draws them.
+`seeds`; `evaluation`, arguments of routing.text_evaluation; and `keep_checkpoints`, true unless given. Any number of
+processes fill one folder: manifest.json, runs/NAME/ with metrics.csv, controls.csv and layers.csv, and of all runs
+together metrics.csv and controls.csv. `python -m routing.report FOLDER` draws them.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ COLUMNS = (
     "loss_low", "loss_high", "perplexity", "difference", "difference_low", "difference_high", "speedup", "tokens",
 )  # fmt: skip
 CONTROLS = ("random_tokens", "random_layers", "static")
-RANKING_TOKENS = 4096  # of training text, by which the static route is chosen
+RANKING_TOKENS = 1024  # of training text, by which the static route is chosen
 SHOWN = ("method", "method_seed", "layers", "loss", "loss_low", "loss_high", "perplexity", "difference", "speedup")
 
 
@@ -63,9 +63,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--skip", type=float, help="share of all layers that controls skip; default the router's")
     parser.add_argument("--seeds", type=int, default=3, help="random controls of each kind")
     parser.add_argument("--batch_size", type=int, default=4, help="rows a forward")
-    parser.add_argument(
-        "--controls", default=",".join(CONTROLS), help="of equal depth, comma-separated; empty for none"
-    )
+    parser.add_argument("--controls", default=",".join(CONTROLS), help="of equal depth, with commas; empty for none")
     parser.add_argument("--dtype", default="float32", choices=sorted(DTYPES))
     parser.add_argument("--device", default="auto", help="torch device; auto: cuda if there is one, else cpu")
     arguments = parser.parse_args()

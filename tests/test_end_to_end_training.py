@@ -22,7 +22,10 @@ from lm_eval.models.huggingface import HFLM
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import evaluation
 from routing.arguments import parse
+from routing.budget import decided_routes, find_bias, mean_layers
+from routing.checkpoint import load_checkpoint
 from routing.end_to_end.alarms import alarms, entropy
 from routing.end_to_end.arguments import EndToEndArguments
 from routing.end_to_end.controls import bootstrap, difference
@@ -137,6 +140,49 @@ def test_generation_from_the_checkpoint_skips_layers(trained):
     cached = model.generate(**inputs, max_new_tokens=8, do_sample=False)
     assert torch.equal(cached, model.generate(**inputs, max_new_tokens=8, do_sample=False, use_cache=False))
     assert model.model.totals.layers < LAYERS * model.model.totals.inputs
+
+
+def evaluate(monkeypatch, *more) -> None:
+    monkeypatch.setattr(sys, "argv", ["evaluation.py", *map(str, more)])
+    evaluation.main()
+
+
+def test_evaluation_py_proves_and_evaluates_routing_by_token(trained, monkeypatch, capsys):
+    """The adapters were merged, so the stock model that the check compares with has the checkpoint's weights."""
+    words = ("--checkpoint", trained, "--tasks", "routed_arithmetic", "--limit", 4)
+    with pytest.raises(SystemExit) as ended:
+        evaluate(monkeypatch, *words, "--check")
+    out = capsys.readouterr().out
+    assert ended.value.code == 0 and out.count("PASS") == 3 and "FAIL" not in out
+    assert "is_static_routing=True is the stock model with these weights" in out
+    evaluate(monkeypatch, *words, "--controls", "random", "--seeds", 1)
+    (result,) = json.loads((trained / "evaluation.json").read_text())
+    assert 2 < result["routed"]["layers"] < LAYERS == result["base"]["layers"]
+    assert result["routed"]["gflops"] < result["base"]["gflops"]
+    assert sum(result["route_share"].values()) == pytest.approx(1)
+    assert abs(result["controls"][0]["layers"] - result["routed"]["layers"]) <= 1
+    assert "decides for each token" in (trained / "README.md").read_text()
+
+
+def test_a_check_of_nothing_is_refused(place, trained, tmp_path, monkeypatch):
+    shutil.copytree(trained, tmp_path / "none")
+    config = json.loads((tmp_path / "none" / "config.json").read_text()) | {"router": "none"}
+    (tmp_path / "none" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="--check: .*router 'none'"):
+        evaluate(monkeypatch, "--checkpoint", tmp_path / "none", "--check")
+
+
+def test_a_budget_is_set_by_the_threshold(trained):
+    model, tokenizer = load_checkpoint(trained, torch.float32, torch.device("cpu"))
+    prompts = [tokenizer.encode(text) for text in ("The railway was opened in 1890", "A castle", "Iron is a metal")]
+
+    def layers_at(bias: float) -> float:
+        model.config.route_bias = bias
+        return mean_layers(decided_routes(model, tokenizer, prompts, 2))
+
+    bias, tried = find_bias(layers_at, 4.0, tolerance=0.2)
+    assert abs(tried[bias] - 4.0) <= 0.2
+    assert sorted(tried.values()) == [tried[bias] for bias in sorted(tried)]
 
 
 @pytest.mark.parametrize("objective", sorted(set(END_TO_END) - {"gumbel"}))
@@ -273,11 +319,12 @@ def test_grids_are_all_combinations(tmp_path):
         "  - {objective: gumbel, router: prefix, target_skip: [0.2, 0.4]}\n"
     )
     runs = runs_of(read_grid(path))
-    assert list(runs) == [
-        "dense-s0", "dense-s1", XX
-        "gumbel-prefix-target_skip=0.4-s0", "gumbel-prefix-target_skip=0.4-s1",
-    ]  # fmt: skip
+    named = ["dense", "gumbel-prefix-target_skip=0.2", "gumbel-prefix-target_skip=0.4"]
+    assert list(runs) == [f"{name}-s{seed}" for seed in (0, 1) for name in named]
     assert runs["dense-s1"] == {"max_steps": 2, "objective": "dense", "seed": 1, "run_name": "dense-s1"}
+    path.write_text("runs:\n  - {objective: gumbel}\n  - {objective: gumbel, target_skip: 0.2}\n")
+    with pytest.raises(UserError, match="two runs are called gumbel-s0; give them different `name`s"):
+        runs_of(read_grid(path))
     path.write_text("runs:\n  - {objective: dense, seed: 3}\nmore: 1\n")
     with pytest.raises(UserError, match="(?s)'more' is unknown.*seed is set by the sweep"):
         read_grid(path)

@@ -28,7 +28,7 @@ from routing.run_info import git_commit, hardware, today, versions
 from routing.text.corpora import passages
 from routing.text.sequences import Sequences, make_sequences
 
-RANKING_TOKENS = 4096  # of training text, by which the layers of a static route are chosen
+RANKING_TOKENS = 1024  # of training text, by which the layers of a static route are chosen
 
 
 def rows_of(arguments: EndToEndArguments, part: str, tokenizer) -> Sequences:

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 import torch
 from lm_eval.tasks import TaskManager
 
+from routing.evaluation.check_global import plain_global_route
 from routing.evaluation.lm import PromptRoutedLM
 from routing.prompts import left_pad
 from routing.search.routes import Route
+from train_models.global_routers import LEARNED, TOKEN_ROUTERS
 
 # Largest difference that floats explain, of log-probabilities with and without cache and of router logits.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.1}
 NEW_TOKENS = 8
+SHARE = 1e-6  # Shares of tokens that differ by less are the same number of tokens.
 
 
 @dataclass(frozen=True)
@@ -66,25 +69,29 @@ def plain_route(base, routed, prompt: list[int]) -> tuple[Route, float]:
 
 
 @torch.inference_mode()
-def proofs(base, routed, prompts: list[list[int]], pad_id: int) -> list[Proof]:
+def proofs(base, routed, prompts: list[list[int]], pad_id: int, name: str = "the base") -> list[Proof]:
     """What `evaluation.py --check` shows.
 
     Args:
-        base: the stock model.
+        base: a stock model with the weights of the checkpoint.
         routed: the checkpoint.
         prompts: token ids of a few prompts.
         pad_id: for left padding.
+        name: of the stock model.
     """
     ids, mask = (torch.tensor(part, device=routed.device) for part in left_pad(prompts, pad_id))
-    return [_decisions(base, routed, prompts, ids, mask), _static(base, routed, ids, mask), _cache(routed, ids, mask)]
+    decisions, static = _decisions(base, routed, prompts, ids, mask), _static(base, routed, ids, mask, name)
+    return [decisions, static, _cache(routed, ids, mask)]
 
 
 def _decisions(base, routed, prompts, ids, mask) -> Proof:
-    expected = [plain_route(base, routed, prompt) for prompt in prompts]
+    plain = plain_global_route if routed.config.router in LEARNED else plain_route
+    expected = [plain(base, routed, prompt) for prompt in prompts]
     routed.generate(ids, attention_mask=mask, max_new_tokens=1, do_sample=False, pad_token_id=0)
     found = [tuple(route) for route in routed.last_routes.tolist()]
-    alike = sum(a == b for (a, _), b in zip(expected, found))
-    ties = sum(a != b and margin < TOLERANCE[routed.dtype] for (a, margin), b in zip(expected, found))
+    same = [max(abs(x - y) for x, y in zip(a, b)) < SHARE for (a, _), b in zip(expected, found)]
+    alike = sum(same)
+    ties = sum(not fits and margin < TOLERANCE[routed.dtype] for fits, (_, margin) in zip(same, expected))
     rerouted = sum(set(route) != {1} for route in found)
     depth = routed.config.num_hidden_layers
     seen = (
@@ -97,7 +104,7 @@ def _decisions(base, routed, prompts, ids, mask) -> Proof:
     return Proof("routing is on and decides as the routers say", alike + ties == len(found) and rerouted > 0, seen)
 
 
-def _static(base, routed, ids, mask) -> Proof:
+def _static(base, routed, ids, mask, name: str) -> Proof:
     before = routed.config.is_static_routing
     routed.config.is_static_routing = True
     try:
@@ -108,13 +115,14 @@ def _static(base, routed, ids, mask) -> Proof:
     real = mask.bool()
     worst = float((found[real].float() - expected[real].float()).abs().max())
     same = torch.equal(found[real], expected[real])
-    return Proof("is_static_routing=True is the base, bit for bit", same, f"largest difference of logits {worst:.3g}")
+    return Proof(f"is_static_routing=True is {name}, bit for bit", same, f"largest difference of logits {worst:.3g}")
 
 
 def _cache(routed, ids, mask) -> Proof:
+    by_token = routed.config.router in TOKEN_ROUTERS  # Then nothing is fixed at prefill.
     arguments = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": 0}
     output = routed.generate(ids, attention_mask=mask, return_dict_in_generate=True, output_logits=True, **arguments)
-    routes, width = routed.last_routes, ids.shape[1]
+    routes, width = None if by_token else routed.last_routes, ids.shape[1]
     whole = torch.cat([mask, torch.ones(len(ids), NEW_TOKENS, dtype=mask.dtype, device=mask.device)], dim=1)
     positions = (whole.cumsum(1) - 1).clamp(min=0)
     again = routed(

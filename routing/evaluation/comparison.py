@@ -13,6 +13,7 @@ from routing.arguments import DTYPES, EvaluationArguments, pick_device
 from routing.checkpoint import load_checkpoint
 from routing.controls import skips_around, static_routes
 from routing.evaluation.check import check_prompts, proofs
+from routing.evaluation.check_global import stock_twin
 from routing.evaluation.lm import PromptRoutedLM
 from routing.evaluation.methods import Settings, TaskResult, evaluate, of_first, random_of, route_facts, stored, summary
 from routing.evaluation.statistics import mcnemar
@@ -60,6 +61,7 @@ class Comparison:
             "batch_size": arguments.batch_size,
             "hardware": hardware(),
         }
+        self.has_own_weights = training["arguments"].get("trainable") == "lora"
         self.control_data = arguments.control_data or ",".join(training.get("datasets", ()))
         self.tuning = []
         if "static" in arguments.control_names():
@@ -141,7 +143,10 @@ class Comparison:
         """Print the proofs that routing is on and exact; whether all hold."""
         chat = self.settings.apply_chat_template
         prompts = check_prompts(self.routed, task, manager, self.arguments.limit or 8, chat)
-        found = proofs(self.base.model, self.routed.model, prompts, self.routed.tokenizer.pad_token_id)
+        stock, name = self.base.model, "the base"
+        if self.has_own_weights:
+            stock, name = stock_twin(stock, self.routed.model), "the stock model with these weights"
+        found = proofs(stock, self.routed.model, prompts, self.routed.tokenizer.pad_token_id, name)
         for proof in found if PartialState().is_main_process else ():
             print(f"{'PASS' if proof.holds else 'FAIL'}  {proof.statement}\n      {proof.seen}")
         return all(proof.holds for proof in found)

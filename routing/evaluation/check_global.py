@@ -1,0 +1,49 @@
+"""The decisions of a global router found the slow way: stock layers one by one, no cache, no batch, no gathering."""
+
+from __future__ import annotations
+
+import torch
+
+from routing.search.routes import Route
+from train_models.global_routers import TOKEN_ROUTERS
+
+
+def stock_twin(base, routed):
+    """A stock model with the weights of a checkpoint, into which adapters were merged: `base`, changed in place."""
+    own = {name: tensor for name, tensor in routed.state_dict().items() if ".routers." not in name}
+    base.load_state_dict(own)
+    return base
+
+
+@torch.inference_mode()
+def plain_global_route(stock, routed, prompt: list[int]) -> tuple[Route, float]:
+    """The route of a prompt, of a router for tokens the share of them that ran each layer; and how near a tie it came.
+
+    Args:
+        stock: a stock model with the weights of the routed one.
+        routed: the checkpoint, whose router is asked.
+        prompt: token ids.
+    """
+    config, routers = routed.config, routed.model.routers
+    hidden = stock.model.embed_tokens(torch.tensor([prompt], device=stock.device))
+    positions = torch.arange(len(prompt), device=stock.device)[None]
+    rotary = stock.model.rotary_emb(hidden, positions)
+    distance = positions.T - positions
+    kinds = getattr(stock.config, "layer_types", None) or ["full_attention"] * len(stock.model.layers)
+    lowest = torch.finfo(stock.dtype).min
+    logits = routers(hidden.float().mean(1)) if config.router == "embedding" else None
+    gates = None
+    for number, (layer, kind) in enumerate(zip(stock.model.layers, kinds, strict=True)):
+        if number == config.kept_layers:
+            if logits is None:
+                logits = routers(hidden if config.router in TOKEN_ROUTERS else hidden.float().mean(1))
+            logits = logits + config.route_bias
+            gates = (logits > 0).expand(1, len(prompt), -1) if logits.ndim == 3 else (logits > 0)[:, None]
+        hidden_from = distance < 0
+        if kind == "sliding_attention":
+            hidden_from = hidden_from | (distance >= stock.config.sliding_window)
+        mask = torch.zeros_like(distance, dtype=stock.dtype).masked_fill(hidden_from, lowest)[None, None]
+        ran = layer(hidden, attention_mask=mask, position_ids=positions, position_embeddings=rotary)
+        hidden = ran if gates is None else torch.where(gates[..., number - config.kept_layers, None], ran, hidden)
+    shares = gates.float().mean(1)[0].tolist()
+    return (1.0,) * config.kept_layers + tuple(shares), float(logits.abs().min())
