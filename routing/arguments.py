@@ -372,14 +372,28 @@ def expanded(argv: list[str]) -> list[str]:
     return [*(f"--{name}={value}" for name, value in values.items() if value is not None), *argv[1:]]
 
 
+def read_arguments(kind: type, words: list[str]):
+    """Arguments of one stage, not checked yet.
+
+    Raises:
+        UserError: for unknown ones.
+    """
+    parser = HfArgumentParser(kind, description=kind.__doc__)
+    arguments, unknown = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
+    if unknown:
+        raise UserError(
+            f"unknown arguments: {' '.join(unknown)}. --help lists those there are; a YAML file of them comes first."
+        )
+    return arguments
+
+
 def parse(kind: type, argv: list[str] | None = None):
     """Arguments of one stage, checked: the values, then what they name on disk and on the hub, without weights.
 
     Raises:
-        UserError: with every problem of the values.
+        UserError: for unknown arguments, or with every problem of the values.
     """
-    parser = HfArgumentParser(kind, description=kind.__doc__)
-    arguments = parser.parse_args_into_dataclasses(expanded(sys.argv[1:] if argv is None else argv))[0]
+    arguments = read_arguments(kind, expanded(sys.argv[1:] if argv is None else argv))
     raise_all(arguments.problems() + arguments.outside_problems())
     return arguments
 

@@ -25,8 +25,8 @@ from pathlib import Path
 import torch
 import yaml
 from tqdm import tqdm
-from transformers import HfArgumentParser
 
+from routing.arguments import read_arguments
 from routing.end_to_end.arguments import EndToEndArguments
 from routing.errors import UserError, raise_all, run_command
 from routing.files import write_json
@@ -90,10 +90,13 @@ def command_line(values: dict) -> list[str]:
 
 def check_runs(runs: dict[str, dict], output: Path) -> None:
     """Refuse wrong arguments of any run before the first one starts, and runs that were made with others."""
-    parser, found = HfArgumentParser(EndToEndArguments), []
+    found = []
     for name, values in runs.items():
         try:
-            own = parser.parse_args_into_dataclasses(command_line(values))[0]
+            own = read_arguments(EndToEndArguments, command_line(values))
+        except UserError as error:
+            found.append(f"run {name}: {error}")
+            continue
         except SystemExit as error:  # argparse has said why.
             raise UserError(f"run {name}: see above.") from error
         found += [f"run {name}: {problem}" for problem in own.problems() + own.outside_problems()]

@@ -277,6 +277,11 @@ def test_all_wrong_arguments_are_named_at_once(tmp_path):
         assert part in str(error.value), part
 
 
+def test_unknown_arguments_are_named(tmp_path):
+    with pytest.raises(UserError, match="unknown arguments: --sed=1 run.yaml"):
+        parse(EndToEndArguments, ["--run_name=x", "--sed=1", "run.yaml"])
+
+
 def test_published_defaults():
     found = EndToEndArguments(run_name="x")
     assert (found.router, found.ce_weight, found.router_bias_init, found.layer_penalty) == (

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import LAYERS, SLIDING_FAMILIES, VOCAB, Family, stock_model
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from routing.errors import UserError
 
@@ -17,11 +19,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import decode
 import prefill
 import routed_speed
+import token_routing
 
 
-def models_of(family: Family, folder: Path) -> routed_speed.Models:
+def models_of(family: Family, folder: Path, **fields) -> routed_speed.Models:
     stock_model(family).save_pretrained(folder)
-    return routed_speed.Models(Namespace(model=str(folder), dtype="float32", device="cpu"))
+    return routed_speed.Models(Namespace(model=str(folder), dtype="float32", device="cpu"), **fields)
 
 
 def test_routes_skip_their_share():
@@ -70,3 +73,40 @@ def test_ratios_are_those_of_neighbours():
     calls = []
     seconds = routed_speed.in_turn([lambda: calls.append("a"), lambda: calls.append("b")], 2, lambda: None)
     assert calls == ["a", "b"] * 3 and list(map(len, seconds)) == [2, 2]
+
+
+@pytest.fixture
+def token_models(family, tmp_path) -> routed_speed.Models:
+    models = models_of(family, tmp_path, router="prefix_token", kept_layers=token_routing.KEPT)
+    models.routed.model.init_routers()
+    return models
+
+
+def test_gathered_tokens_pass_and_what_is_not_exact_is_refused(token_models, monkeypatch):
+    prompts = token_models.prompts(3, 9)
+    assert token_routing.check(token_models, prompts, 0.5) < 1e-3
+    real = token_routing.Gates
+    monkeypatch.setattr(token_routing, "Gates", lambda skip, hard: real(0.9 if hard else skip, hard))
+    with pytest.raises(UserError, match="50% skipped: gathered and masked log-probabilities differ"):
+        token_routing.check(token_models, prompts, 0.5)
+
+
+@pytest.mark.parametrize("skip", (0.0, 1.0))
+def test_work_is_what_torch_counts(token_models, skip):
+    """Multiplications and additions of a forward; torch counts all pairs of queries and keys, causal ones count."""
+    model, tokens = token_models.routed, 12
+    prompts = token_models.prompts(1, tokens)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(prompts, use_cache=False, logits_to_keep=1, draw_gates=token_routing.Gates(2 * skip, hard=True))
+    work = token_routing.Work(model)
+    layers = token_routing.KEPT + (LAYERS - token_routing.KEPT) * (1 - skip)
+    other_half = layers * (tokens * tokens - tokens * (tokens + 1) / 2) * work.attention
+    found = work.of(tokens, 0, skip) + tokens * work.router + other_half
+    assert 2 * found == counter.get_total_flops()
+
+
+def test_token_routing_gives_a_row_for_each_share(token_models):
+    for decode in (False, True):
+        rows = token_routing.measure(token_models, token_models.prompts(2, 6), [0.0, 0.5], 1, decode)
+        assert [row["skipped_fraction"] for row in rows] == [0.0, 0.5]
+        assert all(row["speedup"] > 0 and row["masked"] > 0 for row in rows) and rows[1]["ideal"] > rows[0]["ideal"]
