@@ -74,7 +74,7 @@ def main() -> None:
 
 def chosen_objective(argv: list[str]) -> str:
     """The value of --objective, which decides about all other arguments."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(add_help=False)  # Takes --obj too, as the parser of all arguments does.
     parser.add_argument("--objective", default="supervised")
     return parser.parse_known_args(expanded(argv))[0].objective
 

@@ -8,7 +8,8 @@ Gates are random: each token skips each routable layer (all behind the first 4) 
 - masked: each layer for every token, kept where the gate is on: what training does, and published code.
 Both include a prefix_token router. `ideal` is the arithmetic of the stock model over what must be computed: keys,
 values and router for all tokens, query, attention, output and MLP for those that run, the vocabulary for the last one.
-`share` is the measured speed-up over the ideal. Nothing is timed whose log-probabilities differ from the masked form.
+`share` is the measured speed-up over the ideal. Nothing is timed unless the first 64 tokens and one decoded behind them
+have the log-probabilities of the masked form.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ def save_checkpoint(
     save_base: str,
     run_info: dict,
     change: Callable[[torch.nn.Module], None] | None = None,
+    dtype: torch.dtype | str = "auto",
 ) -> None:
     """Write a self-contained folder that loads with trust_remote_code, replacing an older one but for its README.md.
 
@@ -39,6 +40,7 @@ def save_checkpoint(
             the routers do, and config.json names the base.
         run_info: saved as training.json.
         change: what is done to a copied base before it is saved (merging adapters, say).
+        dtype: of the copied base; auto: its own.
     """
     place = locate_model(base)
     work = folder.with_name(f".{folder.name}.tmp")
@@ -47,7 +49,7 @@ def save_checkpoint(
     routed = routed_class(load_base_config(base).model_type)
     config = routed.config_class.from_pretrained(place, **config_fields)
     if save_base == "copy":
-        model = routed.from_pretrained(place, config=config, dtype="auto")
+        model = routed.from_pretrained(place, config=config, dtype=dtype)
         model.model.routers.load_state_dict(routers)
         if change is not None:
             change(model)

@@ -12,21 +12,33 @@ from routing.path_scoring import PathEvaluator
 from routing.scoring import Request
 from routing.search.baselines import static_path
 from routing.search.routes import Route, route_length
+from train_models.global_routers import ROW_ROUTERS, TOKEN_ROUTERS
 
 TOGETHER = 8  # questions whose candidate paths are evaluated side by side
 
 
-def random_route(depth: int, length: int, rng: Random) -> Route:
-    """A random route of given length: with layers skipped, or repeated where it is longer than the model."""
-    chosen = set(rng.sample(range(depth), min(abs(length - depth), depth)))
+def random_route(depth: int, length: float, rng: Random, first: int = 0) -> Route:
+    """A random route of given length: with layers skipped, or repeated where it is longer than the model.
+
+    Args:
+        length: layers executed; if it is no whole number, as the mean over tokens, it is rounded up or down at random.
+        first: layers at the start that run once in any case, as those that a global router keeps.
+    """
+    length = int(length + rng.random()) if length % 1 else int(length)
+    chosen = set(rng.sample(range(first, depth), min(abs(length - depth), depth - first)))
     other = 0 if length < depth else 2
     return tuple(other if layer in chosen else 1 for layer in range(depth))
 
 
-def random_like(routes: Sequence[Route], seed: int) -> list[Route]:
-    """For each route a random one of equal length."""
+def first_routed_layer(config) -> int:
+    """The first layer that a routed model's router may skip."""
+    return config.kept_layers if config.router in (*ROW_ROUTERS, *TOKEN_ROUTERS) else 0
+
+
+def random_like(routes: Sequence[Route], seed: int, first: int = 0) -> list[Route]:
+    """For each route a random one of equal length, see `random_route`."""
     rng = Random(seed)
-    return [random_route(len(route), route_length(route), rng) for route in routes]
+    return [random_route(len(route), route_length(route), rng, first) for route in routes]
 
 
 def static_routes(evaluator: PathEvaluator, requests: list[Request], depth: int, skips: int) -> list[Route]:

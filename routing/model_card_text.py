@@ -117,8 +117,7 @@ print(tokenizer.decode(output[0]), model.last_routes)
 No package besides transformers (made with {config.get("transformers_version", UNKNOWN)}) and torch is needed.
 `trust_remote_code=True` runs the Python files of this folder: subclasses of the transformers model that compute the
 routers' decisions and execute each row's layers accordingly, with a KV cache to match. They start no processes, and
-read, write and fetch only what `from_pretrained` and `push_to_hub` do. `is_static_routing=True` runs every layer once,
-as the base does.
+read, write and fetch only what `from_pretrained` and `push_to_hub` do. `is_static_routing=True` runs every layer once.
 
 ## Evaluation
 

@@ -19,6 +19,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from itertools import product
 from pathlib import Path
 
@@ -29,11 +30,11 @@ from tqdm import tqdm
 from routing.arguments import read_arguments
 from routing.end_to_end.arguments import EndToEndArguments
 from routing.errors import UserError, raise_all, run_command
-from routing.files import write_json
+from routing.files import write_json, write_text
 from routing.locks import held
 from routing.run_folder import last_whole_checkpoint
 from routing.run_info import git_commit, hardware, today, versions
-from routing.text_evaluation import write_table
+from routing.text_evaluation import make_parser, write_table
 
 ROOT = Path(__file__).resolve().parents[1]
 KEYS = {"arguments", "runs", "seeds", "evaluation", "keep_checkpoints"}
@@ -54,6 +55,9 @@ def read_grid(path: Path) -> dict:
     if not isinstance(grid, dict) or not isinstance(grid.get("runs"), list) or not grid["runs"]:
         raise UserError(f"{path} must hold `runs`, a list such as `- {{objective: gumbel, target_skip: [0.2, 0.4]}}`.")
     found = [f"{path}: {key!r} is unknown; allowed are {', '.join(sorted(KEYS))}" for key in sorted(set(grid) - KEYS)]
+    for key, kind in (("seeds", list), ("evaluation", dict), ("keep_checkpoints", bool)):
+        if key in grid and not isinstance(grid[key], kind):
+            found.append(f"{path}: {key} must be a {kind.__name__}, got {grid[key]!r}")
     for part in (grid.get("arguments") or {}, *grid["runs"]):
         if not isinstance(part, dict):
             found.append(f"{path}: {part!r} is no mapping of arguments")
@@ -69,7 +73,7 @@ def runs_of(grid: dict) -> dict[str, dict]:
     for run in grid["runs"]:
         lists = {name: value if isinstance(value, list) else [value] for name, value in run.items()}
         for values in product(*lists.values()):
-            own = dict(zip(lists, values))
+            own = {"objective": "gumbel"} | dict(zip(lists, values))
             # What varies within this entry names its runs; `name` what does not.
             varied = [f"{name}={own[name]}" for name, value in run.items() if isinstance(value, list)]
             words = [own.pop("name", None) or "-".join(own[n] for n in ("objective", "router") if n in own), *varied]
@@ -85,7 +89,7 @@ def runs_of(grid: dict) -> dict[str, dict]:
 
 
 def command_line(values: dict) -> list[str]:
-    return [f"--{name}={value}" for name, value in values.items()]
+    return [f"--{name}={value}" for name, value in values.items() if value is not None]
 
 
 def check_runs(runs: dict[str, dict], output: Path) -> None:
@@ -103,17 +107,40 @@ def check_runs(runs: dict[str, dict], output: Path) -> None:
         saved = output / "runs" / name / "arguments.json"
         if saved.exists():
             old = json.loads(saved.read_text())
-            changed = [key for key in values if key != "run_name" and old.get(key) != getattr(own, key)]
+            wanted = {field.name: getattr(own, field.name) for field in fields(own) if field.name not in OWN}
+            # An argument that was added since had its default.
+            changed = [key for key, value in wanted.items() if old.get(key, _default(key)) != value]
             if changed:
                 found.append(f"run {name} was made with other {', '.join(changed)}; give another --output")
     raise_all(found)
+
+
+def _default(name: str):
+    return next(field.default for field in fields(EndToEndArguments) if field.name == name)
+
+
+def check_evaluation(evaluation: dict, output: Path) -> None:
+    """Refuse arguments of routing.text_evaluation that are wrong, or other than those of finished runs."""
+    try:
+        make_parser().parse_args(["checkpoint", *command_line(evaluation)])
+    except SystemExit as error:  # argparse has said why.
+        raise UserError("evaluation: see above.") from error
+    path = output / "manifest.json"
+    if path.exists() and list(output.glob("runs/*/controls.csv")):
+        old = json.loads(path.read_text())["grid"].get("evaluation") or {}
+        if old != evaluation:
+            raise UserError(
+                f"runs in {output} were evaluated with {old}, now it is {evaluation}; give another --output."
+            )
 
 
 def environment() -> dict[str, str]:
     """Of a run's own process: alone, on the GPU of this one."""
     own = {key: value for key, value in os.environ.items() if key not in LAUNCHER and not key.startswith("ACCELERATE_")}
     if "LOCAL_RANK" in os.environ and torch.cuda.is_available():
-        own["CUDA_VISIBLE_DEVICES"] = str(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        count = torch.cuda.device_count()
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
+        own["CUDA_VISIBLE_DEVICES"] = visible[int(os.environ["LOCAL_RANK"]) % count]
     return own
 
 
@@ -130,7 +157,7 @@ def call(command: list[str], log: Path) -> None:
         raise UserError(f"{' '.join(command)} failed with status {result.returncode}; {log} ends with:\n{end}")
 
 
-def make_run(name: str, values: dict, output: Path, evaluation: dict, keep: bool) -> None:
+def make_run(name: str, values: dict, output: Path, evaluation: dict) -> None:
     """Train, evaluate, keep the tables."""
     folder, checkpoint = output / "runs" / name, output / "checkpoints" / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -142,13 +169,11 @@ def make_run(name: str, values: dict, output: Path, evaluation: dict, keep: bool
     call([sys.executable, "-m", "routing.text_evaluation", str(checkpoint), *command_line(evaluation)], log)
     shutil.rmtree(folder / "trainer", ignore_errors=True)
     for table in ("layers.csv", "text_evaluation.json", "controls.csv"):  # The last one says that the run is done.
-        shutil.copy2(checkpoint / table, folder / table)
-    if not keep:
-        shutil.rmtree(checkpoint)
+        write_text(folder / table, (checkpoint / table).read_text(encoding="utf-8"))
 
 
 def merge(output: Path, runs: dict[str, dict], table: str) -> None:
-    """One CSV file of the tables of all finished runs, with the run's name first."""
+    """One CSV file of the tables that runs have by now, with the run's name first."""
     rows: list[dict] = []
     for name in runs:
         path = output / "runs" / name / table
@@ -157,6 +182,16 @@ def merge(output: Path, runs: dict[str, dict], table: str) -> None:
                 rows += [{"run": name} | row for row in csv.DictReader(file)]
     if rows:
         write_table(output / table, tuple(rows[0]), rows)
+
+
+def write_manifest(path: Path, grid: dict, runs: dict[str, dict]) -> None:
+    """What was asked for, and with which code and machine each time."""
+    now = {"versions": versions(), "git_commit": git_commit(), "hardware": hardware()}
+    now |= {"date": today(), "threads": torch.get_num_threads()}
+    made_by = json.loads(path.read_text())["made_by"] if path.exists() else []
+    if now not in made_by:
+        made_by.append(now)
+    write_json(path, {"grid": grid, "runs": runs, "made_by": made_by})
 
 
 def main() -> None:
@@ -168,14 +203,12 @@ def main() -> None:
     arguments = parser.parse_args()
     grid, output = read_grid(Path(arguments.grid)), Path(arguments.output)
     runs = runs_of(grid)
+    evaluation = grid.get("evaluation") or {}
     check_runs(runs, output)
+    check_evaluation(evaluation, output)
     output.mkdir(parents=True, exist_ok=True)
     with held(output / ".manifest.lock", wait=True):
-        write_json(
-            output / "manifest.json",
-            {"grid": grid, "runs": runs, "versions": versions(), "git_commit": git_commit(), "hardware": hardware(),
-             "date": today(), "threads": torch.get_num_threads()},
-        )  # fmt: skip
+        write_manifest(output / "manifest.json", grid, runs)
     taken = []
     for name, values in tqdm(runs.items(), desc="runs"):
         (output / "runs" / name).mkdir(parents=True, exist_ok=True)
@@ -184,8 +217,9 @@ def main() -> None:
                 taken.append(name)
                 continue
             if not (output / "runs" / name / "controls.csv").exists():
-                keep = bool(grid.get("keep_checkpoints", True))
-                make_run(name, values, output, grid.get("evaluation") or {}, keep)
+                make_run(name, values, output, evaluation)
+            if not grid.get("keep_checkpoints", True):
+                shutil.rmtree(output / "checkpoints" / name, ignore_errors=True)
         with held(output / ".tables.lock", wait=True):
             for table in ("metrics.csv", "controls.csv"):
                 merge(output, runs, table)

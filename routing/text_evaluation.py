@@ -48,11 +48,11 @@ COLUMNS = (
     "loss_low", "loss_high", "perplexity", "difference", "difference_low", "difference_high", "speedup", "tokens",
 )  # fmt: skip
 CONTROLS = ("random_tokens", "random_layers", "static")
-RANKING_TOKENS = 1024  # of training text, by which the static route is chosen
+RANKING_TOKENS = 4096  # of training text, by which the static route is chosen
 SHOWN = ("method", "method_seed", "layers", "loss", "loss_low", "loss_high", "perplexity", "difference", "speedup")
 
 
-def parse_arguments() -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m routing.text_evaluation",
         description=__doc__,
@@ -60,13 +60,17 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("checkpoint", help="folder of a checkpoint that was trained end to end")
     parser.add_argument("--rows", type=int, default=64, help="rows of text, at most")
-    parser.add_argument("--skip", type=float, help="share of all layers that controls skip; default the router's")
+    parser.add_argument("--skip", type=float, help="share of all layers for controls of a checkpoint that skips none")
     parser.add_argument("--seeds", type=int, default=3, help="random controls of each kind")
     parser.add_argument("--batch_size", type=int, default=4, help="rows a forward")
     parser.add_argument("--controls", default=",".join(CONTROLS), help="of equal depth, with commas; empty for none")
     parser.add_argument("--dtype", default="float32", choices=sorted(DTYPES))
     parser.add_argument("--device", default="auto", help="torch device; auto: cuda if there is one, else cpu")
-    arguments = parser.parse_args()
+    return parser
+
+
+def parse_arguments() -> argparse.Namespace:
+    arguments = make_parser().parse_args()
     found = device_problems(arguments.device)
     for name in ("rows", "seeds", "batch_size"):
         if getattr(arguments, name) < 1:
@@ -89,7 +93,12 @@ def parse_arguments() -> argparse.Namespace:
 def text_of(training: dict, tokenizer, part: str, rows: int) -> Sequences:
     """Rows of a part of the corpus that a checkpoint was trained on, laid out as in its training."""
     length, prompt = training["sequence_length"], training["prompt_tokens"]
-    found = make_sequences(passages(training["corpus"], part), tokenizer, length, training["layout"], prompt)
+    texts, count = passages(training["corpus"], part), rows
+    while True:  # Of a large corpus no more is tokenized than is needed.
+        found = make_sequences(texts[:count], tokenizer, length, training["layout"], prompt)
+        if len(found) >= rows or count >= len(texts):
+            break
+        count *= 2
     if not len(found):
         raise UserError(f"the {part} part of {training['corpus']!r} makes no row of {length} tokens.")
     return Sequences(found.ids[:rows], found.lengths[:rows])
@@ -172,14 +181,20 @@ def main() -> None:
         base = base_class.from_pretrained(place, dtype=DTYPES[arguments.dtype], router="none", kept_layers=kept)
         methods.append(full_depth(base.to(device).eval(), "base"))
     decides = model.config.router != "none" or model.config.fixed_route is not None
-    skipped = None if arguments.skip is None else arguments.skip * depth / (depth - kept)
+    skipped = None
     if decides:
         methods.append(routed(model))
-        if skipped is None:
-            shares = validate(model, ranking).layer_shares[kept:]
-            skipped = 1 - sum(shares) / len(shares)
-    if skipped is not None:
-        methods += controls_of(model, arguments.controls, min(max(skipped, 0.0), 1.0), ranking, arguments.seeds)
+        shares = validate(model, batches).layer_shares[kept:]
+        skipped = 1 - sum(shares) / len(shares)
+    elif arguments.skip is not None:
+        skipped = arguments.skip * depth / (depth - kept)
+        if skipped > 1:
+            raise UserError(
+                f"--skip {arguments.skip} is more than the {depth - kept} of {depth} layers that can be skipped; give "
+                f"at most {(depth - kept) / depth:.3f}."
+            )
+    if skipped is not None and arguments.controls:
+        methods += controls_of(model, arguments.controls, skipped, ranking, arguments.seeds)
     totals = compare(methods, batches, lambda all_: tqdm(all_, desc="evaluating text"))
     about = {"run": training["run_name"]} | {
         name: training[name] for name in ("objective", "router", "trainable", "seed")

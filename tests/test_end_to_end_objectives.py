@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ from routing.errors import UserError
 from routing.objectives import losses, reinforce, stochastic_depth
 from routing.objectives.gumbel import gumbel_gates, logistic_noise, straight_through
 from routing.objectives.table import END_TO_END
-from routing.text.sequences import Sequences, text_batch
+from routing.text.sequences import text_batch
 
 KEPT = 2
 ROUTABLE = LAYERS - KEPT
@@ -292,8 +291,3 @@ def test_temperature_reaches_the_gates():
         gumbel_gates(logits, temperature, torch.zeros(1)).sum().backward()
         steepness.append(logits.grad.item())
     assert steepness[1] > 1.9 * steepness[0]
-
-
-def test_sequences_have_a_length():
-    assert len(Sequences(torch.zeros(3, 4), torch.ones(3))) == 3
-    assert SimpleNamespace(**batch_of()._asdict()).ids.shape == (3, 12)

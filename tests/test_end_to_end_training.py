@@ -26,18 +26,21 @@ import evaluation
 from routing.arguments import parse
 from routing.budget import decided_routes, find_bias, mean_layers
 from routing.checkpoint import load_checkpoint
+from routing.config_fields import config_with
 from routing.end_to_end.alarms import alarms, entropy
 from routing.end_to_end.arguments import EndToEndArguments
 from routing.end_to_end.controls import bootstrap, difference
-from routing.end_to_end.run import run
+from routing.end_to_end.run import load_trainable, run
 from routing.end_to_end.static import static_route
+from routing.end_to_end.threshold import threshold_bias
 from routing.end_to_end.training import COLUMNS
 from routing.end_to_end.validation import Measured, batches_of, validate
 from routing.errors import UserError
+from routing.evaluation import check
 from routing.objectives.table import END_TO_END
 from routing.sweep import read_grid, runs_of
 from routing.text.corpora import passages
-from routing.text.sequences import make_sequences
+from routing.text.sequences import Sequences, make_sequences
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = 5
@@ -162,6 +165,20 @@ def test_evaluation_py_proves_and_evaluates_routing_by_token(trained, monkeypatc
     assert sum(result["route_share"].values()) == pytest.approx(1)
     assert abs(result["controls"][0]["layers"] - result["routed"]["layers"]) <= 1
     assert "decides for each token" in (trained / "README.md").read_text()
+
+
+def test_a_check_of_wrong_decisions_fails(trained, monkeypatch, capsys):
+    """The plain forward asks another router than the one that decides."""
+    real = check.plain_global_route
+
+    def other(stock, routed, prompt, tolerance):
+        with config_with(routed, route_bias=routed.config.route_bias + 0.3):
+            return real(stock, routed, prompt, tolerance)
+
+    monkeypatch.setattr(check, "plain_global_route", other)
+    with pytest.raises(SystemExit) as ended:
+        evaluate(monkeypatch, "--checkpoint", trained, "--tasks", "routed_arithmetic", "--limit", 4, "--check")
+    assert ended.value.code == 1 and "FAIL  routing is on and decides" in capsys.readouterr().out
 
 
 def test_a_check_of_nothing_is_refused(place, trained, tmp_path, monkeypatch):
@@ -304,6 +321,25 @@ def test_alarms_by_hand():
     assert entropy(0.5) == pytest.approx(math.log(2)) and entropy(0.0) == 0
 
 
+def test_a_threshold_is_a_quantile_of_the_logits():
+    logits = torch.tensor([[-2.0, 1.0], [3.0, 0.0]])
+    for skip, expected in ((0.25, 1.0), (0.5, -0.5), (0.0, 3.0), (1.0, -4.0)):
+        bias = threshold_bias(logits, skip)
+        assert bias == expected and (logits + bias <= 0).float().mean() == skip
+
+
+def test_a_calibrated_checkpoint_skips_its_target(place):
+    more = ("--objective=gumbel", "--calibrate_threshold=True", "--target_skip=0.5", "--max_steps=2")
+    folder = train(place, "calibrated", *more)
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = make_sequences(passages(str(place / "corpus.txt"), "train", 12), tokenizer, 24, "packed", 4)
+    rows = Sequences(rows.ids[:64], rows.lengths[:64])
+    measured = validate(model, batches_of(rows, 2, 4, torch.device("cpu")))
+    skipped = 1 - sum(measured.layer_shares[2:]) / (LAYERS - 2)
+    assert skipped == pytest.approx(0.5, abs=0.01) and model.config.route_bias != 0
+
+
 def test_static_routes_leave_out_the_cheapest_layers():
     assert static_route({2: 3.0, 3: 1.0, 4: 2.0}, 5, 2) == [1, 1, 1, 0, 0]
 
@@ -346,6 +382,39 @@ def sweep(place: Path, grid: dict) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow
+def test_two_processes_train_one_checkpoint(place):
+    """Batches shared out, one row of metrics for both, adapters of layers that a step left out take no part."""
+    for objective in ("gumbel", "stochastic_depth"):
+        name = f"two-{objective}"
+        own = words(place, name, f"--objective={objective}", "--batch_size=1")
+        launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", str(ROOT / "train.py")]
+        result = subprocess.run([sys.executable, "-m", *launch, *own], capture_output=True, text=True, cwd=place)
+        assert result.returncode == 0, result.stderr[-3000:]
+        assert [row["step"] for row in metrics(place, name)] == ["2", "4", "6"]
+        AutoModelForCausalLM.from_pretrained(place / "checkpoints" / name, trust_remote_code=True)
+
+
+def test_adapters_of_a_coarse_base_are_merged_in_the_dtype_of_training(place, tmp_path):
+    """A base that is stored in bfloat16 would swallow small changes."""
+    shutil.copytree(place / "base", tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "base")
+    more = ("--objective=gumbel", f"--model_id={tmp_path / 'base'}", "--learning_rate=1e-5", "--max_steps=2")
+    folder = train(place, "coarse", *more)
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+    assert model.dtype == torch.float32
+    measured = validate(model, rows_of_text(place, folder))
+    assert measured.loss == pytest.approx(float(metrics(place, "coarse")[-1]["validation_loss"]), abs=1e-4)
+
+
+def test_adapters_stay_in_float32_on_a_base_in_half_precision(place):
+    arguments = parse(EndToEndArguments, words(place, "half", "--objective=gumbel", "--dtype=bfloat16"))
+    model, _, _ = load_trainable(arguments, torch.device("cpu"))
+    trained = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
+    assert model.dtype == torch.bfloat16 and trained == {torch.float32}
+
+
+@pytest.mark.slow
 def test_a_sweep_trains_evaluates_and_continues(place):
     shared = dict(word.removeprefix("--").split("=") for word in SETTINGS)
     shared |= {"model_id": str(place / "base"), "corpus": str(place / "corpus.txt"), "max_steps": 2}
@@ -374,3 +443,6 @@ def test_a_sweep_trains_evaluates_and_continues(place):
     grid["arguments"] = shared | {"max_steps": 3}
     result = sweep(place, grid)
     assert result.returncode == 2 and "run dense-s0 was made with other max_steps" in result.stderr
+    grid |= {"arguments": shared, "evaluation": {"rows": 2}}
+    result = sweep(place, grid)
+    assert result.returncode == 2 and "were evaluated with {'rows': 3" in result.stderr

@@ -124,13 +124,17 @@ def test_random_controls_are_as_long_as_the_routes_of_the_model():
     routes = [(1, 0, 2, 1, 1, 1), (0, 0, 1, 1, 1, 1), (2, 2, 1, 1, 1, 1), (1, 1, 1, 1, 1, 1)]
     rows = {Key(at, choice): Row(route, 5, 2) for at, route in enumerate(routes) for choice in (0, 1)}
     routed = TaskResult({}, rows, 1.0, 1.0, "2026-01-02")
-    found = {seed: {key: random_of(routed, seed)(key) for key in routed.rows} for seed in range(4)}
+    found = {seed: {key: random_of(routed, seed, 0)(key) for key in routed.rows} for seed in range(4)}
     for own in found.values():
         assert all(sum(own[key]) == sum(routed.rows[key].route) for key in own)
         assert all(own[Key(at, 0)] == own[Key(at, 1)] for at in range(4))
     assert len({own[Key(1, 0)] for own in found.values()}) > 1
     assert found[0] == {key: random_of(routed, 0)(key) for key in routed.rows}
     assert [sum(route) for route in random_like(routes, 0)] == [sum(route) for route in routes]
+    shares = [(1.0, 1.0, 0.25, 0.25)] * 200  # of tokens: 2.5 layers on average
+    drawn = random_like(shares, 0, first=2)
+    assert all(route[:2] == (1, 1) for route in drawn) and {sum(route) for route in drawn} == {2, 3}
+    assert abs(sum(map(sum, drawn)) / 200 - 2.5) < 0.1
 
 
 @pytest.mark.parametrize(

@@ -320,6 +320,22 @@ def test_padding_counts_nothing():
     assert torch.equal(totals.choices, 2 * alone.choices)
 
 
+@torch.no_grad()
+def test_what_is_fed_to_rows_that_have_ended_counts_nothing():
+    """A row's share of layers is the same whether others in its batch go on or not."""
+    model = global_model(LLAMA, "prefix_token", pad_token_id=1)
+    rows = [row.clamp(min=2) for row in random_rows((5, 5))]
+    first = model(torch.stack(rows)).past_key_values
+    for step in range(6):
+        token = torch.tensor([[7], [7 if step < 2 else 1]])  # the second row ends after two tokens
+        model(token, past_key_values=first)
+    ended = model.last_routes[1].clone()
+    alone = model(rows[1][None]).past_key_values
+    for _ in range(2):
+        model(torch.tensor([[7]]), past_key_values=alone)
+    assert_near(model.last_routes[0], ended)
+
+
 def test_other_attention_is_refused():
     model = global_model(LLAMA, "prefix_token")
     model.config._attn_implementation = "flash_attention_2"

@@ -106,7 +106,7 @@ def test_work_is_what_torch_counts(token_models, skip):
 
 
 def test_token_routing_gives_a_row_for_each_share(token_models):
-    for decode in (False, True):
-        rows = token_routing.measure(token_models, token_models.prompts(2, 6), [0.0, 0.5], 1, decode)
+    for decoding in (False, True):
+        rows = token_routing.measure(token_models, token_models.prompts(2, 6), [0.0, 0.5], 1, decoding)
         assert [row["skipped_fraction"] for row in rows] == [0.0, 0.5]
         assert all(row["speedup"] > 0 and row["masked"] > 0 for row in rows) and rows[1]["ideal"] > rows[0]["ideal"]

@@ -59,6 +59,7 @@ class GlobalRouter(nn.Module):
 
 def masked_mean(states: torch.Tensor, mask: torch.BoolTensor) -> torch.Tensor:
     """Mean [B, D] in fp32 of states [B, T, D] over the tokens of a mask [B, T]; 0 for a row without any."""
+    mask = mask.to(states.device)
     states = torch.where(mask[..., None], states.float(), 0.0)
     return states.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
 
@@ -81,7 +82,8 @@ def random_gates(
 ) -> torch.BoolTensor:
     """Gates [B, T, R] that are True with a probability, drawn by hashing token, position, layer and seed.
 
-    So they are the same in every evaluation, with or without a cache, whatever the batch.
+    So they are the same in every evaluation, with or without a cache, whatever the batch (where rows are padded on the
+    left, give position_ids).
 
     Args:
         input_ids: [B, T], or None when embeddings were given.

@@ -58,6 +58,9 @@ class GlobalRouting:
                 states.append(hidden)
             hidden = run(hidden, layer)
         if gates.ndim == 3:
+            if runner.cache is not None and not runner.cache.is_empty and input_ids is not None:
+                # Rows that have ended are fed padding while others go on.
+                mask = mask & ~torch.isin(input_ids, torch.tensor(self.padding_ids(), device=input_ids.device))
             self._record_tokens(gates.detach() > 0, mask, runner.cache)
         else:
             routes = nn.functional.pad((gates.detach() > 0).long().cpu(), (config.kept_layers, 0), value=1)

@@ -53,7 +53,8 @@ class RoutedModel(GlobalRouting, RouterWeights, LayerPathModel):
 
     Attributes:
         last_routes: [B, L] counts in {0 skip, 1 run, 2 repeat} of the last prefill, on the CPU; None before. Of a
-            router that decides for each token: the share of the row's tokens that ran each layer, since the prefill.
+            router that decides for each token: the share of the row's tokens that ran each layer, since the prefill
+            (of assisted decoding, drafts that were rejected count too), on the model's device.
         last_gates: [B, T, R] bool, of a router that decides for each token: who ran which layer in the last forward.
         totals: RouteTotals while counting is on (`count_layers`), else None.
     """
@@ -82,13 +83,15 @@ class RoutedModel(GlobalRouting, RouterWeights, LayerPathModel):
         """Start new running totals (`totals`), or stop counting."""
         self.totals = RouteTotals() if on else None
 
+    def padding_ids(self) -> tuple[int, ...]:
+        """Tokens that are padding at the end of a row."""
+        own = self.config.pad_token_id
+        return (LM_EVAL_PADDING_ID, own) if isinstance(own, int) else (LM_EVAL_PADDING_ID,)
+
     def routing_mask(self, input_ids, attention_mask, hidden, prompt_lengths=None) -> torch.BoolTensor:
         """[B, T]: the tokens that the routers see."""
-        padding = {LM_EVAL_PADDING_ID}
-        if isinstance(self.config.pad_token_id, int):
-            padding.add(self.config.pad_token_id)
         shape = tuple(hidden.shape[:2])
-        return prompt_mask(input_ids, attention_mask, shape, hidden.device, tuple(padding), prompt_lengths)
+        return prompt_mask(input_ids, attention_mask, shape, hidden.device, self.padding_ids(), prompt_lengths)
 
     def _checked_routes(self, routes, batch: int) -> list[list[int]]:
         routes = torch.as_tensor(routes)

@@ -73,7 +73,9 @@ def run_tokens(runner, hidden: torch.Tensor, layer: int, some: Gathering | None)
         return runner.run(hidden, step)
     block = runner.layers[layer]
     attention = block.self_attn
-    hidden = hidden.to(block.input_layernorm.weight.device)
+    place = block.input_layernorm.weight.device
+    if place.type != "meta":  # Weights that were offloaded come when they are called.
+        hidden = hidden.to(place)
     some = _on(some, hidden.device)
     cos, sin = (t.to(hidden.device) for t in runner.position_embeddings)
     normed = block.input_layernorm(hidden)

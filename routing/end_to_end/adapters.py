@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from peft import LoraConfig, LoraModel
+from peft.tuners.tuners_utils import cast_adapter_dtype
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
@@ -33,12 +34,15 @@ def add_adapters(model: nn.Module, config: LoraConfig) -> LoraModel:
         UserError: if no linear map has one of the names.
     """
     try:
-        return LoraModel(model, config, NAME)
+        adapters = LoraModel(model, config, NAME)
     except ValueError as error:
         raise UserError(
             f"--lora_targets {','.join(sorted(config.target_modules))}: {str(error).splitlines()[0]} Linear maps of a "
             f"layer are {', '.join(sorted(_linear_names(model)))}."
         ) from error
+    # Adapters of a base in half precision stay in float32: steps of the size of a learning rate would round to nothing.
+    cast_adapter_dtype(model, NAME)
+    return adapters
 
 
 def _linear_names(model: nn.Module) -> set[str]:

@@ -32,8 +32,8 @@ def alarms(shares: Sequence[float], first_layer: int = 0) -> list[str]:
         found.append(f"saturated gates (run by more than {1 - RARE:.0%} of the tokens): {_listed(saturated)}")
     if mean < LOW:
         found.append(
-            f"low entropy: {mean:.3f} nats a layer, so nearly all tokens have the same route; raise --entropy_weight "
-            "or lower the router's learning rate"
+            f"low entropy: {mean:.3f} nats a layer, so nearly all tokens have the same route; lower the router's "
+            "learning rate, or raise --entropy_weight where the objective has one"
         )
     return found
 

@@ -10,7 +10,6 @@ from routing.arguments import (
     DTYPES,
     below,
     checkpoint_problems,
-    device_problems,
     model_problems,
     option,
     outside,
@@ -23,6 +22,7 @@ from routing.objectives.table import END_TO_END
 from routing.text.corpora import corpus_problems
 from routing.text.sequences import LAYOUTS
 from train_models.configuration_routing import ROUTERS
+from train_models.global_routers import LEARNED
 
 AUTO = -1.0  # a number that the objective chooses
 
@@ -67,6 +67,9 @@ class EndToEndArguments:
     target_warmup_steps: int = option(0, "updates over which the target rises from 0 (gumbel)")
     target_weight: float = option(10.0, "gamma of (skip - target)^2 (gumbel)")
     entropy_weight: float = option(0.1, "beta of the entropy of mean gates (gumbel)")
+    calibrate_threshold: bool = option(
+        False, "after training, set the threshold so that the target holds on training text (gumbel, reinforce)"
+    )
     noise_steps: int = option(-1, "updates with noise in the gates, none afterwards; -1: noise in all (gumbel)")
     temperature: float = option(1.0, "tau of the first epoch (gumbel)")
     temperature_decay: float = option(0.95, "factor of tau an epoch")
@@ -95,7 +98,7 @@ class EndToEndArguments:
         ("copy", "reference"),
     )
     dtype: str = option("float32", "dtype of the base in training", tuple(DTYPES))
-    device: str = option("auto", "torch device; auto: cuda if there is one, else cpu")
+    device: str = option("auto", "auto or cpu; auto: a GPU if there is one")
     report_to: str = option("none", "where the Trainer logs", ("none", "wandb", "tensorboard"))
     seed: int = option(0, "seed of the router, the adapters, shuffling and noise")
     resume: bool = option(False, "continue the run from its last checkpoint")
@@ -172,11 +175,15 @@ class EndToEndArguments:
                 f"--prompt_tokens {self.prompt_tokens} leaves nothing to predict in rows of --sequence_length "
                 f"{self.sequence_length}"
             )
+        if self.calibrate_threshold and self.router not in LEARNED:
+            found.append(f"--calibrate_threshold: router {self.router} has no threshold; leave it out")
         if self.noise_steps < -1:
             found.append(f"--noise_steps {self.noise_steps} must be at least 0, or -1")
         if self.max_steps != -1 and self.max_steps < 1:
             found.append(f"--max_steps {self.max_steps} must be at least 1, or -1")
-        return found + reporting_problems(self.report_to) + device_problems(self.device)
+        if self.device not in ("auto", "cpu"):
+            found.append(f"--device {self.device!r}: give auto or cpu, and choose a GPU with CUDA_VISIBLE_DEVICES")
+        return found + reporting_problems(self.report_to)
 
     def outside_problems(self) -> list[str]:
         found = model_problems(self.model_id) + checkpoint_problems(self.output_dir, self.run_name)

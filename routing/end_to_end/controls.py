@@ -9,9 +9,13 @@ from random import Random
 import numpy as np
 import torch
 
+from routing.config_fields import config_with
 from routing.end_to_end.static import same_routes
 from routing.end_to_end.validation import Measured, measure
 from routing.text.sequences import TextBatch
+
+# Scaled residuals stand for layers that are all run; where layers are skipped, they would count twice.
+UNSCALED = {"residual_scale": None}
 
 
 @dataclass(frozen=True)
@@ -39,25 +43,21 @@ def routed(model) -> Method:
 
 
 def fixed(model, route: Sequence[int]) -> Method:
-    return Method("static", None, lambda _, batch: measure(model, batch, same_routes(route, batch)))
+    def run(_: int, batch: TextBatch) -> Measured:
+        with config_with(model, **UNSCALED):
+            return measure(model, batch, same_routes(route, batch))
+
+    return Method("static", None, run)
 
 
 def random_tokens(model, skip: float, seed: int) -> Method:
     """Each token runs each routable layer with a probability of 1 - skip."""
 
+    own = {"router": "random_token", "run_probability": 1 - skip, "random_seed": seed, "fixed_route": None}
+
     def run(_: int, batch: TextBatch) -> Measured:
-        own = ("random_token", 1 - skip, seed)
-        names = ("router", "run_probability", "random_seed")
-        before = [getattr(model.config, name) for name in names]
-        fixed_route, model.config.fixed_route = model.config.fixed_route, None
-        for name, value in zip(names, own):
-            setattr(model.config, name, value)
-        try:
+        with config_with(model, **own, **UNSCALED):
             return measure(model, batch)
-        finally:
-            model.config.fixed_route = fixed_route
-            for name, value in zip(names, before):
-                setattr(model.config, name, value)
 
     return Method("random_tokens", seed, run)
 
@@ -72,7 +72,8 @@ def random_layers(model, skip: float, seed: int) -> Method:
         for _ in range(len(batch.ids)):
             out = rng.sample(range(kept, depth), int(skip * (depth - kept) + rng.random()))
             routes.append([int(layer not in out) for layer in range(depth)])
-        return measure(model, batch, torch.tensor(routes))
+        with config_with(model, **UNSCALED):
+            return measure(model, batch, torch.tensor(routes))
 
     return Method("random_layers", seed, run)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import BitsAndBytesConfig, set_seed
 
 from routing.arguments import DTYPES, as_dict, is_first_process, pick_device
@@ -16,6 +18,7 @@ from routing.checkpoint import save_checkpoint
 from routing.end_to_end.adapters import adapter_state, add_adapters, lora_config, merge_adapters
 from routing.end_to_end.arguments import EndToEndArguments
 from routing.end_to_end.static import costs_of_layers, static_route
+from routing.end_to_end.threshold import router_logits, threshold_bias
 from routing.end_to_end.training import EndToEnd, train_end_to_end
 from routing.end_to_end.validation import batches_of
 from routing.errors import UserError
@@ -28,6 +31,7 @@ from routing.run_info import git_commit, hardware, today, versions
 from routing.text.corpora import passages
 from routing.text.sequences import Sequences, make_sequences
 
+RANKING_ROWS = 64  # of training text, by which a threshold is set
 RANKING_TOKENS = 1024  # of training text, by which the layers of a static route are chosen
 
 
@@ -37,6 +41,8 @@ def rows_of(arguments: EndToEndArguments, part: str, tokenizer) -> Sequences:
     Raises:
         UserError: if there is too little text for one.
     """
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer of {arguments.model_id!r} has no eos token to end a passage; set one.")
     count = {"train": arguments.train_passages, "validation": arguments.validation_passages}[part]
     texts = passages(arguments.corpus, part, count)
     rows = make_sequences(texts, tokenizer, arguments.sequence_length, arguments.layout, arguments.prompt_tokens)
@@ -80,7 +86,7 @@ def choose_static(arguments: EndToEndArguments, model, rows: Sequences, work: Pa
         return json.loads(path.read_text())["route"]
     batches = batches_of(part, arguments.batch_size, arguments.prompt_tokens, device)
     costs = costs_of_layers(model, batches, arguments.kept_layers)
-    route = static_route(costs, depth, skipped)
+    (route,) = broadcast_object_list([static_route(costs, depth, skipped)])
     if is_first_process():
         write_json(path, {"route": route, "loss_without_layer": costs})
     return route
@@ -116,12 +122,18 @@ def run(arguments: EndToEndArguments) -> None:
             )
         batches = batches_of(held_out, arguments.batch_size, arguments.prompt_tokens, device)
         trainer = train_end_to_end(EndToEnd(model, adapters, arguments), rows, batches, work, processes.num_processes)
+        if arguments.calibrate_threshold:
+            model.eval()
+            ranking = batches_of(Sequences(*(part[:RANKING_ROWS] for part in rows)), arguments.batch_size,
+                                 arguments.prompt_tokens, device)  # fmt: skip
+            fields["route_bias"] = threshold_bias(router_logits(model, ranking), arguments.target_skip)
         summary = {
             "arguments": as_dict(arguments),
             "num_processes": processes.num_processes,
             "datasets": [],
             "train_rows": len(rows),
             "validation_rows": len(held_out),
+            "route_bias": fields.get("route_bias", 0.0),
             "log": trainer.state.log_history,
             "versions": versions(),
             "git_commit": git_commit(),
@@ -135,10 +147,11 @@ def run(arguments: EndToEndArguments) -> None:
         processes.destroy_process_group()
         if is_first_process():
             folder = Path(arguments.output_dir) / arguments.run_name
-            merge = None
+            merged = {}
             if state is not None:
-                config = lora_config(arguments)
-                merge = lambda fresh: merge_adapters(fresh, config, state)  # noqa: E731
-            save_checkpoint(folder, arguments.model_id, routers, fields, arguments.save_base, summary, merge)
+                # In the dtype of training: in a coarser one small changes would vanish, and it be another model.
+                merged["dtype"] = DTYPES[arguments.dtype]
+                merged["change"] = partial(merge_adapters, config=lora_config(arguments), state=state)
+            save_checkpoint(folder, arguments.model_id, routers, fields, arguments.save_base, summary, **merged)
             write_model_card(folder)
             print(f"checkpoint: {folder}", file=sys.stderr)

@@ -15,7 +15,7 @@ from accelerate.utils import gather_object
 from peft import LoraModel
 from torch import nn
 from tqdm import tqdm
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from routing.arguments import pick_device
 from routing.end_to_end.adapters import adapters_off
@@ -109,6 +109,14 @@ def collator(prompt_tokens: int) -> Callable:
         return text_batch(ids, lengths, prompt_tokens)._asdict()
 
     return collate
+
+
+class OwnNoise(TrainerCallback):
+    """Other random numbers in each further process, which the Trainer would seed like the first."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if args.process_index:
+            torch.manual_seed(args.seed + args.process_index)
 
 
 class EndToEndTrainer(Trainer):
@@ -248,8 +256,8 @@ def training_arguments(arguments: EndToEndArguments, folder: Path, rows: int, pr
     steps = max(-(-batches // arguments.gradient_accumulation), 1) * arguments.num_epochs
     if arguments.max_steps > 0:
         steps = arguments.max_steps
-    every = max(steps // arguments.num_evaluations, 1)
-    return TrainingArguments(
+    every = -(-steps // arguments.num_evaluations)
+    made = TrainingArguments(
         output_dir=str(folder),
         run_name=arguments.run_name,
         num_train_epochs=arguments.num_epochs,
@@ -276,6 +284,8 @@ def training_arguments(arguments: EndToEndArguments, folder: Path, rows: int, pr
         ddp_find_unused_parameters=True,  # A skipped layer's adapters take no part in a step.
         dataloader_num_workers=0,
     )
+    made._n_gpu = min(made.n_gpu, 1)  # One process uses one GPU; several are for `accelerate launch`.
+    return made
 
 
 def train_end_to_end(
@@ -298,6 +308,7 @@ def train_end_to_end(
         data_collator=collator(arguments.prompt_tokens),
         batches=batches,
         table=folder / "metrics.csv",
+        callbacks=[OwnNoise()],
     )
     last = last_whole_checkpoint(states) if arguments.resume else None
     trainer.train(resume_from_checkpoint=str(last) if last else None)

@@ -16,13 +16,16 @@ def stock_twin(base, routed):
 
 
 @torch.inference_mode()
-def plain_global_route(stock, routed, prompt: list[int]) -> tuple[Route, float]:
-    """The route of a prompt, of a router for tokens the share of them that ran each layer; and how near a tie it came.
+def plain_global_route(stock, routed, prompt: list[int], tolerance: float) -> tuple[Route, list[float]]:
+    """The route of a prompt, of a router for tokens the share of them that ran each layer; and by how much each share
+    may be off, for decisions that hang on a near tie.
 
     Args:
         stock: a stock model with the weights of the routed one.
         routed: the checkpoint, whose router is asked.
         prompt: token ids.
+        tolerance: logits nearer to 0 than this are a near tie. All are decided behind the first K layers, so one tie
+            does not move another decision.
     """
     config, routers = routed.config, routed.model.routers
     hidden = stock.model.embed_tokens(torch.tensor([prompt], device=stock.device))
@@ -46,4 +49,6 @@ def plain_global_route(stock, routed, prompt: list[int]) -> tuple[Route, float]:
         ran = layer(hidden, attention_mask=mask, position_ids=positions, position_embeddings=rotary)
         hidden = ran if gates is None else torch.where(gates[..., number - config.kept_layers, None], ran, hidden)
     shares = gates.float().mean(1)[0].tolist()
-    return (1.0,) * config.kept_layers + tuple(shares), float(logits.abs().min())
+    ties = (logits.abs() < tolerance).float().reshape(-1, logits.shape[-1]).mean(0).tolist()
+    first = config.kept_layers
+    return (1.0,) * first + tuple(shares), [0.0] * first + ties

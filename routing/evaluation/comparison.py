@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from routing.arguments import DTYPES, EvaluationArguments, pick_device
 from routing.checkpoint import load_checkpoint
-from routing.controls import skips_around, static_routes
+from routing.controls import first_routed_layer, skips_around, static_routes
 from routing.evaluation.check import check_prompts, proofs
 from routing.evaluation.check_global import stock_twin
 from routing.evaluation.lm import PromptRoutedLM
@@ -115,9 +115,10 @@ class Comparison:
                 name, route = f"static, {skips} skipped", routes[skips - 1]
                 add(name, "static", None, result(name, self.routed, lambda _, route=route: route, route=list(route)))
         if "random" in self.arguments.control_names():
+            first = first_routed_layer(self.routed.model.config)
             for seed in range(self.arguments.seeds):
                 name = f"random, seed {seed}"
-                add(name, "random", seed, result(name, self.routed, random_of(routed, seed)))
+                add(name, "random", seed, result(name, self.routed, random_of(routed, seed, first)))
         return {
             "task": task,
             "n": len(routed.correct),

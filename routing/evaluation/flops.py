@@ -35,7 +35,8 @@ class Flops:
         self.skipped = key_value if router in TOKEN_ROUTERS else 0
         self.by_token = router in TOKEN_ROUTERS
         linears = getattr(getattr(model.model, "routers", None), "linears", None)
-        self.router = None if linears is None else 2 * sum(part.weight.numel() for part in linears)
+        self.per_layer = router == "per_layer"
+        self.router = 2 * sum(part.weight.numel() for part in linears or ())
         self.depth, self.hidden_size, self.all_logits = config.num_hidden_layers, config.hidden_size, all_logits
         self.windows, self.width = getattr(config, "num_windows", 0), getattr(config, "router_hidden_size", 0)
 
@@ -54,7 +55,5 @@ class Flops:
         logits = self.logits * (tokens if self.all_logits else max(row.other_tokens, 1))
         pooled = 2 * row.prompt_tokens * self.windows * self.hidden_size
         mlp = 2 * self.windows * self.hidden_size * self.width
-        routers = self.depth * (pooled + mlp)
-        if self.router is not None:
-            routers = self.router * (tokens if self.by_token else 1)
+        routers = self.depth * (pooled + mlp) if self.per_layer else self.router * (tokens if self.by_token else 1)
         return layers + logits + (routers if decided else 0)

@@ -110,18 +110,16 @@ def stored(path: Path, key: dict, make: Callable[[], TaskResult]) -> TaskResult:
     return result
 
 
-def random_of(routed: TaskResult, seed: int) -> Callable[[Key], Route]:
+def random_of(routed: TaskResult, seed: int, first: int) -> Callable[[Key], Route]:
     """Random routes as long as those of the routed model; the choices of a question share theirs.
 
-    Where each token has a route of its own, an input's mean is no whole number: it is rounded up or down at random.
+    Args:
+        first: layers at the start that run in any case.
     """
 
     def route(key: Key) -> Route:
-        own, rng = routed.rows[key].route, Random(f"{seed}/{key.question}")
-        length = sum(own)
-        if length % 1:
-            length = int(length + rng.random())
-        return random_route(len(own), int(length), rng)
+        own = routed.rows[key].route
+        return random_route(len(own), sum(own), Random(f"{seed}/{key.question}"), first)
 
     return route
 

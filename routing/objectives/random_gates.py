@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from routing.config_fields import config_with
 from routing.objectives.end_to_end import Objective, TrainingStep
 
 
 def loss(step: TrainingStep) -> dict[str, torch.Tensor]:
-    config = step.model.config
     # The gates hash the seed, so other ones are drawn in each step, and the same ones by a resumed run.
-    config.random_seed = step.number + 1
-    try:
+    with config_with(step.model, random_seed=step.number + 1):
         losses = step.language_losses(step.logits())
-    finally:
-        config.random_seed = 0
     return losses | {"loss": losses["quality"]}
 
 
