@@ -5,9 +5,9 @@
 
 The YAML file holds `arguments` of train.py that all runs share; `runs`, a list of further arguments each, of which any
 may be a list of values (all combinations are run), with a `name` where objective and router do not tell them apart;
-`seeds`; `evaluation`, arguments of routing.text_evaluation; and `keep_checkpoints`, true unless given. Any number of
-processes fill one folder: manifest.json, runs/NAME/ with metrics.csv, controls.csv and layers.csv, and of all runs
-together metrics.csv and controls.csv. `python -m routing.report FOLDER` draws them.
+`seeds`, which a run may have its own of; `evaluation`, arguments of routing.text_evaluation; and `keep_checkpoints`,
+true unless given. Any number of processes fill one folder: manifest.json, runs/NAME/ with metrics.csv, controls.csv and
+layers.csv, and of all runs together metrics.csv and controls.csv. `python -m routing.report FOLDER` draws them.
 """
 
 from __future__ import annotations
@@ -69,18 +69,23 @@ def read_grid(path: Path) -> dict:
 
 def runs_of(grid: dict) -> dict[str, dict]:
     """Arguments of train.py by the name of the run; every combination of listed values, with every seed."""
-    combinations = []
+    combinations, every = [], grid.get("seeds", [0])
     for run in grid["runs"]:
+        seeds = run.get("seeds", every)
+        run = {name: value for name, value in run.items() if name != "seeds"}
         lists = {name: value if isinstance(value, list) else [value] for name, value in run.items()}
         for values in product(*lists.values()):
             own = {"objective": "gumbel"} | dict(zip(lists, values))
             # What varies within this entry names its runs; `name` what does not.
             varied = [f"{name}={own[name]}" for name, value in run.items() if isinstance(value, list)]
             words = [own.pop("name", None) or "-".join(own[n] for n in ("objective", "router") if n in own), *varied]
-            combinations.append(("-".join(words), own))
+            combinations.append(("-".join(words), own, seeds))
     found = {}
-    for seed in grid.get("seeds", [0]):  # Outermost, so that a sweep that is cut short has all kinds.
-        for words, own in combinations:
+    for seed in dict.fromkeys([*every, *(seed for *_, seeds in combinations for seed in seeds)]):
+        # Seeds are outermost, so that a sweep that is cut short has all kinds.
+        for words, own, seeds in combinations:
+            if seed not in seeds:
+                continue
             name = f"{words}-s{seed}"
             if name in found:
                 raise UserError(f"two runs are called {name}; give them different `name`s.")

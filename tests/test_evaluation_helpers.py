@@ -129,7 +129,7 @@ def test_random_controls_are_as_long_as_the_routes_of_the_model():
         assert all(sum(own[key]) == sum(routed.rows[key].route) for key in own)
         assert all(own[Key(at, 0)] == own[Key(at, 1)] for at in range(4))
     assert len({own[Key(1, 0)] for own in found.values()}) > 1
-    assert found[0] == {key: random_of(routed, 0)(key) for key in routed.rows}
+    assert found[0] == {key: random_of(routed, 0, 0)(key) for key in routed.rows}
     assert [sum(route) for route in random_like(routes, 0)] == [sum(route) for route in routes]
     shares = [(1.0, 1.0, 0.25, 0.25)] * 200  # of tokens: 2.5 layers on average
     drawn = random_like(shares, 0, first=2)

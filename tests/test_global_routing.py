@@ -320,6 +320,25 @@ def test_padding_counts_nothing():
     assert torch.equal(totals.choices, 2 * alone.choices)
 
 
+@pytest.mark.parametrize("kind", ("prefix_token", "random_token"))
+@torch.no_grad()
+def test_sinks_run_every_layer_padded_cached_or_blended(kind):
+    model = global_model(LLAMA, kind, sink_tokens=2, run_probability=0.3, route_bias=-1.0)
+    rows = random_rows((9, 1, 6))
+    ids, mask = padded(rows)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    logits = model(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
+    for row, own, out, gates in zip(rows, mask.bool(), logits, model.model.last_gates, strict=True):
+        assert gates[own][:2].all() and (len(row) < 3 or not gates[own][2:].all())
+        assert_near(out[own], masked_logits(model, row, gates[own]))
+    whole = model(rows[0][None], use_cache=False).logits[0]
+    cache = model(rows[0][None, :1]).past_key_values  # The second sink comes behind the cache.
+    assert_near(model(rows[0][None, 1:], past_key_values=cache).logits[0], whole[1:])
+    if kind == "prefix_token":
+        blended = model(ids, attention_mask=mask, position_ids=positions, draw_gates=lambda z: (z - 1 > 0).float())
+        assert_near(blended.logits[mask.bool()], logits[mask.bool()])
+
+
 @torch.no_grad()
 def test_what_is_fed_to_rows_that_have_ended_counts_nothing():
     """A row's share of layers is the same whether others in its batch go on or not."""

@@ -35,6 +35,8 @@ class RoutingFields:
         kept_layers: K, how many first layers a global router always runs.
         router_sizes: widths of the hidden layers of a global router; None: as published.
         router_bias_init: what the last biases of a global router start from; above 0 it starts by running layers.
+        sink_tokens: of routers that decide for each token, how many first tokens of each row run every layer. Others
+            attend to them whatever they say (attention sinks, Xiao et al., arXiv 2309.17453), so much hangs on them.
         run_probability, random_seed: of `random_token`.
         fixed_route: counts of each layer to run for every input; None: the router decides, and without any all run.
         residual_scale: what the change of each layer to the state is multiplied by, as the expectation of layers that
@@ -54,6 +56,7 @@ class RoutingFields:
     kept_layers: int = 4
     router_sizes: list | None = None
     router_bias_init: float = 0.0
+    sink_tokens: int = 0
     run_probability: float = 0.6
     random_seed: int = 0
     fixed_route: list | None = None
@@ -96,8 +99,9 @@ class RoutingFields:
             found.append(f"router_sizes must be whole numbers >= 1, got {self.router_sizes!r}")
         if not (_finite(self.run_probability) and 0 <= self.run_probability <= 1):
             found.append(f"run_probability must lie between 0 and 1, got {self.run_probability!r}")
-        if not _whole(self.random_seed, 0):
-            found.append(f"random_seed must be a whole number >= 0, got {self.random_seed!r}")
+        for name in ("random_seed", "sink_tokens"):
+            if not _whole(getattr(self, name), 0):
+                found.append(f"{name} must be a whole number >= 0, got {getattr(self, name)!r}")
         if self.fixed_route is not None and not (
             len(self.fixed_route) == depth and all(count in (0, 1, 2) for count in self.fixed_route)
         ):

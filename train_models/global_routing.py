@@ -50,6 +50,9 @@ class GlobalRouting:
                 logits = self.routers(hidden if config.router in TOKEN_ROUTERS else masked_mean(hidden, mask))
             gates = logits + config.route_bias > 0 if draw_gates is None else draw_gates(logits)
         gates = gates.to(hidden.device)
+        if config.sink_tokens and gates.ndim == 3:
+            sinks = runner.position_ids.expand(mask.shape) < config.sink_tokens
+            gates = torch.where(sinks[..., None].to(gates.device), gates.new_ones(()), gates)
         if gates.dtype == torch.bool and gates.ndim == 2:
             gates = gates | ~mask.any(1, keepdim=True).to(gates.device)  # A row without a prompt runs all.
         run = self._layer_function(gates, runner, real)

@@ -50,6 +50,7 @@ class EndToEndArguments:
     train_passages: int = option(10_000, "passages of the train part, at most")
     validation_passages: int = option(1_000, "passages of the validation part, at most")
     kept_layers: int = option(4, "K, first layers that always run")
+    sink_tokens: int = option(0, "first tokens of each row that run every layer (prefix_token, random_token)")
     router_sizes: str = option("", "comma-separated widths of the router's hidden layers; default as published")
     router_bias_init: float | None = option(
         None, "start of the router's last biases, above 0 to start by running; default -1.5 for prefix_token, else 0"
@@ -132,6 +133,7 @@ class EndToEndArguments:
         own = {
             "router": self.router,
             "kept_layers": self.kept_layers,
+            "sink_tokens": self.sink_tokens,
             "router_sizes": self.sizes(),
             "router_bias_init": self.router_bias_init,
         }
@@ -160,7 +162,7 @@ class EndToEndArguments:
         found += below(
             self, sequence_length=2, train_passages=1, validation_passages=1, kept_layers=1, lora_rank=1, num_epochs=1,
             batch_size=1, gradient_accumulation=1, num_evaluations=1, prompt_tokens=0, warmup_steps=0, weight_decay=0,
-            target_warmup_steps=0, layer_penalty=0, target_weight=0, entropy_weight=0,
+            target_warmup_steps=0, sink_tokens=0, layer_penalty=0, target_weight=0, entropy_weight=0,
         )  # fmt: skip
         found += outside(
             self, ce_weight=(0, 1), target_skip=(0, 1), drop_probability=(0, 1), run_probability=(0, 1),

@@ -42,6 +42,8 @@ def plain_global_route(stock, routed, prompt: list[int], tolerance: float) -> tu
                 logits = routers(hidden if config.router in TOKEN_ROUTERS else hidden.float().mean(1))
             logits = logits + config.route_bias
             gates = (logits > 0).expand(1, len(prompt), -1) if logits.ndim == 3 else (logits > 0)[:, None]
+            if logits.ndim == 3:
+                gates = gates | (positions < config.sink_tokens)[..., None]
         hidden_from = distance < 0
         if kind == "sliding_attention":
             hidden_from = hidden_from | (distance >= stock.config.sliding_window)
