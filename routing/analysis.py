@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from routing.arguments import DTYPES, device_problems, pick_device
 from routing.checkpoint import check_checkpoint, load_checkpoint, training_record
+from routing.end_to_end.controls import bootstrap
 from routing.end_to_end.validation import batches_of
 from routing.errors import UserError, raise_all, run_command
 from routing.evaluation.statistics import pearson
@@ -134,6 +135,31 @@ def collect(model, batches: Sequence[TextBatch]) -> Tokens:
     return found
 
 
+def pearson_of_clusters(first: np.ndarray, second: np.ndarray, rows: np.ndarray) -> dict:
+    """Pearson's r of pairs of numbers; tokens of one passage are not independent, so its interval is over passages.
+
+    Args:
+        rows: the passage of each pair.
+
+    Returns:
+        as `pearson`.
+    """
+    found = pearson(first, second)
+    passages_ = np.unique(rows)
+    if found["r"] is None or len(passages_) < 4:
+        return found | {"ci95": None}
+    # n, sums, squares and products of each passage; r of any passages comes of their sums.
+    parts = np.stack([np.ones_like(first), first, second, first * first, second * second, first * second], 1)
+    sums = np.stack([parts[rows == row].sum(0) for row in passages_])
+
+    def r_of(chosen: np.ndarray) -> float:
+        n, x, y, xx, yy, xy = sums[chosen].sum(0)
+        spread = (n * xx - x * x) * (n * yy - y * y)
+        return (n * xy - x * y) / math.sqrt(spread) if spread > 0 else 0.0
+
+    return found | {"ci95": bootstrap(r_of, len(passages_))}
+
+
 def summary(tokens: Tokens, kinds: Sequence[set[str]], counts: Counter, vocabulary: int) -> dict:
     """Means and correlations.
 
@@ -161,7 +187,7 @@ def summary(tokens: Tokens, kinds: Sequence[set[str]], counts: Counter, vocabula
         "correlations": {
             "passage_length": pearson([int(own.sum()) for own in passages_], by_row),
             "passage_perplexity": pearson(perplexities, by_row),
-            "token_rarity": pearson(rarity(ids, counts, vocabulary), layers),
+            "token_rarity": pearson_of_clusters(rarity(ids, counts, vocabulary), layers, rows),
         },
         "layer_skip_rates": (1 - tokens.executed / len(ids)).tolist(),
     }

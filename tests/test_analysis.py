@@ -14,7 +14,7 @@ from conftest import save_tiny_base
 from scipy.stats import pearsonr, t
 
 from routing import analysis
-from routing.analysis import Tokens, collect, kinds_of, piece_texts, rarity, summary
+from routing.analysis import Tokens, collect, kinds_of, pearson_of_clusters, piece_texts, rarity, summary
 from routing.checkpoint import save_checkpoint
 from routing.end_to_end.validation import batches_of
 from routing.errors import UserError
@@ -202,3 +202,15 @@ def test_checkpoints_without_a_global_router_are_refused(tmp_path, monkeypatch):
     for part in ("router 'per_layer'", "train.py --objective gumbel", "no.txt", "--passages 0 must be at least 1"):
         assert part in str(error.value)
     assert not (tmp_path / "x.json").exists()
+
+
+def test_intervals_of_tokens_are_over_passages():
+    """With every token of a passage alike, n tokens know no more than the passages do."""
+    rng = np.random.default_rng(1)
+    first, second = rng.normal(size=20), rng.normal(size=20)
+    rows = np.repeat(np.arange(20), 50)
+    once = pearson_of_clusters(first, second, np.arange(20))
+    often = pearson_of_clusters(first[rows], second[rows], rows)
+    assert often["r"] == pytest.approx(once["r"]) and often["ci95"] == pytest.approx(once["ci95"])
+    plain = pearson(first[rows], second[rows])["ci95"]
+    assert often["ci95"][1] - often["ci95"][0] > 3 * (plain[1] - plain[0])

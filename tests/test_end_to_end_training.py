@@ -357,11 +357,11 @@ def test_grids_are_all_combinations(tmp_path):
     path = tmp_path / "grid.yaml"
     path.write_text(
         "arguments: {max_steps: 2}\nseeds: [0, 1]\nruns:\n  - {objective: dense}\n"
-        "  - {objective: gumbel, router: prefix, target_skip: [0.2, 0.4]}\n"
+        "  - {objective: gumbel, router: prefix, target_skip: [0.2, 0.4]}\n  - {name: once, seeds: [1]}\n"
     )
     runs = runs_of(read_grid(path))
     named = ["dense", "gumbel-prefix-target_skip=0.2", "gumbel-prefix-target_skip=0.4"]
-    assert list(runs) == [f"{name}-s{seed}" for seed in (0, 1) for name in named]
+    assert list(runs) == [f"{name}-s{seed}" for seed in (0, 1) for name in named] + ["once-s1"]
     assert runs["dense-s1"] == {"max_steps": 2, "objective": "dense", "seed": 1, "run_name": "dense-s1"}
     path.write_text("runs:\n  - {objective: gumbel}\n  - {objective: gumbel, target_skip: 0.2}\n")
     with pytest.raises(UserError, match="two runs are called gumbel-s0; give them different `name`s"):

@@ -50,10 +50,7 @@ CONTROL_NOTE = (
     "loss less that of the routed model on the same rows; above 0 the router is better."
 )
 CORRELATIONS = ("layers against", "Pearson r", "95 % interval", "n")
-CORRELATION_NOTE = (
-    "Intervals by Fisher's z, as if tokens were independent; those of one passage are not, so the interval of "
-    "token rarity is too narrow."
-)
+CORRELATION_NOTE = "Intervals of passages by Fisher's z, that of token rarity by resampling passages."
 
 
 def write_report(groups: Sequence[Group], output: Path) -> list[str]:
