@@ -1,10 +1,12 @@
 """Loss of a checkpoint on held-out text, beside its base, itself at full depth, and controls of equal depth.
 
     python -m routing.text_evaluation checkpoints/my-run
+    python -m routing.text_evaluation checkpoints/my-run --thresholds 0.1,0.2,0.4
     python -m routing.text_evaluation checkpoints/dense --skip 0.25
 
 The corpus and the rows are those of the checkpoint's training, of the test part, which training never read. All methods
-take each batch in turn. Writes text_evaluation.json, controls.csv and layers.csv into the checkpoint folder.
+take each batch in turn. A threshold is another share of skipped layers of the same router. Writes text_evaluation.json,
+controls.csv and layers.csv into the checkpoint folder.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from routing.arguments import DTYPES, device_problems, pick_device
 from routing.checkpoint import check_checkpoint, load_checkpoint, training_record
 from routing.end_to_end.controls import (
     Method,
+    at_threshold,
     compare,
     difference,
     fixed,
@@ -34,6 +37,7 @@ from routing.end_to_end.controls import (
     routed,
 )
 from routing.end_to_end.static import costs_of_layers, static_route
+from routing.end_to_end.threshold import router_logits, threshold_bias
 from routing.end_to_end.validation import Measured, batches_of, validate
 from routing.errors import UserError, raise_all, run_command
 from routing.families import load_base_config, locate_model, routed_class
@@ -42,10 +46,11 @@ from routing.model_card import TEXT_RESULTS, read_results, write_model_card
 from routing.run_info import git_commit, hardware, today, versions
 from routing.text.corpora import passages
 from routing.text.sequences import Sequences, make_sequences
+from train_models.global_routers import LEARNED
 
 COLUMNS = (
-    "run", "objective", "router", "trainable", "seed", "method", "method_seed", "layers", "skip_ratio", "loss",
-    "loss_low", "loss_high", "perplexity", "difference", "difference_low", "difference_high", "speedup", "tokens",
+    "run", "objective", "router", "trainable", "seed", "method", "method_seed", "target", "layers", "skip_ratio",
+    "loss", "loss_low", "loss_high", "perplexity", "difference", "difference_low", "difference_high", "speedup", "tokens",
 )  # fmt: skip
 CONTROLS = ("random_tokens", "random_layers", "static")
 RANKING_TOKENS = 4096  # of training text, by which the static route is chosen
@@ -61,6 +66,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("checkpoint", help="folder of a checkpoint that was trained end to end")
     parser.add_argument("--rows", type=int, default=64, help="rows of text, at most")
     parser.add_argument("--skip", type=float, help="share of all layers for controls of a checkpoint that skips none")
+    parser.add_argument(
+        "--thresholds",
+        default="",
+        help="further shares of routable layers to set the threshold for, with commas",
+    )
     parser.add_argument("--seeds", type=int, default=3, help="random controls of each kind")
     parser.add_argument("--batch_size", type=int, default=4, help="rows a forward")
     parser.add_argument("--controls", default=",".join(CONTROLS), help="of equal depth, with commas; empty for none")
@@ -81,7 +91,15 @@ def parse_arguments() -> argparse.Namespace:
     if arguments.skip is not None and not 0 <= arguments.skip < 1:
         found.append(f"--skip {arguments.skip} must lie between 0 and 1")
     try:
-        check_checkpoint(Path(arguments.checkpoint))
+        arguments.thresholds = [float(share) for share in arguments.thresholds.split(",") if share.strip()]
+        if not all(0 <= share <= 1 for share in arguments.thresholds):
+            raise ValueError
+    except ValueError:
+        found.append(f"--thresholds {arguments.thresholds!r} must be shares from 0 to 1, such as 0.1,0.2")
+    try:
+        router = check_checkpoint(Path(arguments.checkpoint)).get("router")
+        if arguments.thresholds and router not in LEARNED:
+            found.append(f"--thresholds: {arguments.checkpoint} has router {router!r}, which has no threshold")
         if "corpus" not in training_record(Path(arguments.checkpoint))["arguments"]:
             found.append(f"{arguments.checkpoint} was trained on labels, not on text; evaluate it with evaluation.py")
     except UserError as error:
@@ -135,6 +153,7 @@ def rows_of_table(methods: list[Method], totals: list[Measured], about: dict, ke
             "loss_high": high,
             "perplexity": math.exp(total.loss),
             "speedup": named["full"].seconds / total.seconds,
+            "target": method.target,
             "tokens": total.tokens,
         }
         if "routed" in named and method.name != "routed":
@@ -193,6 +212,9 @@ def main() -> None:
                 f"--skip {arguments.skip} is more than the {depth - kept} of {depth} layers that can be skipped; give "
                 f"at most {(depth - kept) / depth:.3f}."
             )
+    if arguments.thresholds:
+        logits = router_logits(model, ranking)
+        methods += [at_threshold(model, share, threshold_bias(logits, share)) for share in arguments.thresholds]
     if skipped is not None and arguments.controls:
         methods += controls_of(model, arguments.controls, skipped, ranking, arguments.seeds)
     totals = compare(methods, batches, lambda all_: tqdm(all_, desc="evaluating text"))

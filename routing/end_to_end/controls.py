@@ -23,14 +23,16 @@ class Method:
     """One way to run a model.
 
     Attributes:
-        name: base, full, routed, random_tokens, random_layers or static.
+        name: base, full, routed, threshold, random_tokens, random_layers or static.
         seed: of random ones.
         run: measures the n-th batch.
+        target: share of routable layers that a threshold is set for.
     """
 
     name: str
     seed: int | None
     run: Callable[[int, TextBatch], Measured]
+    target: float | None = None
 
 
 def full_depth(model, name: str = "full") -> Method:
@@ -40,6 +42,16 @@ def full_depth(model, name: str = "full") -> Method:
 
 def routed(model) -> Method:
     return Method("routed", None, lambda _, batch: measure(model, batch))
+
+
+def at_threshold(model, target: float, bias: float) -> Method:
+    """As routed with another route bias."""
+
+    def run(_: int, batch: TextBatch) -> Measured:
+        with config_with(model, route_bias=bias):
+            return measure(model, batch)
+
+    return Method("threshold", None, run, target)
 
 
 def fixed(model, route: Sequence[int]) -> Method:

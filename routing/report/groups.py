@@ -123,13 +123,15 @@ def own_point(group: Group) -> Point:
 def control_points(group: Group) -> list[Point]:
     """Each other way in which the weights of all runs of the group were run.
 
-    Random controls are averaged over their own seeds first. Static controls count as different ones by their layers.
+    Random controls are averaged over their own seeds first. Static controls count as different ones by their layers,
+    thresholds by the share of skipped layers that they were set for.
     """
     found: dict[tuple, dict[str, list[Row]]] = {}
     for run in group.runs:
         for row in run.controls:
             if row is not run.own:
-                kind = (row["method"], round(row["layers"], 2) if row["method"] == "static" else None)
+                which = {"static": round(row["layers"], 2), "threshold": row["target"]}.get(row["method"])
+                kind = (row["method"], which)
                 found.setdefault(kind, {}).setdefault(str(run.folder), []).append(row)
     return [_point(group, kind[0], [_mean_row(rows) for rows in by_run.values()]) for kind, by_run in found.items()]
 

@@ -25,6 +25,7 @@ GREY = "#c8c8c8"
 # Method -> name in pictures, marker, color where methods are compared.
 LOOKS = {
     "own": ("as trained", "o", "#0072B2"),
+    "threshold": ("another threshold", "v", "#56B4E9"),
     "full": ("full depth", "D", "#000000"),
     "base": ("base", "*", "#CC79A7"),
     "static": ("static", "s", "#009E73"),

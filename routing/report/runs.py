@@ -17,9 +17,9 @@ METRICS = (
 )  # fmt: skip
 CONTROLS = (
     "method_seed", "layers", "skip_ratio", "loss", "loss_low", "loss_high", "perplexity", "difference",
-    "difference_low", "difference_high", "speedup",
+    "difference_low", "difference_high", "speedup", "target",
 )  # fmt: skip
-METHODS = ("base", "full", "routed", "random_tokens", "random_layers", "static")
+METHODS = ("base", "full", "routed", "random_tokens", "random_layers", "static", "threshold")
 ARGUMENTS = ("run_name", "objective", "router", "seed", "target_skip", "layer_penalty", "kept_layers")
 
 Row = dict[str, float | str | None]
