@@ -50,7 +50,8 @@ from train_models.global_routers import LEARNED
 
 COLUMNS = (
     "run", "objective", "router", "trainable", "seed", "method", "method_seed", "target", "layers", "skip_ratio",
-    "loss", "loss_low", "loss_high", "perplexity", "difference", "difference_low", "difference_high", "speedup", "tokens",
+    "loss", "loss_low", "loss_high", "perplexity", "difference", "difference_low", "difference_high", "speedup",
+    "tokens",
 )  # fmt: skip
 CONTROLS = ("random_tokens", "random_layers", "static")
 RANKING_TOKENS = 4096  # of training text, by which the static route is chosen
