@@ -167,7 +167,8 @@ def make_run(name: str, values: dict, output: Path, evaluation: dict) -> None:
     folder, checkpoint = output / "runs" / name, output / "checkpoints" / name
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "output.log"
-    if not (checkpoint / "training.json").exists():
+    # A checkpoint without its run's folder is of another sweep.
+    if not ((checkpoint / "training.json").exists() and (folder / "arguments.json").exists()):
         places = {"output_dir": output / "checkpoints", "work_dir": output / "runs"}
         resume = ["--resume"] if last_whole_checkpoint(folder / "trainer") else []
         call([sys.executable, str(ROOT / "train.py"), *command_line(values | places), *resume], log)
