@@ -421,7 +421,7 @@ def test_a_sweep_trains_evaluates_and_continues(place):
     grid = {
         "arguments": shared, "seeds": [0],
         "runs": [{"objective": "dense"}, {"objective": "gumbel", "router": "prefix_token"}],
-        "evaluation": {"rows": 3, "seeds": 1, "skip": 0.25}, "keep_checkpoints": True,
+        "evaluation": {"rows": 3, "seeds": 1, "skip": 0.25}, "keep_checkpoints": False,
     }  # fmt: skip
     result = sweep(place, grid)
     assert result.returncode == 0, result.stderr[-3000:]
