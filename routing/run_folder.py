@@ -47,3 +47,12 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
             continue
         whole.append(state.parent)
     return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+class WholeCheckpoints:
+    """Mixin of a Trainer of several processes; `last_whole_checkpoint` then tells its half written checkpoints."""
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """As in the Trainer; what is written after it tells that the checkpoint is whole, so all have to be here."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()

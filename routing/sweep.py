@@ -187,7 +187,7 @@ def merge(output: Path, runs: dict[str, dict], table: str) -> None:
             with path.open(encoding="utf-8", newline="") as file:
                 rows += [{"run": name} | row for row in csv.DictReader(file)]
     if rows:
-        write_table(output / table, tuple(rows[0]), rows)
+        write_table(output / table, tuple(dict.fromkeys(name for row in rows for name in row)), rows)
 
 
 def write_manifest(path: Path, grid: dict, runs: dict[str, dict]) -> None:

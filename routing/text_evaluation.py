@@ -119,7 +119,9 @@ def text_of(training: dict, tokenizer, part: str, rows: int) -> Sequences:
             break
         count *= 2
     if not len(found):
-        raise UserError(f"the {part} part of {training['corpus']!r} makes no row of {length} tokens.")
+        raise UserError(
+            f"the {part} part of {training['corpus']!r} makes no row of {length} tokens; give a larger one."
+        )
     return Sequences(found.ids[:rows], found.lengths[:rows])
 
 

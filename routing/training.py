@@ -15,7 +15,7 @@ from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArgum
 
 from routing.arguments import TrainArguments, pick_device
 from routing.objectives import supervised
-from routing.run_folder import last_whole_checkpoint
+from routing.run_folder import WholeCheckpoints, last_whole_checkpoint
 from routing.scoring import Evaluator, Request
 
 SELECTION = "selection"  # the metric that chooses the kept checkpoint
@@ -102,7 +102,7 @@ class RouterStack(nn.Module):
         return {"loss": loss, "logits": logits}
 
 
-class RouterTrainer(Trainer):
+class RouterTrainer(WholeCheckpoints, Trainer):
     """Trainer whose evaluation also executes answers with the routers deciding.
 
     Several processes take the steps of one whose batches are as large as theirs together.
@@ -141,11 +141,6 @@ class RouterTrainer(Trainer):
         )
         self.log(extra)
         return metrics | extra
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        """As in the Trainer; what is written after it tells that the checkpoint is whole, so all have to be here."""
-        super()._save_rng_state(output_dir)
-        self.accelerator.wait_for_everyone()
 
 
 def held_out_metrics(stack: RouterStack) -> Callable[[EvalPrediction], dict[str, float]]:

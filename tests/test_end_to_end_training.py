@@ -283,13 +283,14 @@ def test_all_wrong_arguments_are_named_at_once(tmp_path):
     wrong = [
         "--objective=dense", "--trainable=router", "--router=prefix", "--target_skip=1.5", "--sequence_length=32",
         "--prompt_tokens=32", "--corpus=books", "--router_sizes=8,x", "--lora_rank=0", "--learning_rate=0",
+        "--sink_tokens=1",
     ]  # fmt: skip
     with pytest.raises(UserError) as error:
         parse(EndToEndArguments, wrong)
     for part in (
         "--run_name", "--router prefix: --objective dense takes none", "no router to train", "--target_skip 1.5",
         "--prompt_tokens 32 leaves nothing", "--corpus 'books'", "--router_sizes '8,x'", "--lora_rank 0",
-        "--learning_rate 0",
+        "--learning_rate 0", "--sink_tokens 1: router prefix",
     ):  # fmt: skip
         assert part in str(error.value), part
 

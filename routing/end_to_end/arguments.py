@@ -22,7 +22,7 @@ from routing.objectives.table import END_TO_END
 from routing.text.corpora import corpus_problems
 from routing.text.sequences import LAYOUTS
 from train_models.configuration_routing import ROUTERS
-from train_models.global_routers import LEARNED
+from train_models.global_routers import LEARNED, TOKEN_ROUTERS
 
 AUTO = -1.0  # a number that the objective chooses
 
@@ -176,6 +176,10 @@ class EndToEndArguments:
             found.append(
                 f"--prompt_tokens {self.prompt_tokens} leaves nothing to predict in rows of --sequence_length "
                 f"{self.sequence_length}"
+            )
+        if self.sink_tokens and self.router not in TOKEN_ROUTERS:
+            found.append(
+                f"--sink_tokens {self.sink_tokens}: router {self.router} has no routes of tokens; leave it out"
             )
         if self.calibrate_threshold and self.router not in LEARNED:
             found.append(f"--calibrate_threshold: router {self.router} has no threshold; leave it out")

@@ -32,7 +32,7 @@ from routing.text.corpora import passages
 from routing.text.sequences import Sequences, make_sequences
 
 RANKING_ROWS = 64  # of training text, by which a threshold is set
-RANKING_TOKENS = 1024  # of training text, by which the layers of a static route are chosen
+RANKING_TOKENS = 1024  # of training text, by which the layers of a static route are chosen; read once for each layer
 
 
 def rows_of(arguments: EndToEndArguments, part: str, tokenizer) -> Sequences:

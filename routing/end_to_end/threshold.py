@@ -22,18 +22,20 @@ def router_logits(model, batches: Sequence[TextBatch]) -> torch.Tensor:
 
         def draw(logits: torch.Tensor, drawn=drawn) -> torch.Tensor:
             drawn.append(logits)
-            return logits > 0
+            return torch.zeros_like(logits, dtype=torch.bool)  # What comes behind the router is not asked for.
 
-        model(
-            batch.ids, attention_mask=batch.mask, prompt_lengths=batch.prompt_lengths, use_cache=False, draw_gates=draw
-        )
+        seen = {"attention_mask": batch.mask, "prompt_lengths": batch.prompt_lengths}
+        model(batch.ids, **seen, use_cache=False, logits_to_keep=1, draw_gates=draw)
         logits = drawn[0]
         found.append(logits[batch.mask.bool()] if logits.ndim == 3 else logits)
     return torch.cat(found).float().cpu()
 
 
 def threshold_bias(logits: torch.Tensor, skip: float) -> float:
-    """The `route_bias` at which a share of these logits is not above 0; ties go to the side of running."""
+    """The `route_bias` at which a share of these logits is not above 0.
+
+    Sinks, which run all the same, are among them, so that a little less is skipped.
+    """
     ordered = logits.flatten().sort().values
     count = round(skip * len(ordered))
     if count == 0:

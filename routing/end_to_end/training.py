@@ -24,7 +24,7 @@ from routing.end_to_end.arguments import EndToEndArguments
 from routing.end_to_end.validation import Measured, validate
 from routing.files import write_text
 from routing.objectives.end_to_end import TrainingStep
-from routing.run_folder import last_whole_checkpoint
+from routing.run_folder import WholeCheckpoints, last_whole_checkpoint
 from routing.text.sequences import Sequences, TextBatch, text_batch
 
 # Columns of metrics.csv, a row for each validation. Losses of training are means since the row before.
@@ -119,7 +119,7 @@ class OwnNoise(TrainerCallback):
             torch.manual_seed(args.seed + args.process_index)
 
 
-class EndToEndTrainer(Trainer):
+class EndToEndTrainer(WholeCheckpoints, Trainer):
     """Trainer that validates with the routers deciding, without noise, and writes metrics.csv.
 
     Args:
@@ -173,9 +173,8 @@ class EndToEndTrainer(Trainer):
         return {name: self.accelerator.reduce(value / self._count, "mean") for name, value in self._sums.items()}
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        logs = (
-            {**logs, "temperature": self.accelerator.unwrap_model(self.model).temperature} if "loss" in logs else logs
-        )
+        if "loss" in logs:
+            logs = logs | {"temperature": self.accelerator.unwrap_model(self.model).temperature}
         super().log(logs, *args, **kwargs)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
@@ -220,11 +219,6 @@ class EndToEndTrainer(Trainer):
             if part.tokens:
                 total.add(part)
         return total
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        """As in the Trainer; what is written after it tells that the checkpoint is whole, so all have to be here."""
-        super()._save_rng_state(output_dir)
-        self.accelerator.wait_for_everyone()
 
 
 def peak_memory() -> float:
