@@ -128,3 +128,12 @@ CHECKERS: dict[str, Callable[[str, Example], bool]] = {
     "exact": check_exact,
     "regex": check_regex,
 }
+
+
+def accuracy(text: str, example: Example) -> float:
+    """1 for a right answer, 0 for a wrong one, by the checker of the example."""
+    return float(CHECKERS[example.checker](text, example))
+
+
+# Graded scores of a generated answer, higher is better: --score of data_generation.py.
+SCORES: dict[str, Callable[[str, Example], float]] = {"accuracy": accuracy}

@@ -24,6 +24,7 @@ class Example:
         shots: solved examples put before the question, for models that must be shown the format.
         accepted: further right answers of an open question.
         form: which wording of the prompt is used, see routing/prompts.py.
+        tools: functions that may be called, as JSON (a list of {name, description, parameters}); "" for none.
     """
 
     dataset: str
@@ -35,6 +36,7 @@ class Example:
     shots: str = ""
     accepted: tuple[str, ...] = ()
     form: int = 0
+    tools: str = ""
 
     @property
     def id(self) -> str:
