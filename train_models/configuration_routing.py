@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-ROUTERS = ("per_layer", "embedding", "prefix", "prefix_token", "random_token", "none")
+ROUTERS = ("per_layer", "embedding", "prefix", "prefix_token", "random_token", "query", "none")
+SKIP_ACTIONS = ("identity", "adapter")
 
 
 def _whole(value, least: int) -> bool:
@@ -28,16 +29,24 @@ class RoutingFields:
         num_windows: windows W of prompt tokens that are pooled for the routers.
         router_hidden_size: width of each router's hidden layer.
         route_bias: added to a router's logits once for each time that the layer would run: above 0 more layers run,
-            below 0 fewer. A global router's threshold: it runs a layer where the logit is above -route_bias. Set by
-            `python -m routing.calibrate`.
+            below 0 fewer. A global router's threshold: it runs a layer where the logit is above -route_bias. A query
+            router takes it from the logit of the share to prune. Set by `python -m routing.calibrate`.
         is_static_routing: run every layer once and no router (checks that the base loads right).
-        router: per_layer (Dr.LLM), embedding, prefix, prefix_token, random_token (see global_routers.py), or none.
+        skip_action: what a skipped layer does to the state: identity, or adapter (see layer_adapters.py).
+        adapter_size: bottleneck of the adapters.
+        router: per_layer (Dr.LLM), embedding, prefix, prefix_token, random_token (see global_routers.py), query (see
+            query_router.py), or none.
         kept_layers: K, how many first layers a global router always runs.
         router_sizes: widths of the hidden layers of a global router; None: as published.
         router_bias_init: what the last biases of a global router start from; above 0 it starts by running layers.
         sink_tokens: of routers that decide for each token, how many first tokens of each row run every layer. Others
             attend to them whatever they say (attention sinks, Xiao et al., arXiv 2309.17453), so much hangs on them.
-        run_probability, random_seed: of `random_token`.
+        run_probability, random_seed: of `random_token`; the seed also of a query router's `sample_ratio`.
+        query_encoder: of a query router, fields of its encoder's BertConfig.
+        query_max_tokens: how many tokens of a query the encoder reads, from its end.
+        pruned_layers: how many layers a query router prunes for every query, the ones of highest score; None: as many
+            as it says itself.
+        sample_ratio: draw the share to prune from the query router's normal distribution instead of taking its mean.
         fixed_route: counts of each layer to run for every input; None: the router decides, and without any all run.
         residual_scale: what the change of each layer to the state is multiplied by, as the expectation of layers that
             were dropped in training; None: by 1.
@@ -52,6 +61,8 @@ class RoutingFields:
     router_hidden_size: int = 128
     route_bias: float = 0.0
     is_static_routing: bool = False
+    skip_action: str = "identity"
+    adapter_size: int = 64
     router: str = "per_layer"
     kept_layers: int = 4
     router_sizes: list | None = None
@@ -59,6 +70,10 @@ class RoutingFields:
     sink_tokens: int = 0
     run_probability: float = 0.6
     random_seed: int = 0
+    query_encoder: dict | None = None
+    query_max_tokens: int = 256
+    pruned_layers: int | None = None
+    sample_ratio: bool = False
     fixed_route: list | None = None
     residual_scale: list | None = None
     trained_num_windows: int | None = None
@@ -69,22 +84,33 @@ class RoutingFields:
     def check_routing(self) -> None:
         """Raise a ValueError that names every wrong routing field."""
         problems = []
-        for name in ("num_windows", "router_hidden_size"):
+        for name in ("num_windows", "router_hidden_size", "adapter_size", "query_max_tokens"):
             if not _whole(getattr(self, name), 1):
                 problems.append(f"{name} must be a whole number >= 1, got {getattr(self, name)!r}")
         for name in ("route_bias", "router_bias_init"):
             if not _finite(getattr(self, name)):
                 problems.append(f"{name} must be a finite number, got {getattr(self, name)!r}")
-        if not isinstance(self.is_static_routing, bool):
-            problems.append(f"is_static_routing must be True or False, got {self.is_static_routing!r}")
+        for name in ("is_static_routing", "sample_ratio"):
+            if not isinstance(getattr(self, name), bool):
+                problems.append(f"{name} must be True or False, got {getattr(self, name)!r}")
+        if self.skip_action not in SKIP_ACTIONS:
+            problems.append(f"skip_action must be one of {', '.join(SKIP_ACTIONS)}, got {self.skip_action!r}")
         if self.trained_num_windows not in (None, self.num_windows):
             problems.append(
                 f"num_windows={self.num_windows!r} contradicts the checkpoint, whose routers were trained with "
                 f"num_windows={self.trained_num_windows}; leave the argument out or give {self.trained_num_windows}"
             )
-        problems += self._global_problems()
+        problems += self._global_problems() + self._query_problems()
         if problems:
             raise ValueError("; ".join(problems) + ".")
+
+    def _query_problems(self) -> list[str]:
+        depth, found = self.num_hidden_layers, []
+        if self.pruned_layers is not None and not (_whole(self.pruned_layers, 0) and self.pruned_layers <= depth):
+            found.append(f"pruned_layers must be a whole number from 0 to {depth}, got {self.pruned_layers!r}")
+        if self.router == "query" and not isinstance(self.query_encoder, dict):
+            found.append(f"query_encoder must hold the fields of the encoder's config, got {self.query_encoder!r}")
+        return found
 
     def _global_problems(self) -> list[str]:
         depth, found = self.num_hidden_layers, []

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from .global_routers import LEARNED, TOKEN_ROUTERS, GlobalRouter, hidden_sizes, masked_mean, random_gates
-from .layer_path import layer_steps, run_steps
+from .layer_path import run_counts
 from .path_cache import Step
+from .query_router import QueryRouter
 from .routers import RouterBlock
 from .token_layers import ATTENTION, blend, gatherings, run_tokens
 
@@ -19,6 +20,8 @@ def make_routers(config) -> nn.Module:
     if config.router == "per_layer":
         blocks = (RouterBlock(config.hidden_size, config.router_hidden_size) for _ in range(config.num_hidden_layers))
         return nn.ModuleList(blocks)
+    if config.router == "query":
+        return QueryRouter(config)
     if config.router not in LEARNED:
         return nn.ModuleList()
     sizes = config.router_sizes or hidden_sizes(config.router, config.hidden_size)
@@ -77,7 +80,7 @@ class GlobalRouting:
             return lambda hidden, layer: blend(runner, hidden, layer, gates[..., layer - kept])
         if gates.ndim == 2:
             counts = gates.T.int().tolist()
-            return lambda hidden, layer: run_steps(runner, hidden, layer_steps(layer, counts[layer - kept]))
+            return lambda hidden, layer: run_counts(runner, hidden, layer, counts[layer - kept])
         self._check_attention()
         parts = gatherings(gates & real.to(gates.device)[..., None])
         return lambda hidden, layer: run_tokens(runner, hidden, layer, parts[layer - kept])

@@ -48,6 +48,14 @@ def layer_steps(layer: int, counts: list[int]) -> list[Step]:
     return steps
 
 
+def run_counts(runner: LayerRunner, hidden: torch.Tensor, layer: int, counts: list[int]) -> torch.Tensor:
+    """Hidden states [B, T, D] after one layer, given how often each row of the batch runs it."""
+    idle = tuple(row for row, count in enumerate(counts) if not count)
+    if idle:
+        hidden = runner.stand_in(hidden, layer, None if len(idle) == len(counts) else idle)
+    return run_steps(runner, hidden, layer_steps(layer, counts))
+
+
 class LayerRunner:
     """Executes steps on the hidden states of one forward; holds what all layers of that forward share.
 
@@ -59,10 +67,13 @@ class LayerRunner:
         position_embeddings: (cos, sin), each [1 or B, T, D_head].
         extra: further keyword arguments of the decoder layers.
         scales: factor of each layer's change to the state, or None.
+        adapters: what stands in for each layer where it is skipped; none: the identity.
     """
 
-    def __init__(self, layers, layer_types, cache, masks, position_ids, position_embeddings, extra, scales=None):
-        self.scales = scales
+    def __init__(
+        self, layers, layer_types, cache, masks, position_ids, position_embeddings, extra, scales=None, adapters=()
+    ):
+        self.scales, self.adapters = scales, adapters
         self.layers, self.layer_types, self.cache, self.extra = layers, layer_types, cache, extra
         self.masks, self.position_ids, self.position_embeddings = masks, position_ids, position_embeddings
         self._gathered: dict[tuple, dict] = {}
@@ -124,6 +135,16 @@ class LayerRunner:
         if scale is not None:
             output = torch.lerp(own.to(output.device), output, scale)
         return hidden.to(output.device).index_copy(0, self._index(step.rows, output.device), output)
+
+    def stand_in(self, hidden: torch.Tensor, layer: int, rows: tuple[int, ...] | None = None) -> torch.Tensor:
+        """Hidden states [B, T, D] where some rows (None: all) skip a layer; the others pass unchanged."""
+        if not len(self.adapters):
+            return hidden
+        if rows is None:
+            return self.adapters[layer](hidden)
+        index = self._index(rows, hidden.device)
+        output = self.adapters[layer](hidden.index_select(0, index))
+        return hidden.to(output.device).index_copy(0, self._index(rows, output.device), output)
 
 
 def _take(tensor: torch.Tensor | None, index: torch.Tensor):
@@ -208,6 +229,7 @@ class LayerPathModel:
             extra=kwargs | {"use_cache": use_cache},
             # Like dropout, it evens out what training does at random.
             scales=None if self.training else getattr(self.config, "residual_scale", None),
+            adapters=getattr(self, "adapters", ()),
         )
         if cache is not None and cache.is_empty:
             cache.start(inputs_embeds.shape[0])

@@ -15,7 +15,9 @@ from transformers.utils.generic import can_return_tuple
 from .checkpoint_card import CardOfCheckpoint
 from .global_routers import TOKEN_ROUTERS, GlobalRouter
 from .global_routing import GlobalRouting, make_routers
-from .layer_path import LayerPathForCausalLM, LayerPathModel, layer_steps
+from .layer_adapters import LayerAdapter, make_adapters
+from .layer_path import LayerPathForCausalLM, LayerPathModel, run_counts
+from .query_router import QueryRouter
 from .route_totals import RouteTotals
 from .routers import REPEAT, RouterLinear, pool_windows, prompt_mask, window_weights
 
@@ -35,8 +37,9 @@ class RoutedCausalLMOutput(CausalLMOutputWithPast):
 class RouterWeights:
     """Mixin of decoder and language model: how the weights of routers are drawn and kept."""
 
-    _keep_in_fp32_modules_strict = ["routers"]
-    _keep_in_fp32_modules = ["routers", "model.routers"]  # What quantizers leave alone, by the whole name.
+    _keep_in_fp32_modules_strict = ["routers", "adapters"]
+    # What quantizers leave alone, by the whole name.
+    _keep_in_fp32_modules = ["routers", "model.routers", "adapters", "model.adapters"]
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -44,12 +47,15 @@ class RouterWeights:
             module.reset_parameters()
         elif isinstance(module, GlobalRouter):
             module.reset_bias()  # Its linear maps were drawn before it.
+        elif isinstance(module, LayerAdapter):
+            module.reset_parameters()
         else:
             super()._init_weights(module)
 
 
 class RoutedModel(GlobalRouting, RouterWeights, LayerPathModel):
-    """Mixin over a decoder: `routers` is one RouterBlock per layer, or one GlobalRouter for all, or nothing.
+    """Mixin over a decoder: `routers` is one RouterBlock per layer, or one GlobalRouter or QueryRouter for all, or
+    nothing; `adapters` is one LayerAdapter per layer, or nothing.
 
     Attributes:
         last_routes: [B, L] counts in {0 skip, 1 run, 2 repeat} of the last prefill, on the CPU; None before. Of a
@@ -63,21 +69,25 @@ class RoutedModel(GlobalRouting, RouterWeights, LayerPathModel):
         config.check_routing()
         super().__init__(config)
         self.routers = make_routers(config)
+        self.adapters = make_adapters(config)
         self.last_routes: torch.Tensor | None = None
         self.last_gates: torch.BoolTensor | None = None
         self.totals: RouteTotals | None = None
         if config.trained_num_windows is None or config.base_model is not None:
             # A base has no routers, which is no reason to warn of missing weights.
-            self._keys_to_ignore_on_load_missing = [r"routers\."]
+            self._keys_to_ignore_on_load_missing = [r"routers\.", r"adapters\."]
         self.post_init()
 
     def init_routers(self) -> None:
-        """Draw all routers anew: Xavier weights, zero biases (from torch's global generator)."""
-        with torch.no_grad():
-            for parameter in self.routers.parameters():
-                parameter._is_hf_initialized = False
-            for router in [self.routers] if isinstance(self.routers, GlobalRouter) else self.routers:
-                router.reset_parameters()
+        """Draw all routers anew: Xavier weights, zero biases (from torch's global generator). Encoders stay."""
+        one = isinstance(self.routers, (GlobalRouter, QueryRouter))
+        for router in [self.routers] if one else self.routers:
+            _draw(router)
+
+    def init_adapters(self) -> None:
+        """Draw all adapters anew; each is the identity then."""
+        for adapter in self.adapters:
+            _draw(adapter)
 
     def count_layers(self, on: bool = True) -> None:
         """Start new running totals (`totals`), or stop counting."""
@@ -135,18 +145,20 @@ class RoutedModel(GlobalRouting, RouterWeights, LayerPathModel):
             decide = None
             if forced is None:
                 mask = self.routing_mask(input_ids, attention_mask, hidden, None if by_token else prompt_lengths)
-                if self.config.router != "per_layer":
+                if self.config.router == "query":
+                    forced = self._query_routes(input_ids, mask)
+                elif self.config.router != "per_layer":
                     real = prompt_mask(None, attention_mask, tuple(hidden.shape[:2]), hidden.device, ())
                     return self._run_globally(hidden, runner, states, input_ids, mask, real, draw_gates)
-                decide = self._decider(mask)
+                else:
+                    decide = self._decider(mask)
             taken = []
             for layer in range(len(self.layers)):
                 if states is not None:
                     states.append(hidden)
                 counts = decide(layer, hidden) if forced is None else [row[layer] for row in forced]
                 taken.append(counts)
-                for step in layer_steps(layer, counts):
-                    hidden = runner.run(hidden, step)
+                hidden = run_counts(runner, hidden, layer, counts)
             self._record(torch.tensor(taken, dtype=torch.long).reshape(-1, batch).T.contiguous(), runner.cache)
             return hidden
 
@@ -158,6 +170,15 @@ class RoutedModel(GlobalRouting, RouterWeights, LayerPathModel):
         if route is None and (self.config.is_static_routing or self.config.router == "none"):
             route = [1] * len(self.layers)
         return None if route is None else [list(route)] * batch
+
+    def _query_routes(self, input_ids: torch.LongTensor | None, mask: torch.BoolTensor) -> list[list[int]]:
+        """Routes that a query router decides. Rows without prompt run every layer once."""
+        if input_ids is None:
+            raise ValueError(
+                "a query router reads the text of the prompt, which inputs_embeds do not tell. Give input_ids, or routes."
+            )
+        routes = self.routers.decide(self.routers.texts(input_ids, mask), self.config)
+        return torch.where(mask.any(1, keepdim=True).cpu(), routes, 1).tolist()
 
     def _decider(self, mask: torch.BoolTensor):
         """Function (layer, hidden [B, T, D]) -> how often each row runs the layer. Rows without prompt run once."""
@@ -187,12 +208,10 @@ class RoutedModel(GlobalRouting, RouterWeights, LayerPathModel):
                 f"routes={torch.as_tensor(routes).tolist()} contradicts the cache, which was filled along "
                 f"{runner.cache.routes.tolist()}. A route is fixed at prefill; start with a new cache."
             )
-        for step in runner.cache.steps:
+        for layer, counts in enumerate(runner.cache.routes.T.tolist()):
             if states is not None:
-                states += [hidden] * (step.layer + 1 - len(states))
-            hidden = runner.run(hidden, step)
-        if states is not None:
-            states += [hidden] * (len(self.layers) - len(states))
+                states.append(hidden)
+            hidden = run_counts(runner, hidden, layer, counts)
         return hidden
 
     def _record(self, routes: torch.LongTensor, cache) -> None:
@@ -203,6 +222,14 @@ class RoutedModel(GlobalRouting, RouterWeights, LayerPathModel):
             self.totals.add(routes)
 
 
+@torch.no_grad()
+def _draw(module: torch.nn.Module) -> None:
+    """Initial weights, also where transformers marks those there are as loaded."""
+    for parameter in module.parameters():
+        parameter._is_hf_initialized = False
+    module.reset_parameters()
+
+
 class RoutedForCausalLM(CardOfCheckpoint, RouterWeights, LayerPathForCausalLM):
     """Mixin over a `...ForCausalLM` whose decoder is a RoutedModel."""
 
@@ -210,6 +237,17 @@ class RoutedForCausalLM(CardOfCheckpoint, RouterWeights, LayerPathForCausalLM):
     def last_routes(self) -> torch.Tensor | None:
         """[B, L], of the last prefill, see `RoutedModel`."""
         return self.model.last_routes
+
+    def save_pretrained(self, save_directory, is_main_process=True, *args, **kwargs):
+        """As in transformers; the tokenizers of a query router go along."""
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        if is_main_process and isinstance(self.model.routers, QueryRouter):
+            self.model.routers.save_tokenizers(save_directory)
+
+    def _upload_modified_files(self, working_dir, *args, **kwargs):
+        if isinstance(self.model.routers, QueryRouter):  # save_pretrained has not come to them yet.
+            self.model.routers.save_tokenizers(working_dir)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
 
     @can_return_tuple
     def forward(
@@ -297,25 +335,41 @@ class RoutedForCausalLM(CardOfCheckpoint, RouterWeights, LayerPathForCausalLM):
             card_place = Path(place).absolute() if Path(place).is_dir() else place, where
         routers = None
         if config.base_model is not None:
-            routers = load_file(cached_file(place, ROUTER_FILE, **hub))
+            own_place, routers = place, load_file(cached_file(place, ROUTER_FILE, **hub))
             if config.base_sha256 is not None:
                 check_base_files(config.base_model, config.base_sha256)
             place, kwargs = config.base_model, kwargs | {"revision": config.base_revision or "main", "subfolder": ""}
         model, info = super().from_pretrained(place, *args, config=config, output_loading_info=True, **kwargs)
         model._card_place = card_place
         if routers is not None:
-            model.model.routers.load_state_dict(routers)
+            load_small_parts(model.model, routers)
+            place = own_place
             # The model is complete now: what save_pretrained writes needs no base beside it.
             config = model.config  # transformers made a copy
             config.base_model = config.base_revision = config.base_sha256 = None
         elif config.trained_num_windows is not None:
-            missing = sorted(key for key in info["missing_keys"] if ".routers." in key)
+            missing = sorted(key for key in info["missing_keys"] if ".routers." in key or ".adapters." in key)
             if missing:
                 raise ValueError(
-                    f"{place} says that its routers are trained, but lacks {len(missing)} of their weights, "
-                    f"{missing[0]} first. The checkpoint is damaged; make it again with train.py."
+                    f"{place} says that its routers are trained, but lacks {len(missing)} of their weights or of its "
+                    f"adapters', {missing[0]} first. The checkpoint is damaged; make it again with train.py."
                 )
+        if model.config.router == "query" and model.config.trained_num_windows is not None:
+            model.model.routers.load_tokenizers(place, **hub)
         return (model, info) if output_loading_info else model
+
+
+def small_parts(model: RoutedModel) -> dict[str, torch.Tensor]:
+    """Weights of routers by their names, and of adapters by `adapters.` and theirs: all but the base's."""
+    adapters = {f"adapters.{name}": tensor for name, tensor in model.adapters.state_dict().items()}
+    return model.routers.state_dict() | adapters
+
+
+def load_small_parts(model: RoutedModel, parts: dict[str, torch.Tensor]) -> None:
+    """Load what `small_parts` gave."""
+    adapters = {name.removeprefix("adapters."): t for name, t in parts.items() if name.startswith("adapters.")}
+    model.adapters.load_state_dict(adapters)
+    model.routers.load_state_dict({name: t for name, t in parts.items() if not name.startswith("adapters.")})
 
 
 def check_base_files(base: str, expected: dict[str, str]) -> None:

@@ -83,8 +83,9 @@ def run_tokens(runner, hidden: torch.Tensor, layer: int, some: Gathering | None)
     value = _heads(attention, "v", normed)
     if runner.cache is not None:
         key, value = runner.cache.slot(step).update(key, value)
+    others = runner.stand_in(hidden, layer)  # Of all tokens: an adapter is cheaper than picking those that skip.
     if not some.count:
-        return hidden
+        return others
     query = _rotated(_heads(attention, "q", _pick(normed, some)), _pick(cos, some), _pick(sin, some))
     if some.rows is not None:
         key, value = key[some.rows], value[some.rows]
@@ -104,13 +105,16 @@ def run_tokens(runner, hidden: torch.Tensor, layer: int, some: Gathering | None)
     states = hidden.flatten(0, 1)
     own = states.index_select(0, some.flat) + attention.o_proj(attended)
     own = own + block.mlp(block.post_attention_layernorm(own))
-    return states.index_copy(0, some.flat, own).view_as(hidden)
+    return others.flatten(0, 1).to(own.device).index_copy(0, some.flat, own).view_as(hidden)
 
 
 def blend(runner, hidden: torch.Tensor, layer: int, gate: torch.Tensor) -> torch.Tensor:
-    """g F(h) + (1 - g) h, with a gate [B] or [B, T] that may have a gradient; the layer runs for all tokens."""
+    """g F(h) + (1 - g) A(h), with a gate [B] or [B, T] that may have a gradient; the layer runs for all tokens.
+
+    A is the layer's adapter, or the identity.
+    """
     gate = gate.to(hidden.dtype).reshape(*gate.shape, *[1] * (3 - gate.ndim))
-    return gate * runner.run(hidden, Step(layer, 0)) + (1 - gate) * hidden
+    return gate * runner.run(hidden, Step(layer, 0)) + (1 - gate) * runner.stand_in(hidden, layer)
 
 
 def _heads(attention: nn.Module, name: str, states: torch.Tensor) -> torch.Tensor:
