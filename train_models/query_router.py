@@ -1,12 +1,12 @@
 """A router that reads the text of a query and picks the layers to prune, once, for the whole generation.
 
-A sentence encoder (a BERT, all-MiniLM-L6-v2 as published) with masked mean pooling, and two heads Linear(E, 128) - ReLU:
-scores of layers, sigmoid(Linear(128, L)), high = prune; and the share of layers to prune, N(mu, sigma) with
+A sentence encoder (a BERT, all-MiniLM-L6-v2 as published) with masked mean pooling, and two heads Linear(E, 128) -
+ReLU: scores of layers, sigmoid(Linear(128, L)), high = prune; and the share of layers to prune, N(mu, sigma) with
 mu = sigmoid(Linear(128, 1)) and log sigma = -7 + 2 (tanh(Linear(128, 1)) + 1) in [-7, -3]. r = mu, or drawn;
 k = round(r L) within 0..L; the k layers with the highest scores are pruned.
 
-Deviations: the encoder has no dropout, so no decision hangs on train or eval mode; scores and mu are kept as logits, which
-decide alike and lose no digits in training; a drawn r comes from a hash of the text, so that it is the same each time.
+Deviations: the encoder has no dropout, so no decision hangs on train or eval mode; scores and mu are kept as logits,
+which decide alike and lose no digits in training; a drawn r comes from a hash of the text, so it is the same each time.
 """
 
 from __future__ import annotations

@@ -175,7 +175,7 @@ class RoutedModel(GlobalRouting, RouterWeights, LayerPathModel):
         """Routes that a query router decides. Rows without prompt run every layer once."""
         if input_ids is None:
             raise ValueError(
-                "a query router reads the text of the prompt, which inputs_embeds do not tell. Give input_ids, or routes."
+                "a query router reads the prompt's text, which inputs_embeds do not tell. Give input_ids or routes."
             )
         routes = self.routers.decide(self.routers.texts(input_ids, mask), self.config)
         return torch.where(mask.any(1, keepdim=True).cpu(), routes, 1).tolist()

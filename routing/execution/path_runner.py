@@ -32,6 +32,7 @@ class PathRunner:
     def __init__(self, model, store: PrefixStore, max_tokens: int = 2048):
         self.model, self.store, self.max_tokens = model, store, max_tokens
         self.layers, self.lm_head = packed_layers(model)
+        self.adapters = model.model.adapters
         self.layer_types = getattr(model.config, "layer_types", None)
         self.layer_tokens = 0  # tokens times layers computed
 
@@ -62,7 +63,29 @@ class PathRunner:
         """Normalised states [N, D] of tokens behind the last layer of a path; `compute` came before."""
         # Counted from the end, since of a segment the last tokens may be there alone.
         states = [node.segment.states[path].hidden[node.offset - len(node.segment)] for node, path in nodes]
-        return self.model.model.norm(torch.stack(states))
+        skipped = [_between(path, len(self.layers)) for _, path in nodes]
+        return self.model.model.norm(self._stand_in(torch.stack(states), [1] * len(states), skipped))
+
+    def _stand_in(self, hidden: torch.Tensor, sizes: Sequence[int], skipped: Sequence[range]) -> torch.Tensor:
+        """Packed states [N, D] behind the adapters of layers that were skipped; as they are without adapters.
+
+        What is stored of a prefix is its state behind the last layer that ran, which serves paths that go on with any
+        layer: so the adapters in between are computed for each.
+
+        Args:
+            sizes: tokens of each item.
+            skipped: layers that each item skips.
+        """
+        if not len(self.adapters):
+            return hidden
+        for layer in sorted(set().union(*skipped)):
+            taken = [layer in layers for layers in skipped]
+            if all(taken):
+                hidden = self.adapters[layer](hidden)
+                continue
+            chosen = torch.tensor(taken).repeat_interleave(torch.tensor(sizes)).nonzero()[:, 0].to(hidden.device)
+            hidden = hidden.index_copy(0, chosen, self.adapters[layer](hidden[chosen]))
+        return hidden
 
     def _known(self, segment: Segment, path: Prefix, whole: bool) -> int:
         """Length of the longest prefix of a path whose states are stored; the embeddings at least."""
@@ -90,6 +113,8 @@ class PathRunner:
     def _run(self, step: Step, items: list[tuple[Segment, Prefix]], whole: list[bool], layouts: dict) -> None:
         segments = [segment for segment, _ in items]
         hidden = torch.cat([segment.states[prefix[:-1]].hidden for segment, prefix in items])
+        sizes = list(map(len, segments))
+        hidden = self._stand_in(hidden, sizes, [_between(prefix[:-1], prefix[-1]) for _, prefix in items])
         sources, context = _sources(items)
         window = self._window(step.layer)
         key = (*segments, *sources, window)
@@ -109,7 +134,6 @@ class PathRunner:
             extra={"packed": packed, "use_cache": False},
         )
         output = runner.run(hidden[None], Step(step.layer, step.visit))[0]
-        sizes = list(map(len, segments))
         self.layer_tokens += len(hidden)
         outputs = output.split([size - start for size, start in zip(sizes, first)])
         parts = zip(items, outputs, packed.keys.split(sizes), packed.values.split(sizes))
@@ -127,6 +151,11 @@ class PathRunner:
         position_ids = torch.tensor([positions], device=hidden.device)
         layout = make_layout(segments, sources, window).to(hidden.device)
         return layout, position_ids, self.model.model.rotary_emb(hidden[None], position_ids)
+
+
+def _between(prefix: Prefix, layer: int) -> range:
+    """Layers that a path skips between a prefix and its next layer, or the end."""
+    return range(prefix[-1] + 1 if prefix else 0, layer)
 
 
 def _kept(segments: Sequence[Segment], first: Sequence[int], device) -> torch.LongTensor | None:
