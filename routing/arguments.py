@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 import os
 import sys
@@ -13,6 +14,7 @@ import torch
 import yaml
 from transformers import HfArgumentParser
 
+from routing.answers import SCORES
 from routing.checkpoint import check_checkpoint, training_record
 from routing.default_model import DEFAULT_MODEL
 from routing.errors import UserError, raise_all
@@ -20,6 +22,7 @@ from routing.families import load_base_config
 from routing.labels.reading import read_header
 from routing.objectives.table import END_TO_END
 from routing.prompts import SCORINGS
+from routing.search.exploration import EXPLORATIONS
 from routing.search.results import REWARDS
 from routing.tasks import expand_names, unknown_names
 from routing.tasks.examples import SPLITS
@@ -43,36 +46,57 @@ class DataGenerationArguments:
     dataset: str = option("arc,dart", "comma-separated data sets: names, groups (arc, dart), paths of JSONL files")
     split: str = option("search", "split to draw from; search, validation and test are disjoint", SPLITS)
     num_samples: int | None = option(None, "examples drawn from each data set; default all")
-    num_simulations: int = option(50, "simulations of the search for each example")
-    budget: float = option(2.0, "longest path, as a multiple of the number of layers, at least 1")
-    exploration_constant: float = option(1.8, "c of the UCB rule")
-    length_penalty: float = option(3.0, "lambda of the UCB rule, for |path| / L")
-    random_prob: float = option(0.1, "probability of descending to a random child, 0 to 1")
-    widening: float = option(0.25, "a node visited V times may have V**widening open children, above 0 to 1")
+    search: str = option(
+        "mcts",
+        "mcts (tree search for short right paths), or an exploration that scores sets of pruned layers, good and bad: "
+        "dfs (depth first, one more random layer a step) or random (random sets of each size); options of the other "
+        "searches have no effect",
+        ("mcts", *EXPLORATIONS),
+    )
+    score: str = option(
+        "accuracy",
+        "dfs and random: score of an answer, which is decoded to its end; accuracy is 1 or 0 by the checker, and all "
+        "there is for loglikelihood scoring",
+        tuple(SCORES),
+    )
+    num_scenarios: int = option(20, "dfs: layer sets tried for each example beside the full path, at most")
+    branching: int = option(8, "dfs: layers tried at the full path, halved at each level below")
+    min_branching: int = option(2, "dfs: layers tried at any level, at least; 1 to --branching")
+    subsets: int = option(5, "random: layer sets tried of each size, all distinct")
+    stop_score: float = option(0.1, "random: the first size whose mean score is below this one is the last")
+    adapters: str = option(
+        "", "folder of a checkpoint of --model with trained adapters, which stand in for the layers that are skipped"
+    )
+    num_simulations: int = option(50, "mcts: simulations for each example")
+    budget: float = option(2.0, "mcts: longest path, as a multiple of the number of layers, at least 1")
+    exploration_constant: float = option(1.8, "mcts: c of the UCB rule")
+    length_penalty: float = option(3.0, "mcts: lambda of the UCB rule, for |path| / L")
+    random_prob: float = option(0.1, "mcts: probability of descending to a random child, 0 to 1")
+    widening: float = option(0.25, "mcts: a node visited V times may have V**widening open children, above 0 to 1")
     focus: bool = option(
         True,
-        "let the verdicts of a search order its moves, and search nothing below a wrong path while the full one is "
-        "right; --no_focus for neither",
+        "mcts: let the verdicts of a search order its moves, and search nothing below a wrong path while the full one "
+        "is right; --no_focus for neither",
     )
-    stop_saving: int = option(2, "stop at a right path this many layers shorter than the model, at least 1")
+    stop_saving: int = option(2, "mcts: stop at a right path this many layers shorter than the model, at least 1")
     prior: str = option(
         "none",
-        "what is expected of a move before it was made: none (all moves alike, those of the last layers first; with "
-        "--no_focus the random order as published) or influence (edits of layers that change the prompt's states least "
-        "do best)",
+        "mcts: what is expected of a move before it was made: none (all moves alike, those of the last layers first; "
+        "with --no_focus the random order as published) or influence (edits of layers that change the prompt's states "
+        "least do best)",
         ("none", "influence"),
     )
     reward: str = option(
         "binary",
-        "binary (is the answer right) or margin (a graded one: loglikelihood of the right choice minus the best wrong "
-        "one, each per byte; needs loglikelihood scoring)",
+        "mcts: binary (is the answer right) or margin (a graded one: loglikelihood of the right choice minus the best "
+        "wrong one, each per byte; needs loglikelihood scoring)",
         REWARDS,
     )
     verify: str = option(
         "none",
-        "re-test of each right path, so that labels rest on paths that are right for a reason: permute (the choices "
-        "in another order, where the prompt lists them), paraphrase (the question in other words), alone (the same "
-        "again without batch or cache, for half precision)",
+        "mcts: re-test of each right path, so that labels rest on paths that are right for a reason: permute (the "
+        "choices in another order, where the prompt lists them), paraphrase (the question in other words), alone (the "
+        "same again without batch or cache, for half precision)",
         ("none", "permute", "paraphrase", "alone"),
     )
     scoring: str = option(
@@ -99,10 +123,21 @@ class DataGenerationArguments:
         found += outside(self, random_prob=(0, 1), widening=(0, 1))
         if self.widening == 0:
             found.append(f"--widening {self.widening} must be above 0, or no node could have a child")
+        found += below(self, num_scenarios=1, branching=1, min_branching=1, subsets=1)
+        if 1 <= self.branching < self.min_branching:
+            found.append(f"--min_branching {self.min_branching} must be at most --branching, {self.branching}")
+        if not math.isfinite(self.stop_score):
+            found.append(f"--stop_score {self.stop_score} must be a number")
+        if self.search != "mcts":
+            found += [
+                f"--{name} {getattr(self, name)} is for --search mcts; --search {self.search} needs --{name} {needed}"
+                for name, needed in (("verify", "none"), ("reward", "binary"))
+                if getattr(self, name) != needed
+            ]
         return found + device_problems(self.device)
 
     def outside_problems(self) -> list[str]:
-        return model_problems(self.model)
+        return model_problems(self.model) + adapter_problems(self.adapters)
 
 
 @dataclass
@@ -326,6 +361,20 @@ def model_problems(name: str) -> list[str]:
         load_base_config(name)
     except UserError as error:
         return [str(error)]
+    return []
+
+
+def adapter_problems(folder: str) -> list[str]:
+    """What is wrong with a checkpoint that shall bring adapters, by its config alone; none is needed."""
+    if not folder:
+        return []
+    try:
+        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        adapted = config.get("skip_action") == "adapter"
+    except (OSError, ValueError, AttributeError) as error:
+        return [f"--adapters: {Path(folder) / 'config.json'} cannot be read ({error}); give the folder of a checkpoint"]
+    if not adapted:
+        return [f"--adapters {folder}: the checkpoint has no adapters in place of skipped layers"]
     return []
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from random import Random
@@ -14,6 +14,7 @@ from tqdm import tqdm
 from routing.labels.records import label_line
 from routing.labels.writing import Group, LabelFolder
 from routing.scoring import Request
+from routing.search.exploration import ExplorationSettings
 from routing.search.mcts import SearchSettings, search
 from routing.search.results import SearchResult, Verdict
 from routing.search.routes import Route, route_length
@@ -79,16 +80,20 @@ class Labeller:
         on_round: called after each round of evaluations and each finished search.
         replays: whether a group that was interrupted goes on from its journal. It starts over where results hang on
             what else was evaluated: half precision, and the last digits of margins.
+        search: which search is run, called as `routing.search.mcts.search` is, with settings of its own kind.
+        margins: whether verdicts keep their margins, which a margin reward needs.
     """
 
     depth: int
-    settings: SearchSettings
+    settings: SearchSettings | ExplorationSettings
     seed: int
     scorer: Scorer
     prior: Prior = no_prior
     counts: Counts = field(default_factory=Counts)
     on_round: Callable[[], None] = lambda: None
     replays: bool = True
+    search: Callable[..., Generator[Route, Verdict, SearchResult]] = search
+    margins: bool = False
 
     def search_group(
         self,
@@ -103,10 +108,10 @@ class Labeller:
             note: is told the verdicts of each new round before any search goes on.
         """
         self.scorer.prepare(requests)
-        running: dict[int, tuple[Iterator, Route]] = {}
+        running: dict[int, tuple[Generator, Route]] = {}
         results: dict[int, SearchResult] = {}
         for index, (request, prior) in enumerate(zip(requests, self.prior(requests), strict=True)):
-            searching = search(self.depth, self.settings, example_rng(self.seed, request.example.id), prior)
+            searching = self.search(self.depth, self.settings, example_rng(self.seed, request.example.id), prior)
             running[index] = (searching, next(searching))
         while running:
             pending = [(requests[i].example.id, route) for i, (_, route) in running.items()]
@@ -129,10 +134,10 @@ class Labeller:
     def _score(self, requests: list[Request], routes: list[Route]) -> list[Verdict]:
         verdicts = self.scorer.verdicts(requests, routes)
         self.counts.evaluations += len(verdicts)
-        if self.settings.reward == "binary":
-            # A margin's last digits hang on what else was in the batch; labels shall not.
-            return [verdict._replace(margin=None) for verdict in verdicts]
-        return verdicts
+        if self.margins:
+            return verdicts
+        # A margin's last digits hang on what else was in the batch; labels shall not.
+        return [verdict._replace(margin=None) for verdict in verdicts]
 
 
 def label_all(folder: LabelFolder, make: Callable[[Example], Request], labeller: Labeller, show: bool = True) -> Counts:

@@ -5,7 +5,7 @@ What makes it fast, and changes no verdict:
 - what is stored of a path serves every path with the same first layers, and the beginning that the prompts of a
   group share is computed once for all;
 - the choices, or the answers to expect, are computed along with the prompt, as a token tree: an expected answer needs
-  no decoding step, and decoding ends as soon as the verdict is certain;
+  no decoding step, and decoding ends as soon as the verdict is certain (with a score, at the end of the answer);
 - logits are computed where a token is decided only.
 
 A verdict that hangs on a near tie of floats is taken from the plain evaluator (`routing.scoring.Evaluator`), which
@@ -19,12 +19,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from routing.answers import CHECKERS
 from routing.certainty import settled
 from routing.execution.path_runner import PathRunner
 from routing.execution.prefix_store import PrefixStore
 from routing.execution.segments import Node, Segment, TokenTree, chain
-from routing.scoring import Evaluator, Request, choice_lengths, choice_verdict
+from routing.scoring import Evaluator, Request, answer_verdict, best_choice, choice_lengths, choice_verdict
 from routing.search.results import Verdict
 from routing.search.routes import Route, to_path
 
@@ -56,13 +55,15 @@ class PathEvaluator:
         tokenizer: its tokenizer.
         batch_size: paths evaluated together, at most.
         memory: bytes of states kept between batches, at most.
+        score: name of the score of generated answers, see `routing.scoring.answer_verdict`; None: verdicts without
+            score and answer.
     """
 
-    def __init__(self, model, tokenizer, batch_size: int = 32, memory: int = 2**30):
-        self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
+    def __init__(self, model, tokenizer, batch_size: int = 32, memory: int = 2**30, score: str | None = None):
+        self.model, self.tokenizer, self.batch_size, self.score = model, tokenizer, batch_size, score
         self.store = PrefixStore(memory)
         self.runner = PathRunner(model, self.store)
-        self.alone = Evaluator(model, tokenizer, batch_size=1)
+        self.alone = Evaluator(model, tokenizer, batch_size=1, score=score)
         self.ties = 0
         self._trees: dict[Request, TokenTree] = {}
         self._shared: list[Segment] = []
@@ -168,13 +169,12 @@ class PathEvaluator:
                 if gap < TIE:
                     del running[index]
                     continue
-                right = self._take(decoding, token)
-                if right is not None:
-                    verdicts[index] = Verdict(right)
+                verdicts[index] = self._take(decoding, token)
+                if verdicts[index] is not None:
                     del running[index]
         return verdicts
 
-    def _take(self, decoding: _Decoding, token: int) -> bool | None:
+    def _take(self, decoding: _Decoding, token: int) -> Verdict | None:
         """Go on by one token; the verdict, if it is certain now."""
         request = decoding.request
         decoding.tokens.append(token)
@@ -183,10 +183,11 @@ class PathEvaluator:
         if request.stop is not None and request.stop in text:
             text, ended = text.split(request.stop)[0], True
         if ended:
-            return CHECKERS[request.example.checker](text, request.example)
-        # A character may be cut in two.
-        if not text.endswith("\ufffd") and (right := settled(text, request.example)) is not None:
-            return right
+            return answer_verdict(text, request.example, self.score)
+        # A score is one of the whole answer. Without: a character may be cut in two.
+        certain = self.score is None and not text.endswith("\ufffd")
+        if certain and (right := settled(text, request.example)) is not None:
+            return Verdict(right)
         decoding.node = decoding.tree.child(decoding.node, token)
         return None
 
@@ -209,7 +210,8 @@ class PathEvaluator:
         verdicts: list[Verdict | None] = []
         for (_, request, _), choices in zip(pairs, asked):
             scores = [sum(next(given) for _ in line) for line in choices]
-            verdicts.append(None if _is_tie(scores, request) else choice_verdict(scores, request))
+            tie = _is_tie(scores, request, self.score)
+            verdicts.append(None if tie else choice_verdict(scores, request, self.score))
         return verdicts
 
     def _logprobs(self, hidden: torch.Tensor, rows: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -225,14 +227,18 @@ class PathEvaluator:
         return result
 
 
-def _is_tie(scores: Sequence[float], request: Request) -> bool:
-    """Whether the right choice and the best other one are too close for floats to tell."""
+def _is_tie(scores: Sequence[float], request: Request, score: str | None = None) -> bool:
+    """Whether the right choice and another one are too close for floats to tell.
+
+    With a score the answer is told too, so that the choice that is picked must stand out as well.
+    """
     lengths = choice_lengths(request)
-    gold = request.example.gold
+    decisive = {request.example.gold} if score is None else {request.example.gold, best_choice(scores, request)}
     return any(
-        abs(scores[gold] / lengths[gold] - score / length) * max(lengths[gold], length) < TIE
-        for index, (score, length) in enumerate(zip(scores, lengths))
-        if index != gold
+        abs(scores[one] / lengths[one] - scores[other] / lengths[other]) * max(lengths[one], lengths[other]) < TIE
+        for one in decisive
+        for other in range(len(lengths))
+        if other != one
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from routing.answers import CHECKERS
+from routing.answers import CHECKERS, SCORES
 from routing.errors import UserError
 from routing.prompts import (
     build_prompt,
@@ -100,10 +100,11 @@ class Evaluator:
         model: a Routed...ForCausalLM in eval mode.
         tokenizer: its tokenizer.
         batch_size: sequences a forward, at most (a choice counts as one).
+        score: name of the score of generated answers, see `answer_verdict`; None: verdicts without score and answer.
     """
 
-    def __init__(self, model, tokenizer, batch_size: int = 16):
-        self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
+    def __init__(self, model, tokenizer, batch_size: int = 16, score: str | None = None):
+        self.model, self.tokenizer, self.batch_size, self.score = model, tokenizer, batch_size, score
 
     @torch.no_grad()
     def verdicts(self, requests: Sequence[Request], routes: Sequence[Route] | None) -> list[Verdict]:
@@ -166,7 +167,7 @@ class Evaluator:
             )
             if request.stop is not None:
                 text = text.split(request.stop)[0]
-            results.append((Verdict(CHECKERS[request.example.checker](text, request.example)), route))
+            results.append((answer_verdict(text, request.example, self.score), route))
         return results
 
     def _loglikelihood(self, batch: list[Request], routes: list[Route] | None) -> list[tuple[Verdict, Route]]:
@@ -194,17 +195,28 @@ class Evaluator:
         start = 0
         for request, count in zip(batch, copies, strict=True):
             own = scores[start : start + count]
-            results.append((choice_verdict(own, request), executed[start]))
+            results.append((choice_verdict(own, request, self.score), executed[start]))
             start += count
         return results
 
 
-def choice_verdict(scores: Sequence[float], request: Request) -> Verdict:
-    """Verdict of the summed loglikelihoods of all choices."""
+def answer_verdict(text: str, example: Example, score: str | None = None) -> Verdict:
+    """Verdict of a generated answer; with a score (a key of `routing.answers.SCORES`), what it gives and the answer."""
+    right = CHECKERS[example.checker](text, example)
+    return Verdict(right) if score is None else Verdict(right, score=SCORES[score](text, example), output=text)
+
+
+def choice_verdict(scores: Sequence[float], request: Request, score: str | None = None) -> Verdict:
+    """Verdict of the summed loglikelihoods of all choices.
+
+    With a score, 1 for the right choice and 0 for others, and as the answer the choice that was picked.
+    """
     gold, choices = request.example.gold, request.example.choices
     per_byte = [score / max(len(choice.encode()), 1) for score, choice in zip(scores, choices, strict=True)]
     rival = max(value for index, value in enumerate(per_byte) if index != gold)
-    return Verdict(best_choice(scores, request) == gold, per_byte[gold] - rival)
+    picked = best_choice(scores, request)
+    verdict = Verdict(picked == gold, per_byte[gold] - rival)
+    return verdict if score is None else verdict._replace(score=float(picked == gold), output=choices[picked])
 
 
 def best_choice(scores: Sequence[float], request: Request) -> int:

@@ -667,6 +667,9 @@ def test_card_loads_with_its_features(tmp_path):
                     "correct": datasets.Value("bool"),
                     "margin": datasets.Value("float64"),
                     "lucky": datasets.Value("bool"),
+                    "pruned_layers": datasets.List(datasets.Value("int64")),
+                    "score": datasets.Value("float64"),
+                    "output": datasets.Value("string"),
                 }
             ),
             "evaluations": datasets.Value("int64"),
@@ -677,7 +680,8 @@ def test_card_loads_with_its_features(tmp_path):
         rows = datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
         assert rows.features == expected
         for row, record in zip(rows, read_labels(folder), strict=True):
-            tried = [{"margin": None, "lucky": None} | entry for entry in record["tried"]]
+            unsaid = dict.fromkeys(("margin", "lucky", "pruned_layers", "score", "output"))
+            tried = [unsaid | entry for entry in record["tried"]]
             assert row == record | {"tried": tried}
     assert set(SCHEMA) == set(FIELDS)
 
@@ -696,7 +700,8 @@ def test_card_text(tmp_path):
         "| 0 | 0 | 4 | 1 |",
         "| 2 | 2 | 3 | 0 |",
         "| all | 5 | 13 | 2 |",
-        "| `tried` | list of {path: list of int64, correct: bool, margin: float64, lucky: bool} |",
+        "| `tried` | list of {path: list of int64, correct: bool, margin: float64, lucky: bool, "
+        "pruned_layers: list of int64, score: float64, output: string} |",
         "- model: `org/tiny`, revision r5",
         "- versions: torch 2",
         "- commit of the code: abc",

@@ -422,7 +422,7 @@ def test_margins_are_never_put_together_from_two_runs(tmp_path):
         def verdict(self, example_id, route):
             return super().verdict(example_id, route)._replace(margin=-sum(route) / 8)
 
-    others = {"settings": SearchSettings(num_simulations=7, reward="margin"), "replays": False}
+    others = {"settings": SearchSettings(num_simulations=7, reward="margin"), "replays": False, "margins": True}
     run(open_folder(tmp_path / "whole", 5), whole := Margins(), **others)
     with pytest.raises(Killed):
         run(open_folder(tmp_path / "killed", 5), Margins(limit=3), **others)

@@ -1,7 +1,8 @@
-"""Label folders for others: PoLar's files, and data set cards.
+"""Label folders for others: PoLar's files, records of explored layer sets, and data set cards.
 
 python -m routing.labels export --format polar data/mcts_paths polar
 python -m routing.labels import --format polar polar/NAME data/imported --model M
+python -m routing.labels records data/explored records.jsonl
 python -m routing.labels card data/mcts_paths --repo_id OWNER/NAME --push
 """
 
@@ -19,6 +20,7 @@ from huggingface_hub.utils import validate_repo_id
 from routing.errors import UserError, raise_all, run_command
 from routing.families import load_base_config, load_tokenizer
 from routing.labels.card import CARD, check_card, push, write_card
+from routing.labels.exploration import write_records
 from routing.labels.polar import find_files
 from routing.labels.polar_export import export_polar
 from routing.labels.polar_import import ImportSettings, check_output, import_polar
@@ -38,6 +40,10 @@ Paths that do not keep the order of the layers, run a layer more than twice or l
 counted, and so are malformed samples, questions that were asked before, and samples without a usable path. Verdicts
 are taken as they are; nothing is executed. A folder dart-math-diff-N becomes the data set dart-N, another one keeps
 its name (see --dataset)."""
+RECORDS_HELP = """Write what data_generation.py --search dfs or random explored as one JSON file, a line a layer set.
+
+Each record has id, pruned_layers (in order; none for the full path), output (the whole answer) and score. The folder
+may hold the labels of a run that is not finished."""
 CARD_HELP = """Write a data set card into a label folder, and upload both to the HuggingFace hub on request.
 
 Uploaded are the labels, their header, which names the model and the arguments as they were given, and the card."""
@@ -89,6 +95,10 @@ def make_parser() -> argparse.ArgumentParser:
         help="how routed answers will be checked (default %(default)s)",
     )
     bring.add_argument("--apply_chat_template", action="store_true", help="wrap prompts in the chat template")
+
+    records = command("records", RECORDS_HELP, records_command)
+    records.add_argument("labels", type=Path, help="folder of labels with scores")
+    records.add_argument("output", type=Path, help="JSON lines file; one that is there is replaced")
 
     card = command("card", CARD_HELP, card_command)
     card.add_argument("labels", type=Path, help="folder of labels")
@@ -145,6 +155,17 @@ def import_command(arguments: argparse.Namespace) -> None:
     for file, count in counts.items():
         say(f"{file}: {count}")
     say(f"{arguments.output / LABELS}: {sum(count.imported for count in counts.values())} labels")
+
+
+def records_command(arguments: argparse.Namespace) -> None:
+    problems: list[str] = []
+    noted(problems, read_header, arguments.labels)
+    if arguments.output.suffix != ".jsonl" or arguments.output.is_dir():
+        problems.append(f"{arguments.output} must be a file whose name ends in .jsonl")
+    if arguments.output.resolve().parent == arguments.labels.resolve():
+        problems.append(f"{arguments.output} would be among the labels; give a file outside of {arguments.labels}")
+    raise_all(problems)
+    say(f"{arguments.output}: {write_records(arguments.labels, arguments.output)} records")
 
 
 def card_command(arguments: argparse.Namespace) -> None:

@@ -47,11 +47,15 @@ SCHEMA: dict[str, tuple[str | dict, str]] = {
                 {"name": "correct", "dtype": "bool"},
                 {"name": "margin", "dtype": "float64"},
                 {"name": "lucky", "dtype": "bool"},
+                {"name": "pruned_layers", "dtype": NUMBERS},
+                {"name": "score", "dtype": "float64"},
+                {"name": "output", "dtype": "string"},
             ]
         },
         "each tried path with its verdict, the full path first; `margin`: loglikelihood of the right choice minus "
         "the best wrong one, nats per byte, where there are choices; `lucky`: right, but wrong once the question was "
-        "put in another form, and therefore not `correct`",
+        "put in another form, and therefore not `correct`; where pruned layer sets were explored, `pruned_layers`, the "
+        "`score` of the answer and the answer itself, `output`",
     ),
     "evaluations": ("int64", "how many paths were tried"),
 }
@@ -208,7 +212,7 @@ Labels by layer, of examples with a right path:
 
 {table(["field", "type", "meaning"], [[f"`{n}`", shown(kind), text] for n, (kind, text) in SCHEMA.items()])}
 
-A record of `tried` without margin or mark of luck has null there.
+What a record of `tried` does not say is null there.
 
 ## How they were made
 

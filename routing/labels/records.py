@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 
 from routing.answers import CHECKERS
 from routing.prompts import SCORINGS
 from routing.scoring import Request
 from routing.search.results import SearchResult, Verdict
-from routing.search.routes import Route, to_path, to_route
+from routing.search.routes import Route, pruned_layers, to_path, to_route
 from routing.tasks.examples import Example
 
 
@@ -38,13 +39,19 @@ def label_line(request: Request, result: SearchResult) -> str:
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 
+# Fields of a tried path whose verdict has a score.
+SCORED = {"pruned_layers", "score", "output"}
+
+
 def tried_entry(route: Route, verdict: Verdict) -> dict:
-    """A path with its verdict; `margin` and `lucky` only where they say something."""
+    """A path with its verdict; `margin` and `lucky` only where they say something, SCORED only with a score."""
     entry = {"path": to_path(route), "correct": verdict.correct}
     if verdict.margin is not None:
         entry["margin"] = verdict.margin
     if verdict.lucky:
         entry["lucky"] = True
+    if verdict.score is not None:
+        entry |= {"pruned_layers": pruned_layers(route), "score": verdict.score, "output": verdict.output}
     return entry
 
 
@@ -110,4 +117,25 @@ def parse_label(line: str, depth: int) -> dict:
         raise ValueError(f'"route" has counts other than 0, 1 and 2: {record["route"]}')
     if to_route(record["path"], depth) != tuple(record["route"]):
         raise ValueError('"path" and "route" do not agree')
+    for entry in record["tried"]:
+        if not isinstance(entry, dict):
+            raise ValueError(f'"tried" holds {entry!r}')
+        if entry.keys() & SCORED:
+            check_scored(entry, depth)
     return record
+
+
+def check_scored(entry: dict, depth: int) -> None:
+    """Raise a ValueError that says what is wrong with a tried path that has a score."""
+    missing = {"path", *SCORED} - entry.keys()
+    if missing:
+        raise ValueError(f'a record of "tried" has a score without {", ".join(sorted(missing))}')
+    path = entry["path"]
+    if not isinstance(path, list) or not all(type(layer) is int for layer in path):
+        raise ValueError(f'"path" must hold whole numbers, got {path!r}')
+    if entry["pruned_layers"] != pruned_layers(to_route(path, depth)):
+        raise ValueError(f'"pruned_layers" {entry["pruned_layers"]!r} are not the layers that {path} leaves out')
+    if type(entry["score"]) not in (int, float) or not math.isfinite(entry["score"]):
+        raise ValueError(f'"score" must be a number, got {entry["score"]!r}')
+    if not isinstance(entry["output"], str):
+        raise ValueError(f'"output" must be a text, got {entry["output"]!r}')

@@ -25,6 +25,11 @@ def to_path(route: Route) -> list[int]:
     return [layer for layer, count in enumerate(route) for _ in range(count)]
 
 
+def pruned_layers(route: Route) -> list[int]:
+    """Layers that a route skips, in order."""
+    return [layer for layer, count in enumerate(route) if count == SKIP]
+
+
 def to_route(path: Sequence[int], depth: int) -> Route:
     """Counts of a path.
 
