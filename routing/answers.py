@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import regex
 
+from routing.calls import CALL_SCORES, json_match
+
 if TYPE_CHECKING:  # routing.tasks imports this module.
     from routing.tasks.examples import Example
 
@@ -121,12 +123,18 @@ def check_regex(text: str, example: Example) -> bool:
     return regex.fullmatch(example.answer, text.strip(), regex.DOTALL) is not None
 
 
+def check_calls(text: str, example: Example) -> bool:
+    """Right if the text makes the expected function calls and no other, see `routing.calls.json_match`."""
+    return json_match(text, example) == 1
+
+
 CHECKERS: dict[str, Callable[[str, Example], bool]] = {
     "letter": check_letter,
     "number": check_number,
     "boxed": check_boxed,
     "exact": check_exact,
     "regex": check_regex,
+    "calls": check_calls,
 }
 
 
@@ -135,5 +143,6 @@ def accuracy(text: str, example: Example) -> float:
     return float(CHECKERS[example.checker](text, example))
 
 
-# Graded scores of a generated answer, higher is better: --score of data_generation.py.
-SCORES: dict[str, Callable[[str, Example], float]] = {"accuracy": accuracy}
+# Graded scores of a generated answer, higher is better: --score of data_generation.py. Those of calls are for examples
+# with the checker "calls" only, see `routing.calls.score_problems`.
+SCORES: dict[str, Callable[[str, Example], float]] = {"accuracy": accuracy, **CALL_SCORES}

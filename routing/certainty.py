@@ -20,12 +20,14 @@ from routing.answers import (
     NUMBER,
     STATED,
     as_number,
+    check_calls,
     check_exact,
     check_number,
     check_regex,
     normalise,
     plain_text,
 )
+from routing.calls import complete_list
 from routing.tasks.examples import Example
 
 # Decoders write it for a character of which some bytes are missing; the next token may replace it.
@@ -155,10 +157,16 @@ def _boxed(text: str, example: Example) -> None:
     """Never certain: the last box counts, and another one may always follow."""
 
 
+def _calls(text: str, example: Example) -> bool | None:
+    """Certain behind a whole JSON list at the beginning, which is read alone whatever follows it."""
+    return check_calls(text, example) if complete_list(text) else None
+
+
 RULES: dict[str, Callable[[str, Example], bool | None]] = {
     "letter": _letter,
     "number": _number,
     "boxed": _boxed,
     "exact": _exact,
     "regex": _regex,
+    "calls": _calls,
 }

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import string
 from collections.abc import Sequence
 
+from routing.calls import canonical
+from routing.errors import UserError
 from routing.tasks.examples import Example
 
 SCORINGS = ("auto", "generate", "loglikelihood", "loglikelihood_norm", "loglikelihood_bytes")
@@ -25,7 +28,16 @@ FORMS = (
     ),
 )
 # New tokens of greedy decoding, from Dr.LLM: 10 for choices with an instruct model, 2 with a base model, 15 for math.
-MAX_NEW_TOKENS = {"boxed": 15, "number": 4, "exact": 16, "regex": 16}
+MAX_NEW_TOKENS = {"boxed": 15, "number": 4, "exact": 16, "regex": 16, "calls": 128}
+# Our own small calls are shorter than those of the published data sets.
+SHORT_CALLS = {"tool_calls": 40}
+# What is asked for below the functions, by `Example.form`.
+CALL_REQUESTS = (
+    "Reply with one line of JSON, the list of calls that answer the question, as in "
+    '[{"name": "function", "arguments": {"argument": "value"}}], and with nothing else.',
+    "Which calls answer it? Give them as a JSON list on one line, as in "
+    '[{"name": "function", "arguments": {"argument": "value"}}], and no other text.',
+)
 
 
 def scoring_of(example: Example, scoring: str) -> str:
@@ -39,14 +51,22 @@ def max_new_tokens(example: Example, chat: bool) -> int:
     """How many tokens an answer may have."""
     if example.checker == "letter":
         return 10 if chat else 2
+    if example.checker == "calls":
+        return SHORT_CALLS.get(example.dataset, MAX_NEW_TOKENS["calls"])
     return MAX_NEW_TOKENS[example.checker]
 
 
 def prompt_text(example: Example, scoring: str) -> str:
-    """The prompt before any chat template; the choices are listed only where a letter is asked for."""
+    """The prompt before any chat template; the choices are listed only where a letter is asked for.
+
+    The functions that may be called are listed as JSON, unless the solved examples show them.
+    """
+    asked, answered, letter_request, boxed_request = FORMS[example.form]
+    if example.checker == "calls":
+        shown = example.shots or f"Functions:\n{example.tools}\n{CALL_REQUESTS[example.form]}\n"
+        return f"{shown}{asked} {example.question}\n{answered}"
     if example.shots:
         return example.shots + example.question
-    asked, answered, letter_request, boxed_request = FORMS[example.form]
     if example.choices and scoring == "generate":
         listed = "\n".join(f"{letter}. {text}" for letter, text in zip(string.ascii_uppercase, example.choices))
         return f"{asked} {example.question}\n{listed}\n{letter_request}\n{answered}"
@@ -55,13 +75,43 @@ def prompt_text(example: Example, scoring: str) -> str:
     return f"{asked} {example.question}\n{answered}"
 
 
-def build_prompt(example: Example, scoring: str, tokenizer, chat: bool) -> str:
-    """The whole prompt as text, chat template applied on request."""
+def build_prompt(example: Example, scoring: str, tokenizer, chat: bool, tools_in_template: bool = False) -> str:
+    """The whole prompt as text, chat template applied on request.
+
+    Args:
+        example: the question.
+        scoring: decides what the prompt asks for.
+        tokenizer: brings the chat template.
+        chat: whether it is applied.
+        tools_in_template: whether the template lists the functions that may be called, in its own way, and the
+            message is the question alone. By default the message lists them, as for stock lm-eval.
+
+    Raises:
+        UserError: if the template is to list the functions and does not, or there is none.
+    """
+    if tools_in_template and not chat:
+        raise UserError("tools_in_template: functions are listed by a chat template, which is not applied here")
+    if tools_in_template and example.tools:
+        return _with_listed_tools(example, tokenizer)
     text = prompt_text(example, scoring)
-    if not chat:
-        return text
+    return _chat_prompt(tokenizer, text) if chat else text
+
+
+def _chat_prompt(tokenizer, text: str, tools: list[dict] | None = None) -> str:
     message = [{"role": "user", "content": text}]
-    return tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    return tokenizer.apply_chat_template(message, tools=tools, tokenize=False, add_generation_prompt=True)
+
+
+def _with_listed_tools(example: Example, tokenizer) -> str:
+    """The question alone, in a chat template that lists the functions."""
+    tools = [{"type": "function", "function": function} for function in json.loads(example.tools)]
+    prompt = _chat_prompt(tokenizer, example.question, tools)
+    if prompt == _chat_prompt(tokenizer, example.question):
+        raise UserError(
+            "tools_in_template: the chat template of this tokenizer leaves the functions out; without this option the "
+            "message lists them"
+        )
+    return prompt
 
 
 def encode(tokenizer, text: str) -> list[int]:
@@ -89,6 +139,8 @@ def expected_answers(example: Example, chat: bool) -> list[str]:
         return [*letters, *(f"Answer: {letter}" for letter in letters if chat)]
     if example.checker == "boxed":
         return [rf"\boxed{{{example.answer}}}"]
+    if example.checker == "calls":
+        return [canonical(example)]
     return [] if example.checker == "regex" else [example.answer]
 
 

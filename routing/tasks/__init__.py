@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from routing.errors import UserError
-from routing.tasks import hub, offline
+from routing.tasks import function_calls, hub, offline
 from routing.tasks.examples import SPLITS, Example, distinct
 from routing.tasks.local import local_examples
 
@@ -17,9 +17,19 @@ HUB = {
     **{f"dart-{level}": hub.dart(level) for level in range(1, 6)},
     "squadv2": hub.squadv2,
     "commonsense_qa": hub.commonsense_qa,
+    "xlam": function_calls.xlam,
 }
-OFFLINE = {"arithmetic": offline.arithmetic, **{name: offline.from_wheel(name) for name in offline.FILES}}
-GROUPS = {"arc": ("arc_easy", "arc_challenge"), "dart": tuple(f"dart-{level}" for level in range(1, 6))}
+OFFLINE = {
+    "arithmetic": offline.arithmetic,
+    **{name: offline.from_wheel(name) for name in offline.FILES},
+    "tool_calls": function_calls.tool_calls,
+    **{name: function_calls.berkeley(name) for name in function_calls.FILES},
+}
+GROUPS = {
+    "arc": ("arc_easy", "arc_challenge"),
+    "dart": tuple(f"dart-{level}" for level in range(1, 6)),
+    "bfcl": ("bfcl_simple", "bfcl_multiple", "bfcl_parallel"),
+}
 
 
 def expand_names(names: str) -> list[str]:
