@@ -7,6 +7,14 @@ Or train a router end to end on text, with adapters or on the frozen base; a YAM
     python train.py --objective gumbel --router prefix_token --run_name my-run
     python train.py experiments/gumbel.yaml --run_name my-run --seed 1
 
+Or train adapters that stand in for skipped layers; other commands take them with --adapters checkpoints/my-adapters:
+
+    python train.py --objective adapters --dataset arithmetic --run_name my-adapters
+
+Or train a router that reads the query and prunes layers, on layer sets that data_generation.py explored:
+
+    python train.py --objective orpo --router query --data data/explored --run_name my-run
+
 A run that was interrupted continues with the same arguments and --resume. Several GPUs, or processes on a machine
 without any (--multi_gpu is what makes accelerate start them there too):
 
@@ -24,18 +32,22 @@ import torch
 from accelerate import PartialState
 from transformers import set_seed
 
+from routing.adapters.arguments import AdapterArguments
+from routing.adapters.run import run as run_adapters
 from routing.arguments import DTYPES, TrainArguments, as_dict, expanded, is_first_process, parse, pick_device
 from routing.checkpoint import save_checkpoint
 from routing.dataset import TrainingData, load_training_data
 from routing.end_to_end.arguments import EndToEndArguments
-from routing.end_to_end.run import run
+from routing.end_to_end.run import run as run_end_to_end
 from routing.errors import run_command
 from routing.families import load_base_config, load_tokenizer, locate_model, routed_class
 from routing.features import CachedFeatures, LiveExamples, cache_features, fingerprint, live_collator, read_batch
 from routing.locks import only_run
 from routing.model_card import write_model_card
 from routing.objectives.supervised import CLASSES, class_counts, class_weights
-from routing.objectives.table import END_TO_END
+from routing.objectives.table import END_TO_END, PREFERENCE
+from routing.preferences.arguments import PreferenceArguments
+from routing.preferences.run import run as run_preferences
 from routing.run_folder import prepare_folder
 from routing.run_info import git_commit, hardware, versions
 from routing.training import executor, train_routers
@@ -66,8 +78,13 @@ def make_sets(arguments: TrainArguments, model, data: TrainingData, pad_id: int,
 
 
 def main() -> None:
-    if chosen_objective(sys.argv[1:]) in END_TO_END:
-        run(parse(EndToEndArguments))
+    objective = chosen_objective(sys.argv[1:])
+    if objective in END_TO_END:
+        run_end_to_end(parse(EndToEndArguments))
+    elif objective == "adapters":
+        run_adapters(parse(AdapterArguments))
+    elif objective in PREFERENCE:
+        run_preferences(parse(PreferenceArguments))
     else:
         train_on_labels(parse(TrainArguments))
 

@@ -20,7 +20,7 @@ from routing.default_model import DEFAULT_MODEL
 from routing.errors import UserError, raise_all
 from routing.families import load_base_config
 from routing.labels.reading import read_header
-from routing.objectives.table import END_TO_END
+from routing.objectives.table import END_TO_END, PREFERENCE
 from routing.prompts import SCORINGS
 from routing.search.exploration import EXPLORATIONS
 from routing.search.results import REWARDS
@@ -149,9 +149,9 @@ class TrainArguments:
     data: str = option("data/mcts_paths", "comma-separated folders of labels from data_generation.py")
     objective: str = option(
         "supervised",
-        f"training objective; {', '.join(END_TO_END)} train end to end on text and have arguments of their own: "
-        "train.py --objective gumbel --help",
-        ("supervised", *END_TO_END),
+        f"training objective; {', '.join(END_TO_END)} train end to end on text, {', '.join(PREFERENCE)} on explored "
+        "layer sets, and have arguments of their own: train.py --objective gumbel --help",
+        ("supervised", *END_TO_END, *PREFERENCE),
     )
     num_epochs: int = option(25, "epochs over the training examples")
     learning_rate: float = option(1e-3, "peak learning rate of AdamW, cosine decay")

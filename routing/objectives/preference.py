@@ -9,6 +9,9 @@ odds.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import nn
 
@@ -58,3 +61,44 @@ def orpo_loss(better: torch.Tensor, worse: torch.Tensor, fbc: torch.Tensor, weig
         weight: of it.
     """
     return -nn.functional.logsigmoid(log_odds(better) - log_odds(worse)).mean() + weight * fbc
+
+
+class PreferenceStep(NamedTuple):
+    """A batch and what is needed for its loss.
+
+    Attributes:
+        scores: of the router for B queries.
+        winners: layers that the better sets prune, [B, L].
+        losers: likewise of the worse sets; None for an objective that learns from best sets.
+        log_policy: function of a mask [B, L]: log pi [B].
+        arguments: PreferenceArguments.
+    """
+
+    scores: QueryScores
+    winners: torch.BoolTensor
+    losers: torch.BoolTensor | None
+    log_policy: Callable[[torch.BoolTensor], torch.Tensor]
+    arguments: object
+
+
+class Preference(NamedTuple):
+    """One way to learn from explored layer sets: its loss, and whether it learns from pairs or from best sets."""
+
+    loss: Callable[[PreferenceStep], torch.Tensor]
+    from_pairs: bool
+
+
+def _fbc(step: PreferenceStep) -> torch.Tensor:
+    return fbc_loss(step.scores, step.winners)
+
+
+def _dpo(step: PreferenceStep) -> torch.Tensor:
+    return dpo_loss(step.log_policy(step.winners), step.log_policy(step.losers), step.arguments.beta)
+
+
+def _orpo(step: PreferenceStep) -> torch.Tensor:
+    better, worse = step.log_policy(step.winners), step.log_policy(step.losers)
+    return orpo_loss(better, worse, fbc_loss(step.scores, step.winners), step.arguments.orpo_weight)
+
+
+FBC, DPO, ORPO = Preference(_fbc, False), Preference(_dpo, True), Preference(_orpo, True)

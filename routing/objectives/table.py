@@ -1,10 +1,11 @@
-"""Objectives that train end to end, by name; a new one is one file and one row."""
+"""Objectives that train end to end, and those that learn from preferences, by name; a new one is one file and one row."""
 
 from __future__ import annotations
 
 from routing.objectives.dense import DENSE
 from routing.objectives.end_to_end import Objective
 from routing.objectives.gumbel import GUMBEL
+from routing.objectives.preference import DPO, FBC, ORPO, Preference
 from routing.objectives.random_gates import RANDOM
 from routing.objectives.reinforce import REINFORCE
 from routing.objectives.static import STATIC
@@ -18,3 +19,5 @@ END_TO_END: dict[str, Objective] = {
     "reinforce": REINFORCE,
     "gumbel": GUMBEL,
 }
+
+PREFERENCE: dict[str, Preference] = {"fbc": FBC, "dpo": DPO, "orpo": ORPO}

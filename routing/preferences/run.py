@@ -1,0 +1,110 @@
+"""One run of training a query router: queries and pairs, embeddings, training, checkpoint. The base never runs."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from transformers import set_seed
+
+from routing.arguments import as_dict, is_first_process, pick_device
+from routing.checkpoint import adapter_weights, check_adapters, save_checkpoint
+from routing.families import load_base_config, load_tokenizer, locate_model, routed_class
+from routing.locks import only_run
+from routing.model_card import write_model_card
+from routing.preferences.arguments import PreferenceArguments
+from routing.preferences.data import load_queries, split_sets
+from routing.preferences.embeddings import cached_embeddings
+from routing.preferences.training import PreferenceLearner, train_preferences
+from routing.query_encoder import encoder_fields, load_encoder
+from routing.run_folder import prepare_folder
+from routing.run_info import git_commit, hardware, today, versions
+from train_models.query_router import QueryRouter
+
+PAIRS, EMBEDDINGS = "pairs.jsonl", "embeddings.safetensors"
+
+
+def model_fields(arguments: PreferenceArguments) -> dict:
+    """Config fields of the routed model."""
+    fields = {
+        "router": "query",
+        "router_hidden_size": arguments.router_hidden_size,
+        "query_encoder": encoder_fields(arguments.encoder),
+        "query_max_tokens": arguments.query_max_tokens,
+    }
+    if arguments.adapters:
+        adapted = check_adapters(Path(arguments.adapters))
+        fields |= {name: adapted[name] for name in ("skip_action", "adapter_size")}
+    return fields
+
+
+def make_router(arguments: PreferenceArguments, fields: dict, tokenizer) -> QueryRouter:
+    """A router with fresh heads and the encoder's weights, in a model whose own weights are not loaded."""
+    routed = routed_class(load_base_config(arguments.model_id).model_type)
+    config = routed.config_class.from_pretrained(locate_model(arguments.model_id), **fields)
+    with torch.device("meta"):
+        shell = routed(config)
+    shell.model.routers = QueryRouter(config)
+    load_encoder(shell, arguments.encoder, tokenizer)
+    shell.model.init_routers()
+    return shell.model.routers
+
+
+def run(arguments: PreferenceArguments) -> None:
+    """Train and write the checkpoint folder."""
+    config, tokenizer = load_base_config(arguments.model_id), load_tokenizer(arguments.model_id)
+    depth = config.num_hidden_layers
+    work = Path(arguments.work_dir) / arguments.run_name
+    device = pick_device(arguments.device)
+    processes = PartialState(cpu=device.type == "cpu")
+    with only_run(work, together=True):
+        if processes.is_main_process:
+            prepare_folder(arguments, work, work / "trainer")
+        processes.wait_for_everyone()
+        queries = load_queries(arguments, config, tokenizer, work / PAIRS)
+        processes.wait_for_everyone()
+        sets, held_out, pairs = split_sets(arguments, queries, work / PAIRS, depth)
+        fields = model_fields(arguments)
+        set_seed(arguments.seed)
+        router = make_router(arguments, fields, tokenizer).to(device).eval()
+        embeddings = None
+        if not arguments.train_encoder:
+            router.encoder.requires_grad_(False)
+            with processes.main_process_first():
+                embeddings = cached_embeddings(work / EMBEDDINGS, router, queries.texts, is_first_process())
+        learner = PreferenceLearner(router, queries.texts, embeddings, arguments)
+        if processes.is_main_process:
+            trained = sum(parameter.numel() for parameter in learner.parameters())
+            print(f"{arguments.objective}, query router: {trained:,} trainable parameters", file=sys.stderr)
+        trainer = train_preferences(learner, sets, held_out, pairs, work / "trainer", processes.num_processes)
+        summary = {
+            "arguments": as_dict(arguments),
+            "num_processes": processes.num_processes,
+            "datasets": queries.datasets,
+            "train_examples": queries.held_out.count(False),
+            "held_out_examples": queries.held_out.count(True),
+            "train_sets": len(sets),
+            "held_out_sets": len(held_out),
+            "held_out_pairs": len(pairs),
+            "kept_step": trainer.state.best_global_step,
+            "log": trainer.state.log_history,
+            "versions": versions(),
+            "git_commit": git_commit(),
+            "hardware": hardware(),
+            "date": today(),
+        }
+        parts = {name: tensor.detach().cpu() for name, tensor in router.state_dict().items()}
+        del learner, trainer
+        gc.collect()
+        processes.destroy_process_group()
+        if is_first_process():
+            if arguments.adapters:
+                parts |= adapter_weights(Path(arguments.adapters))
+            folder = Path(arguments.output_dir) / arguments.run_name
+            encoder = arguments.encoder
+            save_checkpoint(folder, arguments.model_id, parts, fields, arguments.save_base, summary, encoder=encoder)
+            write_model_card(folder)
+            print(f"checkpoint: {folder}", file=sys.stderr)
