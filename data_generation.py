@@ -1,6 +1,7 @@
-"""Stage 1: search layer paths with a tree search and write labels.
+"""Stage 1: search layer paths and write labels: with a tree search, or by exploring sets of layers to prune.
 
     python data_generation.py --model M --dataset arc,dart --output_dir data/mcts_paths --num_simulations 50 --budget 2
+    python data_generation.py --model M --search dfs --dataset dart --output_dir data/explored
 
 Without hub access: --dataset arithmetic (or piqa, openbookqa, …), and the default model. A run that was
 interrupted continues when it is started again with the same arguments.
@@ -9,11 +10,15 @@ interrupted continues when it is started again with the same arguments.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from routing.arguments import DTYPES, DataGenerationArguments, as_dict, is_first_process, parse, pick_device
+from routing.calls import score_problems
+from routing.checkpoint import load_adapted
 from routing.errors import UserError, raise_all, run_command
 from routing.families import load_base_config, load_tokenizer, locate_model, routed_class
+from routing.files import sha256
 from routing.labelling import Labeller, Scorer, label_all, no_prior
 from routing.labels.reading import FORMAT, LABELS
 from routing.labels.writing import LabelFolder
@@ -21,7 +26,8 @@ from routing.path_scoring import PathEvaluator
 from routing.prompts import scoring_of
 from routing.run_info import git_commit, versions
 from routing.scoring import Request, request_of
-from routing.search.mcts import SearchSettings
+from routing.search.exploration import EXPLORATIONS, ExplorationSettings
+from routing.search.mcts import SearchSettings, search
 from routing.tasks.drawn import DrawnExamples, draw
 from routing.tasks.examples import Example
 from routing.tasks.variants import permuted, rephrased
@@ -29,10 +35,24 @@ from routing.verification import StableScorer, VerifiedScorer
 
 # A run may be continued with others of these.
 NOT_IN_HEADER = ("output_dir", "device", "batch_size", "cache_gib")
+# Arguments that matter to one kind of search alone: those of the others are in no header either.
+OF_SEARCH = {
+    "mcts": (
+        "num_simulations", "budget", "exploration_constant", "length_penalty", "random_prob", "widening", "focus",
+        "stop_saving", "prior", "reward", "verify",
+    ),
+    "dfs": ("search", "score", "num_scenarios", "branching", "min_branching"),
+    "random": ("search", "score", "subsets", "stop_score"),
+}  # fmt: skip
 
 
 def make_header(arguments: DataGenerationArguments, config) -> dict:
-    chosen = {key: value for key, value in as_dict(arguments).items() if key not in NOT_IN_HEADER}
+    others = {name for names in OF_SEARCH.values() for name in names} - set(OF_SEARCH[arguments.search])
+    left_out = others | set(NOT_IN_HEADER) | (set() if arguments.adapters else {"adapters"})
+    chosen = {key: value for key, value in as_dict(arguments).items() if key not in left_out}
+    if arguments.adapters:
+        weights = sorted(Path(arguments.adapters).glob("*.safetensors"))
+        chosen["adapters_sha256"] = {path.name: sha256(path) for path in weights}
     return {
         "format": FORMAT,
         "model": arguments.model,
@@ -65,6 +85,8 @@ def scoring_problems(example: Example, arguments: DataGenerationArguments) -> li
             f"--scoring {arguments.scoring} compares choices, and {example.dataset} has questions without any; use "
             "--scoring generate or auto"
         )
+    if arguments.search != "mcts" and (problem := score_problems(arguments.score, example)) is not None:
+        found.append(f"--score: {problem}")
     if arguments.reward == "margin" and scoring == "generate":
         found.append(
             f"--reward margin compares the loglikelihoods of choices, and {example.dataset} is scored by generated "
@@ -78,9 +100,44 @@ def scoring_problems(example: Example, arguments: DataGenerationArguments) -> li
     return found
 
 
+def make_search(arguments: DataGenerationArguments) -> tuple[Callable, SearchSettings | ExplorationSettings]:
+    """The search that is asked for, and its settings."""
+    if arguments.search in EXPLORATIONS:
+        settings = ExplorationSettings(
+            num_scenarios=arguments.num_scenarios,
+            branching=arguments.branching,
+            min_branching=arguments.min_branching,
+            subsets=arguments.subsets,
+            stop_score=arguments.stop_score,
+        )
+        return EXPLORATIONS[arguments.search], settings
+    settings = SearchSettings(
+        num_simulations=arguments.num_simulations,
+        budget=arguments.budget,
+        exploration_constant=arguments.exploration_constant,
+        length_penalty=arguments.length_penalty,
+        random_prob=arguments.random_prob,
+        widening=arguments.widening,
+        focus=arguments.focus,
+        stop_saving=arguments.stop_saving,
+        reward=arguments.reward,
+    )
+    return search, settings
+
+
+def load_model(arguments: DataGenerationArguments, config):
+    """The model that runs the routes, in eval mode."""
+    dtype, device = DTYPES[arguments.dtype], pick_device(arguments.device)
+    if arguments.adapters:
+        return load_adapted(Path(arguments.adapters), dtype, device)
+    model = routed_class(config.model_type).from_pretrained(locate_model(arguments.model), dtype=dtype)
+    return model.to(device).eval()
+
+
 def make_scorer(arguments: DataGenerationArguments, model, tokenizer, make) -> tuple[Scorer, PathEvaluator]:
     """The scorer of the search, with its re-test, and the evaluator below it."""
-    evaluator = PathEvaluator(model, tokenizer, arguments.batch_size, int(arguments.cache_gib * 2**30))
+    score = None if arguments.search == "mcts" else arguments.score
+    evaluator = PathEvaluator(model, tokenizer, arguments.batch_size, int(arguments.cache_gib * 2**30), score)
     if arguments.verify == "none":
         return evaluator, evaluator
     if arguments.verify == "alone":
@@ -107,29 +164,18 @@ def main() -> None:
     if folder.finished() == len(folder):
         print(f"{path / LABELS} is complete: {len(folder)} examples", file=sys.stderr)
         return
-    model = routed_class(config.model_type).from_pretrained(
-        locate_model(arguments.model), dtype=DTYPES[arguments.dtype]
-    )
-    model.to(pick_device(arguments.device)).eval()
-    settings = SearchSettings(
-        num_simulations=arguments.num_simulations,
-        budget=arguments.budget,
-        exploration_constant=arguments.exploration_constant,
-        length_penalty=arguments.length_penalty,
-        random_prob=arguments.random_prob,
-        widening=arguments.widening,
-        focus=arguments.focus,
-        stop_saving=arguments.stop_saving,
-        reward=arguments.reward,
-    )
-    scorer, evaluator = make_scorer(arguments, model, tokenizer, make)
+    scorer, evaluator = make_scorer(arguments, load_model(arguments, config), tokenizer, make)
+    method, settings = make_search(arguments)
+    guided = arguments.search == "mcts" and arguments.prior == "influence"
     labeller = Labeller(
         depth=config.num_hidden_layers,
         settings=settings,
         seed=arguments.seed,
         scorer=scorer,
-        prior=evaluator.influence if arguments.prior == "influence" else no_prior,
+        prior=evaluator.influence if guided else no_prior,
         replays=arguments.reward == "binary" and arguments.dtype == "float32",
+        search=method,
+        margins=arguments.reward == "margin",
     )
     counts = label_all(folder, make, labeller, show=is_first_process())
     print(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 import os
 import sys
@@ -15,7 +14,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from routing.answers import SCORES
-from routing.checkpoint import check_checkpoint, training_record
+from routing.checkpoint import check_adapters, check_checkpoint, training_record
 from routing.default_model import DEFAULT_MODEL
 from routing.errors import UserError, raise_all
 from routing.families import load_base_config
@@ -137,7 +136,13 @@ class DataGenerationArguments:
         return found + device_problems(self.device)
 
     def outside_problems(self) -> list[str]:
-        return model_problems(self.model) + adapter_problems(self.adapters)
+        found = model_problems(self.model)
+        if self.adapters:
+            try:
+                check_adapters(Path(self.adapters), self.model)
+            except UserError as error:
+                found.append(f"--adapters: {error}")
+        return found
 
 
 @dataclass
@@ -150,8 +155,8 @@ class TrainArguments:
     objective: str = option(
         "supervised",
         f"training objective; {', '.join(END_TO_END)} train end to end on text, {', '.join(PREFERENCE)} on explored "
-        "layer sets, and have arguments of their own: train.py --objective gumbel --help",
-        ("supervised", *END_TO_END, *PREFERENCE),
+        "layer sets, adapters trains adapters for skipped layers; they have arguments of their own: train.py --objective gumbel --help",
+        ("supervised", "adapters", *END_TO_END, *PREFERENCE),
     )
     num_epochs: int = option(25, "epochs over the training examples")
     learning_rate: float = option(1e-3, "peak learning rate of AdamW, cosine decay")
@@ -361,20 +366,6 @@ def model_problems(name: str) -> list[str]:
         load_base_config(name)
     except UserError as error:
         return [str(error)]
-    return []
-
-
-def adapter_problems(folder: str) -> list[str]:
-    """What is wrong with a checkpoint that shall bring adapters, by its config alone; none is needed."""
-    if not folder:
-        return []
-    try:
-        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-        adapted = config.get("skip_action") == "adapter"
-    except (OSError, ValueError, AttributeError) as error:
-        return [f"--adapters: {Path(folder) / 'config.json'} cannot be read ({error}); give the folder of a checkpoint"]
-    if not adapted:
-        return [f"--adapters {folder}: the checkpoint has no adapters in place of skipped layers"]
     return []
 
 
