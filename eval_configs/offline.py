@@ -15,6 +15,7 @@ except ModuleNotFoundError:
 import datasets
 
 from routing.answers import CHECKERS
+from routing.calls import CALL_SCORES
 from routing.prompts import prompt_text, scoring_of
 from routing.tasks import load_examples
 from routing.tasks.examples import Example
@@ -38,15 +39,16 @@ def load(dataset: str, scoring: str = "auto", split: str = "test", **_) -> dict[
             "choices": list(example.choices),
             "gold": example.gold,
             "checker": example.checker,
+            "tools": example.tools,
         }
         for example in load_examples(dataset, split, num_samples=None, seed=0)
     ]
     return {split: datasets.Dataset.from_list(rows)}
 
 
-def check(doc: dict, results: list[str]) -> dict[str, float]:
-    """Accuracy of one generated answer."""
-    example = Example(
+def example_of(doc: dict) -> Example:
+    """The example that a document was made from, but for its prompt."""
+    return Example(
         doc["dataset"],
         doc["question"],
         doc["answer"],
@@ -54,5 +56,16 @@ def check(doc: dict, results: list[str]) -> dict[str, float]:
         doc["gold"],
         doc["checker"],
         accepted=tuple(doc["accepted"]),
+        tools=doc["tools"],
     )
-    return {"acc": float(CHECKERS[doc["checker"]](results[0], example))}
+
+
+def check(doc: dict, results: list[str]) -> dict[str, float]:
+    """Accuracy of one generated answer."""
+    return {"acc": float(CHECKERS[doc["checker"]](results[0], example_of(doc)))}
+
+
+def check_function_calls(doc: dict, results: list[str]) -> dict[str, float]:
+    """Accuracy of one generated answer, and the scores of its function calls."""
+    example = example_of(doc)
+    return check(doc, results) | {name: score(results[0], example) for name, score in CALL_SCORES.items()}

@@ -6,7 +6,7 @@ import json
 import string
 from collections.abc import Sequence
 
-from routing.calls import canonical
+from routing.calls import canonical, expected_calls
 from routing.errors import UserError
 from routing.tasks.examples import Example
 
@@ -30,7 +30,7 @@ FORMS = (
 # New tokens of greedy decoding, from Dr.LLM: 10 for choices with an instruct model, 2 with a base model, 15 for math.
 MAX_NEW_TOKENS = {"boxed": 15, "number": 4, "exact": 16, "regex": 16, "calls": 128}
 # Our own small calls are shorter than those of the published data sets.
-SHORT_CALLS = {"tool_calls": 40}
+SHORT_CALLS = {"tool_calls": 32}
 # What is asked for below the functions, by `Example.form`.
 CALL_REQUESTS = (
     "Reply with one line of JSON, the list of calls that answer the question, as in "
@@ -140,7 +140,9 @@ def expected_answers(example: Example, chat: bool) -> list[str]:
     if example.checker == "boxed":
         return [rf"\boxed{{{example.answer}}}"]
     if example.checker == "calls":
-        return [canonical(example)]
+        calls = canonical(example)
+        # A single call often comes without the list around it.
+        return [calls, calls[1:-1]] if len(expected_calls(example)) == 1 else [calls]
     return [] if example.checker == "regex" else [example.answer]
 
 

@@ -72,13 +72,18 @@ def make_request(example: Example, scoring: str, prompt: str, tokenizer, chat: b
     return Request(example, scoring, prompt, tuple(pairs[0][0]), choice_ids=tuple(tuple(choice) for _, choice in pairs))
 
 
-def request_of(example: Example, scoring: str, tokenizer, chat: bool = False) -> Request:
-    """The request of an example; `scoring` may be auto (see `routing.prompts.scoring_of`)."""
+def request_of(
+    example: Example, scoring: str, tokenizer, chat: bool = False, tools_in_template: bool = False
+) -> Request:
+    """The request of an example; `scoring` may be auto (see `routing.prompts.scoring_of`, and `build_prompt` there)."""
     kind = scoring_of(example, scoring)
-    return make_request(example, kind, build_prompt(example, kind, tokenizer, chat), tokenizer, chat)
+    prompt = build_prompt(example, kind, tokenizer, chat, tools_in_template)
+    return make_request(example, kind, prompt, tokenizer, chat)
 
 
-def draw_requests(names: str, split: str, num_samples: int | None, tokenizer, chat: bool = False) -> list[Request]:
+def draw_requests(
+    names: str, split: str, num_samples: int | None, tokenizer, chat: bool = False, tools_in_template: bool = False
+) -> list[Request]:
     """Questions of a split of some data sets (comma-separated names), ready for the model.
 
     Raises:
@@ -87,7 +92,7 @@ def draw_requests(names: str, split: str, num_samples: int | None, tokenizer, ch
     if chat and not tokenizer.chat_template:
         raise UserError("--apply_chat_template: the tokenizer has no chat template; leave the flag out")
     return [
-        request_of(example, "auto", tokenizer, chat)
+        request_of(example, "auto", tokenizer, chat, tools_in_template)
         for name in expand_names(names)
         for example in load_examples(name, split, num_samples, seed=0)
     ]

@@ -300,8 +300,10 @@ def test_partial_match_takes_the_best_assignment(expected, other):
     assert partial_match(text, example) == pytest.approx(best_by_trying(parse_calls(text), example))
 
 
-PIECES = ('[', ']', '{', '}', '"name": "f"', '"arguments": {}', ", ", "f(a=1)", "```json\n", "```", "<tool_call>",
-          "</tool_call>", '{"name": "f", "arguments": {"a": 1}}', "\n", " ", "\\", '"', "\ufffd", "nan", "1e999")  # fmt: skip
+PIECES = (
+    "[", "]", "{", "}", '"name": "f"', '"arguments": {}', ", ", "f(a=1)", "```json\n", "```", "<tool_call>",
+    "</tool_call>", '{"name": "f", "arguments": {"a": 1}}', "\n", " ", "\\", '"', "\ufffd", "nan", "1e999",
+)  # fmt: skip
 
 
 @settings(max_examples=300, deadline=None)

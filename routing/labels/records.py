@@ -6,6 +6,7 @@ import json
 import math
 
 from routing.answers import CHECKERS
+from routing.calls import answer_problem
 from routing.prompts import SCORINGS
 from routing.scoring import Request
 from routing.search.results import SearchResult, Verdict
@@ -27,6 +28,7 @@ def label_line(request: Request, result: SearchResult) -> str:
         "accepted": list(example.accepted),
         "gold": example.gold,
         "checker": example.checker,
+        **({"tools": example.tools} if example.tools else {}),
         "scoring": request.scoring,
         "base_correct": result.base_correct,
         "correct": result.best is not None,
@@ -65,6 +67,7 @@ def example_of(record: dict) -> Example:
         gold=record["gold"],
         checker=record["checker"],
         accepted=tuple(record["accepted"]),
+        tools=record.get("tools", ""),
     )
 
 
@@ -102,11 +105,16 @@ def parse_label(line: str, depth: int) -> dict:
             raise ValueError(f'it has no field "{name}"')
         if not isinstance(record[name], kind):
             raise ValueError(f'"{name}" is {record[name]!r}')
+    # Only questions that are answered by function calls have it.
+    if not isinstance(record.get("tools", ""), str):
+        raise ValueError(f'"tools" is {record["tools"]!r}')
     for name in ("route", "path"):
         if not all(type(number) is int for number in record[name]):
             raise ValueError(f'"{name}" must hold whole numbers, got {record[name]!r}')
     if record["scoring"] not in SCORINGS[1:] or record["checker"] not in CHECKERS:
         raise ValueError(f'unknown "scoring" {record["scoring"]!r} or "checker" {record["checker"]!r}')
+    if record["checker"] == "calls" and (problem := answer_problem(record["answer"])):
+        raise ValueError(f'"answer" {problem}')
     if record["choices"] and (record["gold"] is None or not 0 <= record["gold"] < len(record["choices"])):
         raise ValueError(f'"gold" {record["gold"]!r} is no index of "choices"')
     if record["scoring"] != "generate" and not record["choices"]:

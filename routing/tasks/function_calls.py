@@ -87,10 +87,10 @@ def _xlam_function(function: dict) -> dict:
     """Its parameters as a JSON schema: {name: {type: "int, optional", description, default}} in the source."""
     properties, required = {}, []
     for name, field in function["parameters"].items():
-        kind, _, optional = field.get("type", "any").partition(",")
-        # "List[int]" is a list.
-        properties[name] = field | {"type": kind.partition("[")[0].strip().lower()}
-        if not optional and "default" not in field:
+        kind = field.get("type", "any")
+        # "List[int]" is a list, "Tuple[int, int], optional" a tuple.
+        properties[name] = field | {"type": kind.partition("[")[0].partition(",")[0].strip().lower()}
+        if not kind.endswith("optional") and "default" not in field:
             required.append(name)
     return function | {"parameters": {"type": "dict", "properties": properties, "required": required}}
 
@@ -102,83 +102,90 @@ def _function(name: str, description: str, **parameters: str) -> dict:
 
 
 FUNCTIONS = [
-    _function("get_weather", "The weather in a city.", city="string"),
-    _function("set_timer", "Starts a timer.", minutes="integer"),
-    _function("multiply", "The product of two numbers.", a="integer", b="integer"),
     _function("send_message", "Sends a message.", to="string", text="string"),
-    _function("translate", "Translates a word.", word="string", language="string"),
+    _function("multiply", "The product of two numbers.", a="integer", b="integer"),
+    _function("set_timer", "Starts a timer.", minutes="integer"),
+    _function("get_weather", "The weather in a city.", city="string"),
 ]
-CITIES = (
-    "Paris Rome Berlin Madrid London Vienna Lisbon Dublin Oslo Prague Athens Cairo Tokyo Seoul Delhi Lima Boston Chicago "
-    "Denver Miami Dallas Toronto Sydney Moscow Warsaw Zurich Geneva Munich Hamburg Milan Naples Venice Kyoto Beijing"
-).split()
-PEOPLE = "Anna Ben Carla David Emma Frank Grace Henry Irene Jack Karen Leo Maria Nina Oscar Paul".split()
+PEOPLE = (
+    "Anna", "Ben", "Carla", "David", "Emma", "Frank", "Grace", "Henry", "Irene", "Jack", "Karen", "Luke", "Maria",
+    "Nina", "Oscar", "Paul",
+)  # fmt: skip
 MESSAGES = ("hello", "good night", "thank you", "call me", "see you soon", "happy birthday")
-WORDS = "house water bread apple dog cat tree book night friend school river".split()
-LANGUAGES = "French German Spanish Italian Dutch".split()
-# function -> (phrasings, values of its arguments)
+CITIES = (
+    "Athens", "Beijing", "Berlin", "Boston", "Cairo", "Chicago", "Dallas", "Delhi", "Denver", "Dublin", "Geneva",
+    "Hamburg", "Kyoto", "Lima", "Lisbon", "London", "Madrid", "Miami", "Milan", "Moscow", "Munich", "Naples", "Oslo",
+    "Paris", "Prague", "Rome", "Seoul", "Sydney", "Tokyo", "Toronto", "Venice", "Vienna", "Warsaw", "Zurich",
+)  # fmt: skip
+# function -> (phrasings, values of its arguments). Some phrasings do not name the function, which is harder.
 ENUMERATED: dict[str, tuple[tuple[str, ...], list[dict]]] = {
-    "get_weather": (
-        ("What is the weather in {city}?", "Tell me the weather in {city}.", "How is the weather in {city} today?"),
-        [{"city": city} for city in CITIES],
-    ),
-    "set_timer": (
-        ("Set a timer for {minutes} minutes.", "Start a timer of {minutes} minutes.", "Wake me in {minutes} minutes."),
-        [{"minutes": minutes} for minutes in range(2, 61)],
-    ),
-    "multiply": (
-        ("Multiply {a} by {b}.", "What is {a} times {b}?", "Compute the product of {a} and {b}."),
-        [{"a": a, "b": b} for a, b in product(range(11, 20), range(2, 10))],
-    ),
     "send_message": (
-        ('Send "{text}" to {to}.', 'Write {to} the message "{text}".', 'Tell {to}: "{text}".'),
+        ('Send the message "{text}" to {to}.', 'Send {to} the message "{text}".', 'Tell {to} "{text}".'),
         [{"to": to, "text": text} for to, text in product(PEOPLE, MESSAGES)],
     ),
-    "translate": (
-        ('Translate "{word}" into {language}.', 'How do you say "{word}" in {language}?'),
-        [{"word": word, "language": language} for word, language in product(WORDS, LANGUAGES)],
+    "multiply": (
+        ("Multiply {a} by {b}.", "Please multiply {a} by {b}.", "Multiply {a} and {b}."),
+        [{"a": a, "b": b} for a, b in product(range(11, 20), range(2, 10))],
+    ),
+    "set_timer": (
+        (
+            "Set a timer for {minutes} minutes.",
+            "Please set a timer for {minutes} minutes.",
+            "Wake me in {minutes} minutes.",
+        ),
+        [{"minutes": minutes} for minutes in range(2, 61)],
+    ),
+    "get_weather": (
+        ("Get the weather in {city}.", "Please get the weather in {city}.", "Is it raining in {city}?"),
+        [{"city": city} for city in CITIES],
     ),
 }
 
 
-def call_line(name: str, arguments: dict) -> str:
-    return json.dumps([{"name": name, "arguments": arguments}])
-
-
-def solved(asked: str, answered: str, *calls: tuple[str, int, dict]) -> str:
-    """The functions and solved questions (function, number of the phrasing, arguments), put before each question."""
-    signatures = [f"{function['name']}({', '.join(function['parameters']['properties'])})" for function in FUNCTIONS]
+def solved(asked: str, answered: str, phrasing: int, values: dict[str, dict]) -> str:
+    """The functions, and a solved question for each, put before the question: cues, number of the phrasing, values."""
+    signatures = [f"{name}({', '.join(arguments)})" for name, arguments in values.items()]
     lines = ["Functions: " + ", ".join(signatures)]
-    for name, phrasing, arguments in calls:
+    for name, arguments in values.items():
         question = ENUMERATED[name][0][phrasing].format(**arguments)
-        lines.append(f"{asked} {question}\n{answered} {call_line(name, arguments)}")
+        call = json.dumps({"name": name, "arguments": arguments})
+        lines.append(f"{asked} {question}\n{answered} {call}")
     return "\n".join(lines) + "\n"
 
 
+# With values that no question has.
 SHOTS = solved(
     "Question:",
     "Answer:",
-    ("get_weather", 0, {"city": "Helsinki"}),
-    ("multiply", 1, {"a": 25, "b": 4}),
-    ("send_message", 0, {"to": "Tom", "text": "good luck"}),
+    0,
+    {
+        "send_message": {"to": "Tom", "text": "good luck"},
+        "multiply": {"a": 25, "b": 4},
+        "set_timer": {"minutes": 75},
+        "get_weather": {"city": "Helsinki"},
+    },
 )
 OTHER_SHOTS = solved(
     "Q:",
     "A:",
-    ("get_weather", 1, {"city": "Brussels"}),
-    ("multiply", 0, {"a": 35, "b": 3}),
-    ("send_message", 1, {"to": "Sue", "text": "well done"}),
+    1,
+    {
+        "send_message": {"to": "Sue", "text": "well done"},
+        "multiply": {"a": 35, "b": 3},
+        "set_timer": {"minutes": 90},
+        "get_weather": {"city": "Brussels"},
+    },
 )
 
 
 def tool_calls(split: str, loader: Callable) -> Iterator[Example]:
-    """One call of one of five small functions, every value of its arguments spelt out in the question."""
+    """One call of one of four small functions; every value is spelt out in the question, one call solved for each."""
+    tools = json.dumps(FUNCTIONS)
     for name, (phrasings, values) in ENUMERATED.items():
         for arguments in values:
             calls = json.dumps([{name: {key: [value] for key, value in arguments.items()}}])
             # All phrasings that ask for a call go to the same split.
-            if split_of(Example("tool_calls", calls, calls)) != split:
-                continue
-            for phrasing in phrasings:
-                question = phrasing.format(**arguments)
-                yield Example("tool_calls", question, calls, checker="calls", shots=SHOTS, tools=json.dumps(FUNCTIONS))
+            if split_of(Example("tool_calls", calls, calls)) == split:
+                for phrasing in phrasings:
+                    question = phrasing.format(**arguments)
+                    yield Example("tool_calls", question, calls, checker="calls", shots=SHOTS, tools=tools)

@@ -18,6 +18,9 @@ WANTED = (
     'choice, its letter or its index), optional "choices" (list of at least 2 texts) and optional "checker"'
 )
 
+# Letters are for choices, and calls need functions, for which a line has no place.
+OPEN_CHECKERS = set(CHECKERS) - {"letter", "calls"}
+
 
 def parse_local(row, dataset: str) -> Example:
     """Example of one row; raises a ValueError that says what is wrong."""
@@ -31,8 +34,8 @@ def parse_local(row, dataset: str) -> Example:
     if choices:
         return _with_choices(dataset, question, answer, choices)
     checker = row.get("checker", "exact" if isinstance(answer, str) else "number")
-    if not isinstance(checker, str) or checker not in CHECKERS or checker == "letter":
-        allowed = ", ".join(sorted(set(CHECKERS) - {"letter"}))
+    if not isinstance(checker, str) or checker not in OPEN_CHECKERS:
+        allowed = ", ".join(sorted(OPEN_CHECKERS))
         raise ValueError(f'"checker" must be one of {allowed} for a question without choices, got {checker!r}')
     if checker == "number" and as_number(str(answer)) is None:
         raise ValueError(f'"answer" must be a number for the checker "number", got {answer!r}')

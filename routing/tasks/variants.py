@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
+from routing.tasks import function_calls
 from routing.tasks.examples import Example
 from routing.tasks.offline import ARITHMETIC_SHOTS
 
@@ -18,7 +19,9 @@ def permuted(example: Example) -> Example:
 
 
 def rephrased(example: Example) -> Example:
-    """The question in other words: another template, or for arithmetic another solved example and a + b as b + a."""
+    """The question in other words: another template and other solved examples, for arithmetic a + b as b + a too."""
+    if example.shots == function_calls.SHOTS:
+        return replace(example, shots=function_calls.OTHER_SHOTS, form=1)
     if example.shots != ARITHMETIC_SHOTS:
         return replace(example, form=1)
     question = re.sub(r"^(\d+) ([+*]) (\d+) =$", r"\3 \2 \1 =", example.question)
