@@ -1,9 +1,11 @@
 """Accuracy of a base model on the offline questions, by scoring: which task can a demonstration use?
 
     .venv/bin/python benchmarks/base_accuracy.py --json benchmarks/results/base_accuracy.json
+    .venv/bin/python benchmarks/base_accuracy.py --datasets tool_calls,bfcl_simple \\
+        --json benchmarks/results/base_accuracy_calls.json
 
 Uses validation questions, which are neither searched on nor tested on. Prints accuracy, its 95 % interval and
-the accuracy of guessing.
+the accuracy of guessing; for function calls, the mean of each of their scores too.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from routing.calls import CALL_SCORES
 from routing.default_model import DEFAULT_MODEL
-from routing.errors import run_command
+from routing.errors import UserError, run_command
 from routing.evaluation.statistics import wilson_interval
 from routing.families import load_base_config, load_tokenizer, locate_model, routed_class
 from routing.files import write_json
@@ -31,6 +34,9 @@ CASES = (
     ("piqa", "loglikelihood", False),
     ("openbookqa", "loglikelihood_norm", False),
     ("arithmetic", "generate", False),
+    ("tool_calls", "generate", False),
+    ("bfcl_simple", "generate", False),
+    ("bfcl_simple", "generate", True),
 )
 
 
@@ -38,17 +44,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=DEFAULT_MODEL, help="base model: hub id, folder or the default")
     parser.add_argument("--limit", type=int, default=100, help="questions a case, at most")
+    parser.add_argument("--datasets", help="data sets to measure, comma-separated; all by default")
     parser.add_argument("--json", help="file for the results")
     arguments = parser.parse_args()
+    known = list(dict.fromkeys(dataset for dataset, _, _ in CASES))
+    chosen = arguments.datasets.split(",") if arguments.datasets else known
+    if unknown := [name for name in chosen if name not in known]:
+        raise UserError(f"--datasets {','.join(unknown)}: no case for it; there are {', '.join(known)}")
+    cases = [case for case in CASES if case[0] in chosen]
     config, tokenizer = load_base_config(arguments.model), load_tokenizer(arguments.model)
     model = routed_class(config.model_type).from_pretrained(locate_model(arguments.model)).eval()
-    evaluator = Evaluator(model, tokenizer, batch_size=16)
+    # With a score, verdicts come with the answers, of which the scores of function calls are computed.
+    evaluator = Evaluator(model, tokenizer, batch_size=16, score="accuracy")
     rows = []
-    for dataset, scoring, chat in tqdm(CASES, desc="cases"):
+    for dataset, scoring, chat in tqdm(cases, desc="cases"):
         examples = load_examples(dataset, "validation", arguments.limit, seed=0)
         requests = [request_of(example, scoring, tokenizer, chat) for example in examples]
         routes = [full_route(config.num_hidden_layers)] * len(requests)
-        right = sum(verdict.correct for verdict in evaluator.verdicts(requests, routes))
+        verdicts = evaluator.verdicts(requests, routes)
+        right = sum(verdict.correct for verdict in verdicts)
         guessing = sum(1 / len(e.choices) if e.choices else 0 for e in examples) / len(examples)
         low, high = wilson_interval(right, len(examples))
         rows.append(
@@ -62,10 +76,16 @@ def main() -> None:
                 "guessing": guessing,
             }
         )
+        if examples[0].checker == "calls":
+            pairs = [(verdict.output, example) for verdict, example in zip(verdicts, examples, strict=True)]
+            means = {name: sum(score(*pair) for pair in pairs) / len(pairs) for name, score in CALL_SCORES.items()}
+            rows[-1]["scores"] = means
         print(
             f"{dataset:12} {scoring:20} chat={chat!s:5} n={len(examples):3} accuracy {right / len(examples):.3f} "
             f"({low:.3f} – {high:.3f}), guessing {guessing:.3f}"
         )
+        if scores := rows[-1].get("scores"):
+            print("    " + ", ".join(f"{name} {mean:.3f}" for name, mean in scores.items()))
     if arguments.json:
         about = {"model": arguments.model, "hardware": hardware(), "date": today()}
         write_json(Path(arguments.json), about | {"versions": versions(), "git_commit": git_commit(), "rows": rows})
