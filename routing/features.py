@@ -192,6 +192,9 @@ class Shard:
 
     They are read into memory of their own, not mapped: pages of a mapped file count as resident, so a process would
     seem to grow by all it reads.
+
+    Attributes:
+        rows: how many.
     """
 
     def __init__(self, path: Path):
@@ -200,6 +203,7 @@ class Shard:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
+        self.rows = next(iter(header.values()))["shape"][0]
         self.tensors = {
             name: (STORED[entry["dtype"]], entry["shape"][1:], 8 + length + entry["data_offsets"][0])
             for name, entry in header.items()

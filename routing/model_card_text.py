@@ -11,6 +11,9 @@ from routing.hub import is_repo_id
 from routing.labels.card import table
 from routing.model_card_end_to_end import COLUMNS as TEXT_COLUMNS
 from routing.model_card_end_to_end import facts, introduction, is_end_to_end, text_rows
+from routing.model_card_query import facts as query_facts
+from routing.model_card_query import introduction as query_introduction
+from routing.model_card_query import is_query
 from routing.report.words import (
     COLUMNS,
     LEVEL,
@@ -89,6 +92,8 @@ def card_text(
     )
     if is_end_to_end(training):
         about = introduction(base, config, training)
+    elif is_query(config):
+        about = query_introduction(base, config, training)
     else:
         about = f"""`{base}` ({config["num_hidden_layers"]} layers), its weights unchanged, with a small router at each
 layer. For each input the routers decide once, from the prompt, which layers to skip, run once or run twice. They
@@ -189,8 +194,9 @@ and accuracies may differ from those of the toolkit's `evaluation.py`, where rou
 
 def _training(training: dict, config: dict) -> str:
     arguments = training["arguments"]
-    if is_end_to_end(training):
-        return table(["fact", "value"], [[n, v] for n, v in (facts(training) | _made_with(training)).items()])
+    if is_end_to_end(training) or is_query(config):
+        own = facts(training) if is_end_to_end(training) else query_facts(training)
+        return table(["fact", "value"], [[n, v] for n, v in (own | _made_with(training)).items()])
 
     def joined(values: dict) -> str:
         return ", ".join(f"{name} {value}" for name, value in values.items()) or UNKNOWN

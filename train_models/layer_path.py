@@ -229,7 +229,7 @@ class LayerPathModel:
             extra=kwargs | {"use_cache": use_cache},
             # Like dropout, it evens out what training does at random.
             scales=None if self.training else getattr(self.config, "residual_scale", None),
-            adapters=getattr(self, "adapters", ()),
+            adapters=getattr(self, "stand_ins", ()),
         )
         if cache is not None and cache.is_empty:
             cache.start(inputs_embeds.shape[0])

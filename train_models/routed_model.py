@@ -89,6 +89,11 @@ class RoutedModel(GlobalRouting, RouterWeights, LayerPathModel):
         for adapter in self.adapters:
             _draw(adapter)
 
+    @property
+    def stand_ins(self):
+        """The adapters, while `config.skip_action` says that they stand in for skipped layers."""
+        return self.adapters if self.config.skip_action == "adapter" else ()
+
     def count_layers(self, on: bool = True) -> None:
         """Start new running totals (`totals`), or stop counting."""
         self.totals = RouteTotals() if on else None

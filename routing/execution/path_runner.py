@@ -32,7 +32,6 @@ class PathRunner:
     def __init__(self, model, store: PrefixStore, max_tokens: int = 2048):
         self.model, self.store, self.max_tokens = model, store, max_tokens
         self.layers, self.lm_head = packed_layers(model)
-        self.adapters = model.model.adapters
         self.layer_types = getattr(model.config, "layer_types", None)
         self.layer_tokens = 0  # tokens times layers computed
 
@@ -76,15 +75,16 @@ class PathRunner:
             sizes: tokens of each item.
             skipped: layers that each item skips.
         """
-        if not len(self.adapters):
+        adapters = self.model.model.stand_ins
+        if not len(adapters):
             return hidden
         for layer in sorted(set().union(*skipped)):
             taken = [layer in layers for layers in skipped]
             if all(taken):
-                hidden = self.adapters[layer](hidden)
+                hidden = adapters[layer](hidden)
                 continue
             chosen = torch.tensor(taken).repeat_interleave(torch.tensor(sizes)).nonzero()[:, 0].to(hidden.device)
-            hidden = hidden.index_copy(0, chosen, self.adapters[layer](hidden[chosen]))
+            hidden = hidden.index_copy(0, chosen, adapters[layer](hidden[chosen]))
         return hidden
 
     def _known(self, segment: Segment, path: Prefix, whole: bool) -> int:

@@ -1,0 +1,1 @@
+"""Adapters for skipped layers: states of right answers, distillation, what each adapter is worth."""

@@ -1,0 +1,85 @@
+"""Arguments of `train.py --objective adapters`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from routing.arguments import (
+    DTYPES,
+    below,
+    checkpoint_problems,
+    device_problems,
+    model_problems,
+    option,
+    outside,
+    reporting_problems,
+    run_name_problems,
+)
+from routing.default_model import DEFAULT_MODEL
+from routing.prompts import SCORINGS
+from routing.tasks import unknown_names
+from routing.tasks.examples import SPLITS
+
+LOSSES = ("mse", "relative")
+
+
+@dataclass
+class AdapterArguments:
+    """Train an adapter for each layer on states of right answers and write a checkpoint that has them in the place of
+    skipped layers. Run it again with --resume to continue. (`train.py --help` without --objective shows the arguments
+    of training on labels.)"""
+
+    run_name: str = option("", "name of the run, and of the checkpoint folder below --output_dir")
+    model_id: str = option(DEFAULT_MODEL, "base model: hub id, local folder, or the default, fetched without a hub")
+    objective: str = option("adapters", "training objective", ("adapters",))
+    dataset: str = option("arithmetic", "comma-separated data sets: names, groups, paths of JSONL files")
+    split: str = option("search", "split of the questions; what adapters are worth is told by validation ones", SPLITS)
+    num_samples: int = option(5000, "questions of each data set, at most; used are those answered rightly")
+    scoring: str = option("auto", "how questions are answered, as in data_generation.py", SCORINGS)
+    apply_chat_template: bool = option(False, "wrap prompts in the chat template")
+    tokens_per_example: int = option(64, "tokens of a prompt and its answer whose states are kept, drawn at random")
+    adapter_size: int = option(64, "bottleneck of the adapters")
+    loss: str = option(
+        "mse",
+        "mse: mean squared error, as published; relative: each token's error divided by how far the layer moves it, so "
+        "that the few tokens of huge states do not decide alone",
+        LOSSES,
+    )
+    learning_rate: float = option(1e-4, "learning rate of Adam")
+    lr_schedule: str = option("constant", "constant, or cosine: falling to 0", ("constant", "cosine"))
+    num_epochs: int = option(10, "epochs over the stored states")
+    batch_size: int = option(256, "tokens a step")
+    eval_fraction: float = option(0.1, "share of the questions whose states are held out, by question hash")
+    num_evaluations: int = option(5, "held-out evaluations, spread evenly over training")
+    score_samples: int = option(
+        64, "validation questions of each data set by which the task score with each layer replaced alone is measured"
+    )
+    model_batch_size: int = option(32, "questions, or paths, that the model computes together")
+    states_dtype: str = option("float32", "dtype of the states on disk", tuple(DTYPES))
+    save_base: str = option(
+        "copy",
+        "copy: a checkpoint with the base weights; reference: adapters and the base's name",
+        ("copy", "reference"),
+    )
+    dtype: str = option("float32", "dtype of the model", tuple(DTYPES))
+    device: str = option("auto", "torch device; auto: cuda if there is one, else cpu")
+    report_to: str = option("none", "where the Trainer logs", ("none", "wandb", "tensorboard"))
+    seed: int = option(0, "seed of the adapters, of shuffling and of the drawing of questions and tokens")
+    resume: bool = option(False, "continue the run from its last checkpoint")
+    output_dir: str = option("checkpoints", "folder of the finished checkpoint folders")
+    work_dir: str = option("runs", "folder of states, training states and logs")
+
+    def problems(self) -> list[str]:
+        found = run_name_problems(self.run_name) + unknown_names(self.dataset)
+        found += below(self, num_samples=1, tokens_per_example=1, adapter_size=1, num_epochs=1, batch_size=1)
+        found += below(self, num_evaluations=1, score_samples=1, model_batch_size=1)
+        found += outside(self, eval_fraction=(0, 1), seed=(0, 2**32 - 1))
+        if self.eval_fraction in (0, 1):
+            found.append(f"--eval_fraction {self.eval_fraction} must lie between 0 and 1, neither of them")
+        if not 0 < self.learning_rate < math.inf:
+            found.append(f"--learning_rate {self.learning_rate} must be a number above 0")
+        return found + reporting_problems(self.report_to) + device_problems(self.device)
+
+    def outside_problems(self) -> list[str]:
+        return model_problems(self.model_id) + checkpoint_problems(self.output_dir, self.run_name)

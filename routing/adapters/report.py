@@ -1,0 +1,135 @@
+"""What each adapter is worth: how near it comes to its layer, and the task score with that layer replaced alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from routing.config_fields import config_with
+from routing.evaluation.statistics import mcnemar, wilson_interval
+from routing.path_scoring import PathEvaluator
+from routing.scoring import Request
+from routing.search.routes import Route, full_route
+
+TOGETHER = 32  # questions whose paths are evaluated side by side
+
+
+def verdicts_of_routes(
+    model, tokenizer, requests: Sequence[Request], routes: Sequence[Route], batch_size: int, skip_action: str
+) -> list[list[bool]]:
+    """Whether each request is answered rightly along each route, [routes][requests].
+
+    Args:
+        skip_action: adapter or identity: what stands in for skipped layers.
+    """
+    evaluator = PathEvaluator(model, tokenizer, batch_size)
+    right: list[list[bool]] = [[] for _ in routes]
+    with config_with(model, skip_action=skip_action):
+        for start in tqdm(range(0, len(requests), TOGETHER), desc=f"layers replaced by {skip_action}", leave=False):
+            part = requests[start : start + TOGETHER]
+            evaluator.prepare(part)
+            pairs = [(request, route) for route in routes for request in part]
+            verdicts = iter(evaluator.verdicts(*map(list, zip(*pairs))))
+            for line in right:
+                line += [next(verdicts).correct for _ in part]
+            evaluator.release()
+    return right
+
+
+def worth_of_layers(model, tokenizer, requests: Sequence[Request], batch_size: int) -> dict:
+    """The task score with each layer replaced alone, by its adapter and by nothing.
+
+    Returns:
+        base accuracy with interval; of each layer both accuracies, intervals, and McNemar's test of adapter against
+        nothing; `pooled`, that test over all questions and layers that are not exhausted by one side (sign test of
+        layers: how many gain, how many lose, p).
+    """
+    depth = model.config.num_hidden_layers
+    full = full_route(depth)
+    alone = [full[:layer] + (0,) + full[layer + 1 :] for layer in range(depth)]
+    (base, *identity) = verdicts_of_routes(model, tokenizer, requests, [full, *alone], batch_size, "identity")
+    adapter = verdicts_of_routes(model, tokenizer, requests, alone, batch_size, "adapter")
+    layers = []
+    for layer, (without, replaced) in enumerate(zip(identity, adapter, strict=True)):
+        layers.append(
+            {
+                "layer": layer,
+                "identity": _share(without),
+                "adapter": _share(replaced),
+                "paired": mcnemar(dict(enumerate(without)), dict(enumerate(replaced))),
+            }
+        )
+    # Layers are the units: the questions of different layers are the same ones.
+    signs = {layer["layer"]: layer["paired"]["difference"] for layer in layers if layer["paired"]["difference"]}
+    over_layers = mcnemar(
+        {key: value < 0 for key, value in signs.items()} or {0: False},
+        {key: value > 0 for key, value in signs.items()} or {0: False},
+    )
+    return {"n": len(requests), "base": _share(base), "layers": layers, "over_layers": over_layers}
+
+
+def _share(right: Sequence[bool]) -> dict:
+    return {"accuracy": sum(right) / len(right), "ci95": wilson_interval(sum(right), len(right))}
+
+
+def print_worth(worth: dict, errors: dict[str, list[float]] | None = None) -> None:
+    """A table on the terminal."""
+    table = Table(title=f"one layer replaced, {worth['n']} questions, full model {worth['base']['accuracy']:.3f}")
+    for name in (
+        "layer",
+        "MSE adapter",
+        "identity",
+        "median ratio",
+        "accuracy adapter",
+        "identity",
+        "gained",
+        "lost",
+        "p",
+    ):
+        table.add_column(name, justify="right")
+    for row in worth["layers"]:
+        layer, paired = row["layer"], row["paired"]
+        mse = [f"{errors[name][layer]:.3g}" if errors else "" for name in ("mse", "identity_mse", "relative")]
+        shares = [f"{row[name]['accuracy']:.3f}" for name in ("adapter", "identity")]
+        table.add_row(str(layer), *mse, *shares, str(paired["gained"]), str(paired["lost"]), f"{paired['p']:.3f}")
+    Console().print(table)
+    signs = worth["over_layers"]
+    print(
+        f"better with its adapter than without: {signs['gained']} layers, worse: {signs['lost']} "
+        f"(sign test over layers, p = {signs['p']:.3g})"
+    )
+
+
+def plot_worth(worth: dict, errors: dict[str, list[float]] | None, path: Path, title: str) -> None:
+    """Errors and accuracies by layer, as PNG."""
+    figure, axes = plt.subplots(2 if errors else 1, 1, figsize=(9, 6.5 if errors else 3.6), squeeze=False)
+    layers = [row["layer"] for row in worth["layers"]]
+    accuracy = axes[-1][0]
+    if errors:
+        top = axes[0][0]
+        for name, label, colour in (("identity_mse", "nothing", "tab:gray"), ("mse", "adapter", "tab:blue")):
+            top.plot(layers, errors[name], marker="o", label=label, color=colour)
+        top.set(yscale="log", ylabel="mean squared error", title=title)
+        top.legend()
+    else:
+        accuracy.set_title(title)
+    kinds = (("identity", "nothing", "tab:gray", -0.15), ("adapter", "adapter", "tab:blue", 0.15))
+    for name, label, colour, shift in kinds:
+        values = [row[name]["accuracy"] for row in worth["layers"]]
+        spread = [[abs(row[name]["ci95"][end] - row[name]["accuracy"]) for row in worth["layers"]] for end in (0, 1)]
+        places = [layer + shift for layer in layers]
+        accuracy.errorbar(places, values, yerr=spread, fmt="o", markersize=4, capsize=2, label=label, color=colour)
+    accuracy.axhline(worth["base"]["accuracy"], color="black", linestyle="--", label="full model")
+    accuracy.set(xlabel="the one layer that is replaced", ylabel=f"accuracy, n = {worth['n']}", ylim=(0, None))
+    accuracy.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
