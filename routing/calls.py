@@ -25,7 +25,7 @@ MALFORMED, PERFECT = -5.0, 10.0
 _FENCE = regex.compile(r"```[a-z]*\s*(.*?)(?:```|$)", regex.DOTALL)
 _TAGGED = regex.compile(r"<tool_call>(.*?)(?:</tool_call>|$)", regex.DOTALL)
 # What the JSON reader and the parser of expressions raise on what they cannot read, however deep or long it is.
-_UNREADABLE = (ValueError, SyntaxError, RecursionError, MemoryError)
+_UNREADABLE = (ValueError, TypeError, SyntaxError, RecursionError, MemoryError)
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,7 @@ def test_literals_and_names():
         "f(a=b'x')",
         "f(a=1j)",
         "f(a={1: 2})",
+        "f(a={[1]: 2})",
         "f(a=1, a=2)",
         "f()(a=1)",
         "f(a=1); g()",
