@@ -80,15 +80,15 @@ def run(arguments: PreferenceArguments) -> None:
             trained = sum(parameter.numel() for parameter in learner.parameters())
             print(f"{arguments.objective}, query router: {trained:,} trainable parameters", file=sys.stderr)
         trainer = train_preferences(learner, sets, held_out, pairs, work / "trainer", processes.num_processes)
+        learned = "pairs" if arguments.plan.from_pairs else "best_sets"
         summary = {
             "arguments": as_dict(arguments),
             "num_processes": processes.num_processes,
             "datasets": queries.datasets,
             "train_examples": queries.held_out.count(False),
             "held_out_examples": queries.held_out.count(True),
-            "train_sets": len(sets),
-            "held_out_sets": len(held_out),
-            "held_out_pairs": len(pairs),
+            f"train_{learned}": len(sets),
+            f"held_out_{learned}": len(held_out),
             "kept_step": trainer.state.best_global_step,
             "log": trainer.state.log_history,
             "versions": versions(),
