@@ -6,51 +6,33 @@ Every stage is the command a user would type; what is finished is not done again
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 from routing.files import write_json
 from routing.report.plots import plot_layer_rates, plot_routes
 from routing.report.words import print_table
+from routing.stages import done, run_stage
 
-ROOT = Path(__file__).resolve().parents[1]
 DEMO = Path("demo")
 TASK = "routed_arithmetic"
 SEARCH = ("--dataset", "arithmetic", "--num_samples", "150", "--num_simulations", "50")
 TRAINING = ("--num_epochs", "25", "--learning_rate", "1e-3", "--eval_fraction", "0.2", "--class_weighting", "none")
 
 
-def run_stage(number: int, title: str, script: str, *arguments: str) -> None:
-    """Run one script as a user would; end the demo with its exit status if it fails."""
-    print(f"\n[{number}/4] {title}\n      python {script} {' '.join(arguments)}", flush=True)
-    start = time.perf_counter()
-    result = subprocess.run([sys.executable, str(ROOT / script), *arguments])
-    if result.returncode:
-        sys.exit(result.returncode)
-    print(f"      {time.perf_counter() - start:.0f} s", flush=True)
-
-
-def done(output: Path, *inputs: Path) -> bool:
-    """Whether an output is there and no older than what it was made from."""
-    return output.exists() and all(output.stat().st_mtime >= path.stat().st_mtime for path in inputs)
-
-
 def main() -> None:
     labels, checkpoint = DEMO / "labels", DEMO / "checkpoint"
     evaluation = checkpoint / "evaluation.json"
-    run_stage(1, "search layer paths", "data_generation.py", *SEARCH, "--output_dir", str(labels))
+    run_stage("1/4", "search layer paths", "data_generation.py", *SEARCH, "--output_dir", str(labels))
     if done(checkpoint / "training.json", labels / "labels.jsonl"):
         print(f"\n[2/4] routers are trained: {checkpoint}")
     else:
         train = ("--data", str(labels), "--run_name", "checkpoint", "--output_dir", str(DEMO))
-        run_stage(2, "train routers", "train.py", *train, "--work_dir", str(DEMO / "runs"), *TRAINING)
+        run_stage("2/4", "train routers", "train.py", *train, "--work_dir", str(DEMO / "runs"), *TRAINING)
     if done(evaluation, checkpoint / "training.json"):
         print(f"\n[3/4] checkpoint is evaluated: {evaluation}")
     else:
         run_stage(
-            3, "evaluate base, routed model and controls", "evaluation.py", "--checkpoint", str(checkpoint),
+            "3/4", "evaluate base, routed model and controls", "evaluation.py", "--checkpoint", str(checkpoint),
             "--tasks", TASK, "--batch_size", "32", "--controls", "static,random", "--control_samples", "50",
         )  # fmt: skip
     print("\n[4/4] table and pictures")

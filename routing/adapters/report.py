@@ -11,37 +11,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from rich.console import Console
 from rich.table import Table
-from tqdm import tqdm
 
-from routing.config_fields import config_with
 from routing.evaluation.statistics import mcnemar, wilson_interval
-from routing.path_scoring import PathEvaluator
+from routing.pruning.verdicts import verdicts_along
 from routing.scoring import Request
 from routing.search.routes import Route, full_route
-
-TOGETHER = 32  # questions whose paths are evaluated side by side
-
-
-def verdicts_of_routes(
-    model, tokenizer, requests: Sequence[Request], routes: Sequence[Route], batch_size: int, skip_action: str
-) -> list[list[bool]]:
-    """Whether each request is answered rightly along each route, [routes][requests].
-
-    Args:
-        skip_action: adapter or identity: what stands in for skipped layers.
-    """
-    evaluator = PathEvaluator(model, tokenizer, batch_size)
-    right: list[list[bool]] = [[] for _ in routes]
-    with config_with(model, skip_action=skip_action):
-        for start in tqdm(range(0, len(requests), TOGETHER), desc=f"layers replaced by {skip_action}", leave=False):
-            part = requests[start : start + TOGETHER]
-            evaluator.prepare(part)
-            pairs = [(request, route) for route in routes for request in part]
-            verdicts = iter(evaluator.verdicts(*map(list, zip(*pairs))))
-            for line in right:
-                line += [next(verdicts).correct for _ in part]
-            evaluator.release()
-    return right
 
 
 def worth_of_layers(model, tokenizer, requests: Sequence[Request], batch_size: int) -> dict:
@@ -49,14 +23,19 @@ def worth_of_layers(model, tokenizer, requests: Sequence[Request], batch_size: i
 
     Returns:
         base accuracy with interval; of each layer both accuracies, intervals, and McNemar's test of adapter against
-        nothing; `pooled`, that test over all questions and layers that are not exhausted by one side (sign test of
-        layers: how many gain, how many lose, p).
+        nothing; `over_layers`, a sign test: how many layers gain by their adapter, how many lose, p.
     """
     depth = model.config.num_hidden_layers
     full = full_route(depth)
     alone = [full[:layer] + (0,) + full[layer + 1 :] for layer in range(depth)]
-    (base, *identity) = verdicts_of_routes(model, tokenizer, requests, [full, *alone], batch_size, "identity")
-    adapter = verdicts_of_routes(model, tokenizer, requests, alone, batch_size, "adapter")
+
+    def right(routes: list[Route], skip_action: str) -> list[list[bool]]:
+        lines = [[route] * len(requests) for route in routes]
+        found = verdicts_along(model, tokenizer, requests, lines, skip_action, batch_size)
+        return [[verdict.correct for verdict in line] for line in found]
+
+    base, *identity = right([full, *alone], "identity")
+    adapter = right(alone, "adapter")
     layers = []
     for layer, (without, replaced) in enumerate(zip(identity, adapter, strict=True)):
         layers.append(
