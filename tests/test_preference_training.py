@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from routing.preferences.arguments import PreferenceArguments
 from routing.preferences.data import best_sets, load_queries, pair_sets
 from routing.preferences.pairs import read_pairs
 from routing.preferences.run import PAIRS, make_router, model_fields, run
-from routing.preferences.training import PreferenceLearner, PreferenceTrainer, measure, training_arguments
+from routing.preferences.training import PreferenceLearner, PreferenceTrainer, alarms, measure, training_arguments
 from routing.prompts import left_pad
 from routing.query_encoder import encoder_tokenizer
 from routing.scoring import request_of
@@ -264,9 +265,16 @@ def test_measures_by_hand(place):
     assert found["loss"] == pytest.approx(learner(**batch)["loss"].item(), rel=1e-5)
     assert found["pruned_layers"] == pytest.approx(pruned_counts(own).double().mean().item())
     assert found["preferred_layers"] == pytest.approx(batch["winners"].sum(1).double().mean().item())
+    assert found["explored_layers"] == max(batch[who].sum(1).max().item() for who in ("winners", "losers"))
     few = measure(learner, pairs, pairs, 3)
     chosen = pairs.__getitems__([0, round((len(pairs) - 1) / 2), len(pairs) - 1])
     assert few["loss"] == pytest.approx(learner(**chosen)["loss"].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("pruned, message", ((0.0, "prunes nothing"), (3.0, ""), (3.2, "prunes 3.2 .* more than 3")))
+def test_a_router_that_left_what_was_explored_raises_an_alarm(pruned, message):
+    found = alarms({"eval_pruned_layers": pruned, "eval_explored_layers": 3})
+    assert len(found) == bool(message) and all(re.search(message, text) for text in found)
 
 
 def test_noise_is_for_training_alone(place):

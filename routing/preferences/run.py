@@ -18,7 +18,7 @@ from routing.model_card import write_model_card
 from routing.preferences.arguments import PreferenceArguments
 from routing.preferences.data import load_queries, split_sets
 from routing.preferences.embeddings import cached_embeddings
-from routing.preferences.training import PreferenceLearner, train_preferences
+from routing.preferences.training import PreferenceLearner, alarms, train_preferences
 from routing.query_encoder import encoder_fields, load_encoder
 from routing.run_folder import prepare_folder
 from routing.run_info import git_commit, hardware, today, versions
@@ -80,6 +80,11 @@ def run(arguments: PreferenceArguments) -> None:
             trained = sum(parameter.numel() for parameter in learner.parameters())
             print(f"{arguments.objective}, query router: {trained:,} trainable parameters", file=sys.stderr)
         trainer = train_preferences(learner, sets, held_out, pairs, work / "trainer", processes.num_processes)
+        kept = trainer.state.best_global_step
+        log = trainer.state.log_history
+        warnings = next(alarms(entry) for entry in log if entry["step"] == kept and "eval_loss" in entry)
+        for text in warnings if processes.is_main_process else ():
+            print(f"ALARM: {text}", file=sys.stderr)
         learned = "pairs" if arguments.plan.from_pairs else "best_sets"
         summary = {
             "arguments": as_dict(arguments),
@@ -89,8 +94,9 @@ def run(arguments: PreferenceArguments) -> None:
             "held_out_examples": queries.held_out.count(True),
             f"train_{learned}": len(sets),
             f"held_out_{learned}": len(held_out),
-            "kept_step": trainer.state.best_global_step,
-            "log": trainer.state.log_history,
+            "kept_step": kept,
+            "warnings": warnings,
+            "log": log,
             "versions": versions(),
             "git_commit": git_commit(),
             "hardware": hardware(),

@@ -100,7 +100,8 @@ def measure(learner: PreferenceLearner, sets: LayerSets, pairs: LayerSets, count
 
     Returns:
         loss; pair_accuracy, the share of pairs whose better set is likelier than the worse; pruned_layers, the mean
-        over queries of how many the router prunes; preferred_layers, that of the better sets.
+        over queries of how many the router prunes; preferred_layers, that of the better sets; explored_layers, the
+        size of the largest explored set.
     """
     device = next(learner.parameters()).device
     own = torch.cat([sets.queries, pairs.queries]).unique().to(device)
@@ -127,7 +128,24 @@ def measure(learner: PreferenceLearner, sets: LayerSets, pairs: LayerSets, count
         "pair_accuracy": total["right"] / compared,
         "pruned_layers": pruned_counts(every).double().mean().item(),
         "preferred_layers": total["preferred"] / measured,
+        "explored_layers": int(pairs.masks.sum(1).max()),
     }
+
+
+def alarms(measured: dict[str, float]) -> list[str]:
+    """What is wrong with a router that an evaluation measured, as sentences.
+
+    Preferences compare explored sets with one another: a policy can order them all well and still put nearly all its
+    probability on sets that nobody explored, or on pruning nothing.
+    """
+    pruned, explored = measured["eval_pruned_layers"], measured["eval_explored_layers"]
+    remedies = "raise --orpo_weight, take --objective fbc, or set pruned_layers in the config"
+    if pruned > explored:
+        return [
+            f"the router prunes {pruned:.1f} layers on average, and no explored set has more than {explored}, so "
+            f"nothing is known of such sets; explore larger ones (data_generation.py --search random), {remedies}"
+        ]
+    return [f"the router prunes nothing; {remedies}"] if pruned == 0 else []
 
 
 class PreferenceTrainer(WholeCheckpoints, Trainer):
