@@ -155,7 +155,8 @@ class TrainArguments:
     objective: str = option(
         "supervised",
         f"training objective; {', '.join(END_TO_END)} train end to end on text, {', '.join(PREFERENCE)} on explored "
-        "layer sets, adapters trains adapters for skipped layers; they have arguments of their own: train.py --objective gumbel --help",
+        "layer sets, adapters trains adapters for skipped layers; they have arguments of their own: train.py "
+        "--objective gumbel --help",
         ("supervised", "adapters", *END_TO_END, *PREFERENCE),
     )
     num_epochs: int = option(25, "epochs over the training examples")
