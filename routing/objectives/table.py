@@ -1,4 +1,4 @@
-"""Objectives that train end to end, and those that learn from preferences, by name; a new one is one file and one row."""
+"""Objectives by name, those that train end to end and those on preferences; a new one is one file and one row."""
 
 from __future__ import annotations
 
