@@ -57,7 +57,7 @@ def problems_of(arguments: argparse.Namespace, name: str, targets: list[str]) ->
     try:
         config = check_checkpoint(Path(arguments.checkpoint))
         depth = config["num_hidden_layers"]
-        if config.get("router", "per_layer") not in ("per_layer", *LEARNED) or config.get("fixed_route"):
+        if config.get("router", "per_layer") not in ("per_layer", "query", *LEARNED) or config.get("fixed_route"):
             found.append(f"{arguments.checkpoint} has router {config['router']!r}, whose decisions no bias changes")
     except UserError as error:
         found.append(str(error))

@@ -20,11 +20,12 @@ from routing.files import write_text
 from routing.hub import is_repo_id, upload
 from routing.model_card_text import card_text
 from train_models.checkpoint_card import CARD
+from train_models.query_router import ENCODER_FOLDER
 
 RESULTS = "evaluation.json"
 TEXT_RESULTS = "text_evaluation.json"
 MARK = re.compile(r"<!-- written by routing/model_card\.py, replaced until it is edited: ([0-9a-f]{64}) -->\n")
-# Kinds of files that make a checkpoint; folders and anything else stay where they are.
+# Kinds of files that make a checkpoint; other folders and anything else stay where they are.
 SUFFIXES = (".json", ".safetensors", ".py", ".jinja", ".txt", ".model")
 NEEDED = ("controls", "rerouted", "layers_histogram", "num_fewshot")  # Not in results of earlier versions.
 
@@ -95,11 +96,12 @@ def read_results(folder: Path) -> list[dict] | None:
 
 
 def checkpoint_files(folder: Path) -> list[str]:
-    """What is uploaded of a checkpoint folder: its files, card and evaluation, no folders and nothing hidden."""
+    """What is uploaded of a checkpoint folder: its files, card and evaluation, and the tokenizer of a query router's
+    encoder; no other folders and nothing hidden."""
     extra = (CARD, Path(RESULTS).with_suffix(".html").name)
     return sorted(
-        path.name
-        for path in folder.iterdir()
+        str(path.relative_to(folder))
+        for path in [*folder.iterdir(), *(folder / ENCODER_FOLDER).glob("*")]
         if path.is_file() and not path.name.startswith(".") and (path.suffix in SUFFIXES or path.name in extra)
     )
 

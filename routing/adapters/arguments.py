@@ -34,7 +34,7 @@ class AdapterArguments:
     model_id: str = option(DEFAULT_MODEL, "base model: hub id, local folder, or the default, fetched without a hub")
     objective: str = option("adapters", "training objective", ("adapters",))
     dataset: str = option("arithmetic", "comma-separated data sets: names, groups, paths of JSONL files")
-    split: str = option("search", "split of the questions; what adapters are worth is told by validation ones", SPLITS)
+    split: str = option("search", "split of the questions", SPLITS)
     num_samples: int = option(5000, "questions of each data set, at most; used are those answered rightly")
     scoring: str = option("auto", "how questions are answered, as in data_generation.py", SCORINGS)
     apply_chat_template: bool = option(False, "wrap prompts in the chat template")
@@ -53,7 +53,9 @@ class AdapterArguments:
     eval_fraction: float = option(0.1, "share of the questions whose states are held out, by question hash")
     num_evaluations: int = option(5, "held-out evaluations, spread evenly over training")
     score_samples: int = option(
-        64, "validation questions of each data set by which the task score with each layer replaced alone is measured"
+        64,
+        "validation questions of each data set (of a file, held-out ones of it) by which the task score with each "
+        "layer replaced alone is measured",
     )
     model_batch_size: int = option(32, "questions, or paths, that the model computes together")
     states_dtype: str = option("float32", "dtype of the states on disk", tuple(DTYPES))

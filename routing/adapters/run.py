@@ -12,7 +12,7 @@ from routing.adapters.arguments import AdapterArguments
 from routing.adapters.report import plot_worth, print_worth, worth_of_layers
 from routing.adapters.states import StoredStates, collect_states, states_key
 from routing.adapters.training import layer_errors, train_adapters
-from routing.arguments import DTYPES, as_dict, pick_device
+from routing.arguments import DTYPES, as_dict, files_without_splits, pick_device
 from routing.checkpoint import save_checkpoint
 from routing.errors import UserError
 from routing.families import load_base_config, load_tokenizer, locate_model, routed_class
@@ -23,6 +23,7 @@ from routing.run_folder import prepare_folder
 from routing.run_info import git_commit, hardware, today, versions
 from routing.scoring import Request, request_of
 from routing.tasks import load_examples
+from routing.tasks.examples import held_out, question_hash
 from train_models.routed_model import small_parts
 
 
@@ -39,7 +40,11 @@ def run(arguments: AdapterArguments) -> None:
     config = load_base_config(arguments.model_id)
     tokenizer = load_tokenizer(arguments.model_id)
     requests = draw(arguments, arguments.split, arguments.num_samples, tokenizer)
-    scored = draw(arguments, "validation", arguments.score_samples, tokenizer)
+    if files_without_splits("dataset", arguments.dataset):
+        aside = [r for r in requests if held_out(question_hash(r.example), arguments.eval_fraction)]
+        scored = aside[: arguments.score_samples]
+    else:
+        scored = draw(arguments, "validation", arguments.score_samples, tokenizer)
     work = Path(arguments.work_dir) / arguments.run_name
     place = locate_model(arguments.model_id)
     fields = {"router": "none", "skip_action": "adapter", "adapter_size": arguments.adapter_size}
@@ -92,8 +97,8 @@ def run(arguments: AdapterArguments) -> None:
         gc.collect()
         folder = Path(arguments.output_dir) / arguments.run_name
         save_checkpoint(folder, arguments.model_id, parts, fields, arguments.save_base, summary)
-        write_json(folder / "adapters.json", {"errors": errors, "split": "validation"} | worth)
-        title = f"{arguments.model_id}, {arguments.dataset}: validation questions"
+        write_json(folder / "adapters.json", {"errors": errors} | worth)
+        title = f"{arguments.model_id}, {arguments.dataset}: questions that are not trained on"
         plot_worth(worth, errors, folder / "adapters.png", title)
         write_model_card(folder)
         print_worth(worth, errors)

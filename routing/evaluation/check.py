@@ -9,6 +9,7 @@ from lm_eval.tasks import TaskManager
 
 from routing.config_fields import config_with
 from routing.evaluation.check_global import plain_global_route
+from routing.evaluation.check_query import plain_query_route
 from routing.evaluation.lm import PromptRoutedLM
 from routing.prompts import left_pad
 from routing.search.routes import Route
@@ -65,6 +66,8 @@ def plain_route(base, routed, prompt: list[int]) -> tuple[Route, float]:
         if kind == "sliding_attention":
             far = torch.ones_like(mask, dtype=torch.bool).tril(-window_size)
             seen = mask.masked_fill(far, torch.finfo(base.dtype).min)
+        if not route[-1] and len(routed.model.stand_ins):
+            hidden = routed.model.stand_ins[len(route) - 1](hidden)
         for _ in range(route[-1]):
             hidden = layer(hidden, attention_mask=seen[None, None], position_ids=positions, position_embeddings=rotary)
     return tuple(route), margin
@@ -93,8 +96,9 @@ def _decisions(base, routed, prompts, ids, mask) -> Proof:
     for prompt, route in zip(prompts, found, strict=True):
         if routed.config.router in LEARNED:
             expected, slack = plain_global_route(base, routed, prompt, TOLERANCE[routed.dtype])
-        else:  # A tie of one layer changes what all behind it read.
-            expected, margin = plain_route(base, routed, prompt)
+        else:  # A tie of one layer changes what all behind it read, or which other one is pruned.
+            query = routed.config.router == "query"
+            expected, margin = plain_query_route(routed, prompt) if query else plain_route(base, routed, prompt)
             slack = [REPEAT if margin < TOLERANCE[routed.dtype] else 0.0] * len(expected)
         off = [abs(a - b) for a, b in zip(expected, route, strict=True)]
         alike += max(off) < SHARE

@@ -49,7 +49,10 @@ def plain_global_route(stock, routed, prompt: list[int], tolerance: float) -> tu
             hidden_from = hidden_from | (distance >= stock.config.sliding_window)
         mask = torch.zeros_like(distance, dtype=stock.dtype).masked_fill(hidden_from, lowest)[None, None]
         ran = layer(hidden, attention_mask=mask, position_ids=positions, position_embeddings=rotary)
-        hidden = ran if gates is None else torch.where(gates[..., number - config.kept_layers, None], ran, hidden)
+        if gates is not None:
+            other = routed.model.stand_ins[number](hidden) if len(routed.model.stand_ins) else hidden
+            ran = torch.where(gates[..., number - config.kept_layers, None], ran, other)
+        hidden = ran
     shares = gates.float().mean(1)[0].tolist()
     ties = (logits.abs() < tolerance).float().reshape(-1, logits.shape[-1]).mean(0).tolist()
     first = config.kept_layers

@@ -1,7 +1,7 @@
 """How much arithmetic a request takes along a route: an estimate from shapes, so that it can be stated beside times.
 
 Counted, at 2 operations a multiplication and addition: matrices of the layers that run, products of queries, keys and
-values, logits, routers. Left out: norms, rotary embeddings, softmax, activations, padding.
+values, logits, routers, adapters of skipped layers. Left out: norms, rotary embeddings, softmax, activations, padding.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ class Flops:
         linears = getattr(getattr(model.model, "routers", None), "linears", None)
         self.per_layer = router == "per_layer"
         self.router = 2 * sum(part.weight.numel() for part in linears or ())
+        # The encoder reads about as many tokens as the prompt has.
+        self.encoder = _of_linears(getattr(getattr(model.model, "routers", None), "encoder", None))
+        self.stand_in = _of_linears(next(iter(getattr(model.model, "stand_ins", ())), None))
         self.depth, self.hidden_size, self.all_logits = config.num_hidden_layers, config.hidden_size, all_logits
         self.windows, self.width = getattr(config, "num_windows", 0), getattr(config, "router_hidden_size", 0)
 
@@ -50,10 +53,17 @@ class Flops:
         tokens = row.prompt_tokens + (row.other_tokens if self.all_logits else max(row.other_tokens - 1, 0))
         executed = self.depth if row.route is None else sum(row.route)
         layers = executed * (tokens * self.layer + tokens * (tokens + 1) / 2 * self.attention)
-        if decided:
-            layers += (self.depth - executed) * tokens * self.skipped
+        skipped = self.depth - executed if row.route is None else sum(max(1 - count, 0) for count in row.route)
+        layers += skipped * tokens * (self.stand_in + (self.skipped if decided else 0))
         logits = self.logits * (tokens if self.all_logits else max(row.other_tokens, 1))
         pooled = 2 * row.prompt_tokens * self.windows * self.hidden_size
         mlp = 2 * self.windows * self.hidden_size * self.width
         routers = self.depth * (pooled + mlp) if self.per_layer else self.router * (tokens if self.by_token else 1)
+        routers += row.prompt_tokens * self.encoder
         return layers + logits + (routers if decided else 0)
+
+
+def _of_linears(module: nn.Module | None) -> int:
+    """Operations a token of all linear maps of a module; 0 without one."""
+    parts = () if module is None else module.modules()
+    return 2 * sum(part.weight.numel() for part in parts if isinstance(part, nn.Linear))
