@@ -96,7 +96,8 @@ class QueryRouter(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.encoder = BertModel(BertConfig(**config.query_encoder), add_pooling_layer=False)
+        # fp32 as all routers, also where the model around it is made in half precision.
+        self.encoder = BertModel(BertConfig(**config.query_encoder), add_pooling_layer=False).float()
         self.heads = QueryHeads(self.encoder.config.hidden_size, config.router_hidden_size, config.num_hidden_layers)
         self.max_tokens = config.query_max_tokens
         self.tokenizers: tuple | None = None
