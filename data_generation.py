@@ -48,7 +48,9 @@ OF_SEARCH = {
 
 def make_header(arguments: DataGenerationArguments, config) -> dict:
     others = {name for names in OF_SEARCH.values() for name in names} - set(OF_SEARCH[arguments.search])
-    left_out = others | set(NOT_IN_HEADER) | (set() if arguments.adapters else {"adapters"})
+    # Headers of older folders lack these, which then were as they are where nobody asks for them.
+    newer = {name for name in ("adapters", "tools_in_template") if not getattr(arguments, name)}
+    left_out = others | set(NOT_IN_HEADER) | newer
     chosen = {key: value for key, value in as_dict(arguments).items() if key not in left_out}
     if arguments.adapters:
         weights = sorted(Path(arguments.adapters).glob("*.safetensors"))
@@ -155,7 +157,7 @@ def main() -> None:
         raise UserError("--apply_chat_template: the tokenizer has no chat template; leave the flag out")
 
     def make(example: Example) -> Request:
-        return request_of(example, arguments.scoring, tokenizer, chat)
+        return request_of(example, arguments.scoring, tokenizer, chat, arguments.tools_in_template)
 
     path = Path(arguments.output_dir)
     folder = LabelFolder(

@@ -105,6 +105,11 @@ class DataGenerationArguments:
         SCORINGS,
     )
     apply_chat_template: bool = option(False, "wrap prompts in the chat template, as lm-eval does with this flag")
+    tools_in_template: bool = option(
+        False,
+        "with --apply_chat_template: let the template list the functions that may be called, as models for that "
+        "know them; default: in the text of the message, as stock lm-eval can",
+    )
     dtype: str = option("float32", "dtype of the model", tuple(DTYPES))
     device: str = option("auto", "torch device; auto: cuda if there is one, else cpu")
     batch_size: int = option(64, "paths evaluated together, at most")
@@ -133,6 +138,8 @@ class DataGenerationArguments:
                 for name, needed in (("verify", "none"), ("reward", "binary"))
                 if getattr(self, name) != needed
             ]
+        if self.tools_in_template and not self.apply_chat_template:
+            found.append("--tools_in_template needs --apply_chat_template, whose template lists the functions")
         return found + device_problems(self.device)
 
     def outside_problems(self) -> list[str]:
@@ -289,7 +296,7 @@ class EvaluationArguments:
             record = training_record(Path(self.checkpoint))
         except UserError as error:
             return [f"--checkpoint: {error}"] if self.checkpoint else []
-        if self.check and config.get("router", "per_layer") not in ("per_layer", *LEARNED):
+        if self.check and config.get("router", "per_layer") not in ("per_layer", "query", *LEARNED):
             return [f"--check: {self.checkpoint} has router {config['router']!r}, which decides nothing to be checked"]
         if "static" in self.control_names() and not (self.control_data or record.get("datasets")):
             return [

@@ -38,6 +38,7 @@ class AdapterArguments:
     num_samples: int = option(5000, "questions of each data set, at most; used are those answered rightly")
     scoring: str = option("auto", "how questions are answered, as in data_generation.py", SCORINGS)
     apply_chat_template: bool = option(False, "wrap prompts in the chat template")
+    tools_in_template: bool = option(False, "as in data_generation.py: let the chat template list the functions")
     tokens_per_example: int = option(64, "tokens of a prompt and its answer whose states are kept, drawn at random")
     adapter_size: int = option(64, "bottleneck of the adapters")
     loss: str = option(
@@ -81,6 +82,8 @@ class AdapterArguments:
             found.append(f"--eval_fraction {self.eval_fraction} must lie between 0 and 1, neither of them")
         if not 0 < self.learning_rate < math.inf:
             found.append(f"--learning_rate {self.learning_rate} must be a number above 0")
+        if self.tools_in_template and not self.apply_chat_template:
+            found.append("--tools_in_template needs --apply_chat_template, whose template lists the functions")
         return found + reporting_problems(self.report_to) + device_problems(self.device)
 
     def outside_problems(self) -> list[str]:

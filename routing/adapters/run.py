@@ -32,7 +32,8 @@ def draw(arguments: AdapterArguments, split: str, count: int, tokenizer) -> list
     if arguments.apply_chat_template and not tokenizer.chat_template:
         raise UserError("--apply_chat_template: the tokenizer has no chat template; leave the flag out")
     examples = load_examples(arguments.dataset, split, count, arguments.seed)
-    return [request_of(example, arguments.scoring, tokenizer, arguments.apply_chat_template) for example in examples]
+    settings = (arguments.scoring, tokenizer, arguments.apply_chat_template, arguments.tools_in_template)
+    return [request_of(example, *settings) for example in examples]
 
 
 def run(arguments: AdapterArguments) -> None:

@@ -63,6 +63,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--score", default="accuracy", choices=sorted(SCORES), help="score of generated answers")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of random layers")
     parser.add_argument("--apply_chat_template", action="store_true", help="as the routers were trained")
+    parser.add_argument("--tools_in_template", action="store_true", help="let the chat template list the functions")
     parser.add_argument(
         "--speed_prompts", type=int, default=16, help="test prompts on which speed is measured; 0: none"
     )
@@ -113,6 +114,8 @@ def problems_of(arguments: argparse.Namespace) -> list[str]:
     for name, least in (("num_samples", 1), ("control_samples", 1), ("seeds", 1), ("repeats", 1), ("batch_size", 1)):
         if getattr(arguments, name) < least:
             found.append(f"--{name} {getattr(arguments, name)} must be at least {least}")
+    if arguments.tools_in_template and not arguments.apply_chat_template:
+        found.append("--tools_in_template needs --apply_chat_template, whose template lists the functions")
     if arguments.speed_prompts < 0:
         found.append(f"--speed_prompts {arguments.speed_prompts} must be at least 0")
     found += [problem.replace("--dataset", "--data", 1) for problem in unknown_names(arguments.data)]
@@ -135,10 +138,10 @@ class Comparison:
         self.tokenizer = load_tokenizer(self.base_name)
         self.model = load_adapted(folder, self.dtype, self.device)
         self.depth = self.model.config.num_hidden_layers
-        chat = arguments.apply_chat_template
+        chat = arguments.apply_chat_template, arguments.tools_in_template
         drawn = {"validation": arguments.control_samples, "test": arguments.num_samples}
         self.tuning, self.test = (
-            draw_requests(arguments.data, split, count, self.tokenizer, chat) for split, count in drawn.items()
+            draw_requests(arguments.data, split, count, self.tokenizer, *chat) for split, count in drawn.items()
         )
         self.key = [
             file_stamps(folder, "*.safetensors", "config.json"),
