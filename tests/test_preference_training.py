@@ -28,7 +28,7 @@ from routing.labels.reading import FORMAT, HEADER, LABELS, read_labels
 from routing.labels.records import example_of, label_line
 from routing.preferences import embeddings
 from routing.preferences.arguments import PreferenceArguments
-from routing.preferences.data import best_sets, load_queries, pair_sets
+from routing.preferences.data import best_sets, explored, load_queries, pair_sets
 from routing.preferences.pairs import read_pairs
 from routing.preferences.run import PAIRS, make_router, model_fields, run
 from routing.preferences.training import PreferenceLearner, PreferenceTrainer, alarms, measure, training_arguments
@@ -386,3 +386,32 @@ def test_train_py_knows_the_objectives(place, monkeypatch):
     train.main()
     record = json.loads((place / "checkpoints" / "script" / "training.json").read_text())
     assert record["arguments"]["objective"] == "fbc" and record["train_best_sets"] > 0
+
+
+def test_what_several_folders_tried_for_a_question_is_taken_together(place, tmp_path):
+    tokenizer, base = load_tokenizer(str(place / "base")), place / "base"
+    lines = {}
+    for name, seed in (("one", 0), ("two", 1)):
+        kind, example = question(0)
+
+        def score(route, kind=kind):
+            return Verdict(True, score=1 - 0.25 * len(set(pruned_layers(route)) - HARMLESS[kind]), output="7")
+
+        found = run_search(dfs(LAYERS, ExplorationSettings(), Random(seed)), score)
+        lines[name] = {tuple(pruned_layers(route)) for route in found.verdicts}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / LABELS).write_text(label_line(request_of(example, "generate", tokenizer), found))
+        header = {"format": FORMAT, "model": str(base), "num_layers": LAYERS}
+        settings = {"apply_chat_template": False, "score": "accuracy"}
+        write_json(tmp_path / name / HEADER, header | {"arguments": settings})
+    assert lines["one"] != lines["two"]
+    arguments = parse(PreferenceArguments, words(place, "none", f"--data={tmp_path}/one,{tmp_path}/two"))
+    config = load_base_config(str(base))
+    ((record, _, _),) = explored(arguments, config, tokenizer)
+    sets = [tuple(entry["pruned_layers"]) for entry in record["tried"]]
+    assert len(sets) == len(set(sets)) and set(sets) == lines["one"] | lines["two"]
+    other = json.loads((tmp_path / "two" / HEADER).read_text())
+    other["arguments"]["score"] = "partial_match"
+    write_json(tmp_path / "two" / HEADER, other)
+    with pytest.raises(UserError, match=r"one by accuracy.*two by partial_match.*one --score"):
+        list(explored(arguments, config, tokenizer))

@@ -87,18 +87,24 @@ def read_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def explored(arguments: PreferenceArguments, config, tokenizer) -> Iterator[tuple[dict, str, bool]]:
-    """(record, text of the query, whether it is held out) of each question, streamed; of equal questions the first.
+    """(record, text of the query, whether it is held out) of each question, with what all folders tried for it.
+
+    A set that several folders tried counts once. Of the records what the pairs need is kept: id, dataset, tried.
 
     Raises:
-        UserError: for labels of another model or depth, damaged files, and labels without scores.
+        UserError: for labels of another model or depth, damaged files, labels without scores or with other ones.
     """
     folders = arguments.data_folders()
     headers = [read_header(folder) for folder in folders]
     problems: list[str] = []
+    scores = {str(folder): header["arguments"].get("score") for folder, header in zip(folders, headers, strict=True)}
     for folder, header in zip(folders, headers, strict=True):
         problems += foreign_labels(folder, header, arguments.model_id, config)
+    if len(set(scores.values()) - {None}) > 1:
+        told = ", ".join(f"{folder} by {score}" for folder, score in scores.items())
+        problems.append(f"--data: scores cannot be compared, {told}; explore with one --score")
     raise_all(problems)
-    seen = set()
+    merged: dict[str, tuple[dict, str, bool]] = {}
     for folder, header in zip(folders, headers, strict=True):
         chat = header["arguments"]["apply_chat_template"]
         for record in read_labels(folder):
@@ -109,11 +115,18 @@ def explored(arguments: PreferenceArguments, config, tokenizer) -> Iterator[tupl
                 )
             example = example_of(record)
             key = question_hash(example)
-            if key in seen:
-                continue
-            seen.add(key)
-            request = make_request(example, record["scoring"], record["prompt"], tokenizer, chat)
-            yield record, query_text(tokenizer, request.prompt_ids), held_out(key, arguments.eval_fraction)
+            if key not in merged:
+                request = make_request(example, record["scoring"], record["prompt"], tokenizer, chat)
+                own = {"id": record["id"], "dataset": record["dataset"], "tried": []}
+                merged[key] = own, query_text(tokenizer, request.prompt_ids), held_out(key, arguments.eval_fraction)
+            tried = merged[key][0]["tried"]
+            known = {tuple(entry["pruned_layers"]) for entry in tried}
+            tried += [
+                {name: entry[name] for name in ("pruned_layers", "score")}
+                for entry in record["tried"]
+                if tuple(entry["pruned_layers"]) not in known
+            ]
+    yield from merged.values()
 
 
 def load_queries(arguments: PreferenceArguments, config, tokenizer, path: Path) -> Queries:
