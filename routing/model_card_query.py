@@ -53,4 +53,12 @@ def facts(training: dict) -> dict[str, str]:
     ):
         if key in training:
             found[words] = str(training[key])
+    if "worth" in training:
+        worth = training["worth"]
+        signs = worth["over_layers"]
+        found["each layer replaced alone"] = (
+            f"better with its adapter than with nothing for {signs['gained']} layers, worse for {signs['lost']} (sign "
+            f"test over layers p = {signs['p']:.2g}; {worth['n']} questions, full model "
+            f"{worth['base']['accuracy']:.3f} right)"
+        )
     return found | {"arguments": ", ".join(f"{name} {arguments[name]}" for name in names if name in arguments)}

@@ -18,8 +18,18 @@ from routing.scoring import Request
 from routing.search.routes import Route, full_route
 
 
-def worth_of_layers(model, tokenizer, requests: Sequence[Request], batch_size: int) -> dict:
+def worth_of_layers(
+    model,
+    tokenizer,
+    requests: Sequence[Request],
+    batch_size: int,
+    folder: Path | None = None,
+    key: object = None,
+) -> dict:
     """The task score with each layer replaced alone, by its adapter and by nothing.
+
+    Args:
+        folder, key: of what is kept for a rerun, see `verdicts_along`.
 
     Returns:
         base accuracy with interval; of each layer both accuracies, intervals, and McNemar's test of adapter against
@@ -31,7 +41,7 @@ def worth_of_layers(model, tokenizer, requests: Sequence[Request], batch_size: i
 
     def right(routes: list[Route], skip_action: str) -> list[list[bool]]:
         lines = [[route] * len(requests) for route in routes]
-        found = verdicts_along(model, tokenizer, requests, lines, skip_action, batch_size)
+        found = verdicts_along(model, tokenizer, requests, lines, skip_action, batch_size, folder=folder, key=key)
         return [[verdict.correct for verdict in line] for line in found]
 
     base, *identity = right([full, *alone], "identity")

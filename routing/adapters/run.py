@@ -87,6 +87,7 @@ def run(arguments: AdapterArguments) -> None:
             "train_tokens": len(train_set),
             "held_out_tokens": len(eval_set),
             "held_out_errors": errors,
+            "worth": {name: worth[name] for name in ("n", "base", "over_layers")},
             "log": trainer.state.log_history,
             "versions": versions(),
             "git_commit": git_commit(),
