@@ -15,10 +15,9 @@ from pathlib import Path
 
 from routing.arguments import DTYPES, DataGenerationArguments, as_dict, is_first_process, parse, pick_device
 from routing.calls import score_problems
-from routing.checkpoint import load_adapted
+from routing.checkpoint import adapter_hashes, load_adapted
 from routing.errors import UserError, raise_all, run_command
 from routing.families import load_base_config, load_tokenizer, locate_model, routed_class
-from routing.files import sha256
 from routing.labelling import Labeller, Scorer, label_all, no_prior
 from routing.labels.reading import FORMAT, LABELS
 from routing.labels.writing import LabelFolder
@@ -53,8 +52,7 @@ def make_header(arguments: DataGenerationArguments, config) -> dict:
     left_out = others | set(NOT_IN_HEADER) | newer
     chosen = {key: value for key, value in as_dict(arguments).items() if key not in left_out}
     if arguments.adapters:
-        weights = sorted(Path(arguments.adapters).glob("*.safetensors"))
-        chosen["adapters_sha256"] = {path.name: sha256(path) for path in weights}
+        chosen["adapters_sha256"] = adapter_hashes(arguments.adapters)
     return {
         "format": FORMAT,
         "model": arguments.model,

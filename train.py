@@ -35,13 +35,14 @@ from transformers import set_seed
 from routing.adapters.arguments import AdapterArguments
 from routing.adapters.run import run as run_adapters
 from routing.arguments import DTYPES, TrainArguments, as_dict, expanded, is_first_process, parse, pick_device
-from routing.checkpoint import save_checkpoint
+from routing.checkpoint import adapter_fields, adapter_hashes, load_adapters, save_checkpoint
 from routing.dataset import TrainingData, load_training_data
 from routing.end_to_end.arguments import EndToEndArguments
 from routing.end_to_end.run import run as run_end_to_end
 from routing.errors import run_command
 from routing.families import load_base_config, load_tokenizer, locate_model, routed_class
 from routing.features import CachedFeatures, LiveExamples, cache_features, fingerprint, live_collator, read_batch
+from routing.labels.reading import label_hashes
 from routing.locks import only_run
 from routing.model_card import write_model_card
 from routing.objectives.supervised import CLASSES, class_counts, class_weights
@@ -51,6 +52,7 @@ from routing.preferences.run import run as run_preferences
 from routing.run_folder import prepare_folder
 from routing.run_info import git_commit, hardware, versions
 from routing.training import executor, train_routers
+from train_models.routed_model import small_parts
 
 
 def make_sets(arguments: TrainArguments, model, data: TrainingData, pad_id: int, work: Path):
@@ -69,6 +71,7 @@ def make_sets(arguments: TrainArguments, model, data: TrainingData, pad_id: int,
         num_windows=arguments.num_windows,
         dtype=arguments.dtype,
         features_dtype=arguments.features_dtype,
+        adapters=adapter_hashes(arguments.adapters),
     )
     folder = work / "features"
     folder.mkdir(parents=True, exist_ok=True)
@@ -106,12 +109,14 @@ def train_on_labels(arguments: TrainArguments) -> None:
     processes = PartialState(cpu=device.type == "cpu")
     with only_run(work, together=True):
         if processes.is_main_process:
-            prepare_folder(arguments, work, states)
+            prepare_folder(arguments, work, states, label_hashes(arguments.data_folders()))
         processes.wait_for_everyone()
         set_seed(arguments.seed)
         routed = routed_class(config.model_type)
         fields = {"num_windows": arguments.num_windows, "router_hidden_size": arguments.router_hidden_size}
+        fields |= adapter_fields(arguments.adapters)
         model = routed.from_pretrained(locate_model(arguments.model_id), dtype=DTYPES[arguments.dtype], **fields)
+        load_adapters(model, arguments.adapters)
         model.to(device).eval()
         model.requires_grad_(False)
         model.model.init_routers()
@@ -142,7 +147,7 @@ def train_on_labels(arguments: TrainArguments) -> None:
             "git_commit": git_commit(),
             "hardware": hardware(),
         }
-        routers = {name: tensor.detach().cpu() for name, tensor in model.model.routers.state_dict().items()}
+        routers = {name: tensor.detach().cpu() for name, tensor in small_parts(model.model).items()}
         # All that holds the base, which the checkpoint may load again, and the process group: it must be the last to
         # hold itself, or its end may wait for ever.
         del model, trainer, execute, collator

@@ -14,7 +14,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from routing.answers import SCORES
-from routing.checkpoint import check_adapters, check_checkpoint, training_record
+from routing.checkpoint import adapter_hashes, check_adapters, check_checkpoint, training_record
 from routing.default_model import DEFAULT_MODEL
 from routing.errors import UserError, raise_all
 from routing.families import load_base_config
@@ -143,13 +143,7 @@ class DataGenerationArguments:
         return found + device_problems(self.device)
 
     def outside_problems(self) -> list[str]:
-        found = model_problems(self.model)
-        if self.adapters:
-            try:
-                check_adapters(Path(self.adapters), self.model)
-            except UserError as error:
-                found.append(f"--adapters: {error}")
-        return found
+        return model_problems(self.model) + adapter_problems(self.adapters, self.model)
 
 
 @dataclass
@@ -159,6 +153,9 @@ class TrainArguments:
     run_name: str = option("", "name of the run, and of the checkpoint folder below --output_dir")
     model_id: str = option(DEFAULT_MODEL, "base model that the labels were made with")
     data: str = option("data/mcts_paths", "comma-separated folders of labels from data_generation.py")
+    adapters: str = option(
+        "", "folder of a checkpoint of --model_id with adapters, which stand in for skipped layers; default none"
+    )
     objective: str = option(
         "supervised",
         f"training objective; {', '.join(END_TO_END)} train end to end on text, {', '.join(PREFERENCE)} on explored "
@@ -228,12 +225,7 @@ class TrainArguments:
 
     def outside_problems(self) -> list[str]:
         found = model_problems(self.model_id) + checkpoint_problems(self.output_dir, self.run_name)
-        for folder in self.data_folders():
-            try:
-                read_header(folder)
-            except UserError as error:
-                found.append(f"--data: {error}")
-        return found
+        return found + label_problems(self.data_folders(), self.adapters, self.model_id)
 
     def data_folders(self) -> list[Path]:
         return [Path(name.strip()) for name in self.data.split(",") if name.strip()]
@@ -375,6 +367,35 @@ def model_problems(name: str) -> list[str]:
     except UserError as error:
         return [str(error)]
     return []
+
+
+def adapter_problems(folder: str, model: str) -> list[str]:
+    """What is wrong with a checkpoint that shall bring the adapters of a model; none is needed."""
+    try:
+        if folder:
+            check_adapters(Path(folder), model)
+    except UserError as error:
+        return [f"--adapters: {error}"]
+    return []
+
+
+def label_problems(folders: list[Path], adapters: str, model: str) -> list[str]:
+    """What is wrong with folders of labels, by their headers: they must have been made with the same adapters."""
+    if found := adapter_problems(adapters, model):
+        return found
+    own = adapter_hashes(adapters)
+    for folder in folders:
+        try:
+            made = read_header(folder)["arguments"]
+        except UserError as error:
+            found.append(f"--data: {error}")
+            continue
+        if made.get("adapters_sha256", {}) != own:
+            found.append(
+                f"--data: {folder} was made with adapters {made.get('adapters', '')!r}, and --adapters is "
+                f"{adapters!r}, which is not the same; give those, or make labels with these"
+            )
+    return found
 
 
 def device_problems(name: str) -> list[str]:

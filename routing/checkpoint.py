@@ -147,6 +147,26 @@ def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
+def adapter_hashes(folder: str) -> dict[str, str]:
+    """SHA-256 of each weight file of a checkpoint with adapters, as headers of labels hold them; none for no folder."""
+    return {path.name: sha256(path) for path in sorted(Path(folder).glob("*.safetensors"))} if folder else {}
+
+
+def adapter_fields(folder: str) -> dict:
+    """Config fields by which a model has the adapters of a checkpoint; none for no folder."""
+    if not folder:
+        return {}
+    adapted = check_adapters(Path(folder))
+    return {name: adapted[name] for name in ("skip_action", "adapter_size")}
+
+
+def load_adapters(model, folder: str) -> None:
+    """Give a model that was made with `adapter_fields` the adapters of that checkpoint."""
+    if folder:
+        weights = adapter_weights(Path(folder)).items()
+        model.model.adapters.load_state_dict({name.removeprefix("adapters."): tensor for name, tensor in weights})
+
+
 def check_checkpoint(folder: Path) -> dict:
     """Fields of the config of a checkpoint of trained routers.
 

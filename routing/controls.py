@@ -49,16 +49,17 @@ def static_routes(evaluator: PathEvaluator, requests: list[Request], depth: int,
         skips: how many routes.
     """
 
-    def score_many(routes: list[Route]) -> list[int]:
-        """Right answers along each route; all routes of some questions at once, since they share their beginnings."""
-        right = [0] * len(routes)
+    def score_many(routes: list[Route]) -> list[float]:
+        """Right answers along each route, or the sum of scores where the evaluator tells some; all routes of some
+        questions at once, since they share their beginnings."""
+        right = [0.0] * len(routes)
         evaluator.prepare(requests)
         for start in tqdm(range(0, len(requests), TOGETHER), desc="static paths", leave=False):
             part = requests[start : start + TOGETHER]
             pairs = [(request, route) for request in part for route in routes]
             verdicts = evaluator.verdicts(*map(list, zip(*pairs)))
             for at, verdict in enumerate(verdicts):
-                right[at % len(routes)] += verdict.correct
+                right[at % len(routes)] += verdict.correct if verdict.score is None else verdict.score
             for request in part:
                 evaluator.finish(request)
         evaluator.release()

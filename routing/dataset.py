@@ -16,7 +16,7 @@ from routing.features import RouterExample
 from routing.labels.reading import read_header, read_labels
 from routing.labels.records import example_of
 from routing.scoring import Request, make_request
-from routing.tasks.examples import held_out, question_hash
+from routing.tasks.examples import held_out, held_out_key, question_hash
 
 # Data sets whose labels are used on request only, as in Dr.LLM's training command.
 ON_REQUEST = {"squadv2": "with_squad", "commonsense_qa": "with_commonsense"}
@@ -69,7 +69,7 @@ def load_training_data(arguments: TrainArguments, config: PreTrainedConfig, toke
         seen.add(key)
         if record["dataset"] not in data.datasets:
             data.datasets.append(record["dataset"])
-        kept_aside = held_out(key, arguments.eval_fraction)
+        kept_aside = held_out(held_out_key(example), arguments.eval_fraction)
         chat = header["arguments"]["apply_chat_template"]
         request = make_request(example, record["scoring"], record["prompt"], tokenizer, chat)
         if kept_aside:

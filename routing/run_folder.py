@@ -13,13 +13,16 @@ from routing.errors import UserError
 from routing.files import write_json
 
 
-def prepare_folder(arguments, work: Path, states: Path) -> None:
+def prepare_folder(arguments, work: Path, states: Path, made_from: dict | None = None) -> None:
     """Make the run's folder ready: the Trainer's checkpoints in `states` are kept with --resume, else removed.
 
+    Args:
+        made_from: what the run depends on besides its arguments, such as hashes of its data.
+
     Raises:
-        UserError: if --resume comes with other arguments than the run was started with, or there is no run.
+        UserError: if --resume comes with other arguments or data than the run was started with, or there is no run.
     """
-    saved = work / "arguments.json"
+    saved, source = work / "arguments.json", work / "made_from.json"
     chosen = {key: value for key, value in as_dict(arguments).items() if key != "resume"}
     chosen["num_processes"] = PartialState().num_processes  # of accelerate launch: the batches depend on it
     if arguments.resume:
@@ -32,9 +35,17 @@ def prepare_folder(arguments, work: Path, states: Path) -> None:
                 f"--resume continues the run in {work} with its own arguments; {'; '.join(differences)}. Give the "
                 "same ones, or another --run_name."
             )
+        known = json.loads(source.read_text()) if source.exists() else None
+        if made_from is not None and known != made_from:
+            raise UserError(
+                f"--resume: the data that the run in {work} was started with have changed since. Leave --resume out to "
+                "start it anew."
+            )
     else:
         shutil.rmtree(states, ignore_errors=True)
         write_json(saved, chosen)
+        if made_from is not None:
+            write_json(source, made_from)
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:

@@ -459,7 +459,11 @@ def test_what_a_layer_is_worth_alone(trained_checkpoint, base):
             with config_with(model, skip_action=skip_action):
                 verdicts = Evaluator(model, tokenizer, 1).verdicts(requests, [tuple(route)] * 7)
             assert row[skip_action]["accuracy"] == sum(verdict.correct for verdict in verdicts) / 7
-    assert worth["n"] == 7 and 0 <= worth["over_layers"]["p"] <= 1
+    gains = [row["adapter"]["accuracy"] - row["identity"]["accuracy"] for row in worth["layers"]]
+    over = worth["over_layers"]
+    assert worth["n"] == 7 and over["mean_gain"] == pytest.approx(sum(gains) / LAYERS)
+    assert (over["better"], over["worse"]) == (sum(g > 0 for g in gains), sum(g < 0 for g in gains))
+    assert over["ci95"][0] <= over["mean_gain"] <= over["ci95"][1]
 
 
 def test_errors_of_layers_by_hand():

@@ -344,9 +344,9 @@ def test_adapters_go_into_the_checkpoint(place, tmp_path):
         found = {f"adapters.{name}": tensor for name, tensor in model.model.adapters.state_dict().items()}
         assert found.keys() == adapters.keys() and all(torch.equal(found[n], t) for n, t in adapters.items())
         assert model.config.router == "query" and model.config.num_hidden_layers == config.num_hidden_layers
-    with pytest.raises(UserError, match="was explored with adapters .*--adapters is ''"):
+    with pytest.raises(UserError, match="was made with adapters .*--adapters is ''"):
         trained(place, "adapted", f"--data={data}")
-    with pytest.raises(UserError, match="was explored with adapters ''"):
+    with pytest.raises(UserError, match="was made with adapters ''"):
         trained(place, "adapted", f"--adapters={tmp_path}/adapted")
 
 
@@ -413,5 +413,5 @@ def test_what_several_folders_tried_for_a_question_is_taken_together(place, tmp_
     other = json.loads((tmp_path / "two" / HEADER).read_text())
     other["arguments"]["score"] = "partial_match"
     write_json(tmp_path / "two" / HEADER, other)
-    with pytest.raises(UserError, match=r"one by accuracy.*two by partial_match.*one --score"):
+    with pytest.raises(UserError, match=r"different --score.*one with accuracy.*two with partial_match"):
         list(explored(arguments, config, tokenizer))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM, BertConfig, BertModel
 import data_generation
 from routing.adapters import __main__ as adapters_command
 from routing.adapters.arguments import AdapterArguments
-from routing.arguments import DataGenerationArguments, read_arguments
+from routing.arguments import DataGenerationArguments, as_dict, read_arguments
 from routing.checkpoint import load_checkpoint, save_checkpoint
 from routing.config_fields import config_with
 from routing.errors import UserError
@@ -153,8 +154,8 @@ def verdicts(*scores: float) -> list[Verdict]:
 
 
 def test_intervals_and_paired_differences_by_hand():
-    assert comparison.score_interval([1.0] * 5 + [0.0] * 5, True) == pytest.approx([0.2366, 0.7634], abs=1e-4)
-    low, high = comparison.score_interval([-5.0, 10.0] * 50, False)
+    assert comparison.score_interval([1.0] * 5 + [0.0] * 5) == pytest.approx([0.2366, 0.7634], abs=1e-4)
+    low, high = comparison.score_interval([-5.0, 10.0] * 50)
     assert -0.5 < low < 2.5 < high < 5.5
     found = comparison.paired_scores(verdicts(1, 0, 0.5, 1), verdicts(0, 1, 1, 1))
     assert found["score_difference"] == pytest.approx(0.125)
@@ -170,7 +171,7 @@ def test_methods_are_held_against_the_same_layers_without_adapters():
         Method("orpo, bare", "bare", "identity", routes),
         fixed_method("static", (0, 1), "adapter", 2),
     ]
-    rows = comparison.summaries(methods, [verdicts(1, 1), verdicts(1, 0), verdicts(0, 0), verdicts(0, 1)], "accuracy")
+    rows = comparison.summaries(methods, [verdicts(1, 1), verdicts(1, 0), verdicts(0, 0), verdicts(0, 1)])
     assert rows[1]["against_no_adapters"]["gained"] == 1 and rows[1]["against_no_adapters"]["lost"] == 0
     assert "against_no_adapters" not in rows[3] and rows[3]["pruned"] == 1
     assert rows[1]["against_unpruned"]["lost"] == 1 and rows[1]["distinct_routes"] == 2
@@ -260,16 +261,42 @@ def test_the_pipeline_runs_commands_that_a_user_could_type(tmp_path, monkeypatch
     assert all(len(own.data_folders()) == 2 for own in found)
     assert compared[:2] == ("-m", "routing.pruning.comparison")
     # What is finished is not trained again; what was killed goes on.
-    for name in ("adapters", "fbc"):
-        (tmp_path / "checkpoints" / name).mkdir(parents=True)
-        (tmp_path / "checkpoints" / name / "training.json").write_text("{}")
     for search in ("dfs", "random"):
         (tmp_path / "explored" / search).mkdir(parents=True)
         (tmp_path / "explored" / search / "labels.jsonl").write_text("")
-    (tmp_path / "checkpoints" / "fbc" / "training.json").touch()
-    (tmp_path / "runs" / "dpo" / "trainer" / "checkpoint-5").mkdir(parents=True)
-    (tmp_path / "runs" / "dpo" / "trainer" / "checkpoint-5" / "trainer_state.json").write_text("{}")
+    for name, kind, words in (("adapters", AdapterArguments, adapters), ("fbc", PreferenceArguments, routers[0])):
+        folder = tmp_path / "checkpoints" / name
+        folder.mkdir(parents=True)
+        record = {"arguments": as_dict(read_arguments(kind, list(words[1:])))}
+        (folder / "training.json").write_text(json.dumps(record))
+    os.utime(tmp_path / "checkpoints" / "adapters" / "training.json", (1, 1))
+    for name, time in (("dpo", None), ("orpo", (2, 2))):  # The state of one is older than the labels.
+        state = tmp_path / "runs" / name / "trainer" / "checkpoint-5" / "trainer_state.json"
+        state.parent.mkdir(parents=True)
+        state.write_text("{}")
+        os.utime(state, time)
     stages.clear()
     pipeline.main()
-    names = [words[words.index("--run_name") + 1] for words in stages if words[0] == "train.py"]
-    assert names == ["dpo", "orpo"] and "--resume" in stages[2] and "--resume" not in stages[3]
+    named = {words[words.index("--run_name") + 1]: words for words in stages if words[0] == "train.py"}
+    assert list(named) == ["dpo", "orpo"] and "--resume" in named["dpo"] and "--resume" not in named["orpo"]
+    monkeypatch.setattr("sys.argv", ["pipeline", f"--output={tmp_path}", "--adapter_epochs=7"])
+    with pytest.raises(UserError, match=r"--num_epochs was 60, now 7. Give another --output"):
+        pipeline.main()
+
+
+def test_routers_of_other_adapters_are_refused(place, tmp_path):
+    model, _ = load_checkpoint(place / "adapters", torch.float32, torch.device("cpu"))
+    with torch.no_grad():
+        model.model.adapters[0].up.bias.add_(1)
+    info = {"arguments": {"model_id": str(place / "base"), "objective": "adapters"}, "datasets": []}
+    fields = {"router": "none", "skip_action": "adapter", "adapter_size": 4}
+    save_checkpoint(tmp_path / "others", str(place / "base"), small_parts(model.model), fields, "copy", info)
+    with pytest.raises(UserError, match=r"orpo has other adapters than --adapters .*others"):
+        comparison.parse_arguments(words(place, tmp_path, f"--adapters={tmp_path}/others"))
+
+
+def test_graded_scores_have_a_test_of_their_own():
+    first, second = verdicts(*[0.0, 0.5] * 20), verdicts(*[0.25, 0.75] * 20)
+    found = comparison.paired_scores(first, second)
+    assert found["score_difference"] == 0.25 and found["p"] < 0.001 and (found["gained"], found["lost"]) == (0, 0)
+    assert comparison.paired_scores(first, first)["p"] == 1

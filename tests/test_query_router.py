@@ -278,7 +278,7 @@ def test_a_drawn_share_hangs_on_text_and_seed_alone(loaded):
             found.append(routes_alone(model, tokenizer))
         with torch.no_grad():
             model.model.routers.heads.ratio_out.bias.copy_(bias)
-    assert found[0] == found[1]
+    assert found[0] == found[1] and len({str(routes) for routes in [*found, routes_alone(model, tokenizer)]}) > 2
 
 
 def test_a_share_is_drawn_from_the_normal_distribution():

@@ -110,6 +110,10 @@ class RoutingFields:
             found.append(f"pruned_layers must be a whole number from 0 to {depth}, got {self.pruned_layers!r}")
         if self.router == "query" and not isinstance(self.query_encoder, dict):
             found.append(f"query_encoder must hold the fields of the encoder's config, got {self.query_encoder!r}")
+        elif self.router == "query":
+            most = self.query_encoder.get("max_position_embeddings", 512)
+            if not (_whole(self.query_max_tokens, 3) and self.query_max_tokens <= most):
+                found.append(f"query_max_tokens must be a whole number from 3 to {most}, got {self.query_max_tokens!r}")
         return found
 
     def _global_problems(self) -> list[str]:

@@ -23,6 +23,10 @@ from .routers import REPEAT, RouterLinear, pool_windows, prompt_mask, window_wei
 
 LM_EVAL_PADDING_ID = 0  # lm-eval pads loglikelihood requests with this id, whatever the tokenizer says.
 ROUTER_FILE = "routers.safetensors"
+NO_ADAPTERS = (
+    "skip_action='adapter': the checkpoint has no adapters. Leave the argument out, or train some with "
+    "train.py --objective adapters."
+)
 # What says where a checkpoint is; the config's from_pretrained consumes these, the weights need them too.
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
 
@@ -73,6 +77,8 @@ class RoutedModel(GlobalRouting, RouterWeights, LayerPathModel):
         self.last_routes: torch.Tensor | None = None
         self.last_gates: torch.BoolTensor | None = None
         self.totals: RouteTotals | None = None
+        if config.skip_action == "identity":  # Maybe switched off when loading.
+            self._keys_to_ignore_on_load_unexpected = [r"adapters\."]
         if config.trained_num_windows is None or config.base_model is not None:
             # A base has no routers, which is no reason to warn of missing weights.
             self._keys_to_ignore_on_load_missing = [r"routers\.", r"adapters\."]
@@ -354,6 +360,8 @@ class RoutedForCausalLM(CardOfCheckpoint, RouterWeights, LayerPathForCausalLM):
             config.base_model = config.base_revision = config.base_sha256 = None
         elif config.trained_num_windows is not None:
             missing = sorted(key for key in info["missing_keys"] if ".routers." in key or ".adapters." in key)
+            if missing and all(".adapters." in key for key in missing) and len(missing) == _count(model.model.adapters):
+                raise ValueError(NO_ADAPTERS)
             if missing:
                 raise ValueError(
                     f"{place} says that its routers are trained, but lacks {len(missing)} of their weights or of its "
@@ -362,6 +370,10 @@ class RoutedForCausalLM(CardOfCheckpoint, RouterWeights, LayerPathForCausalLM):
         if model.config.router == "query" and model.config.trained_num_windows is not None:
             model.model.routers.load_tokenizers(place, **hub)
         return (model, info) if output_loading_info else model
+
+
+def _count(module: torch.nn.Module) -> int:
+    return len(module.state_dict())
 
 
 def small_parts(model: RoutedModel) -> dict[str, torch.Tensor]:
@@ -373,7 +385,10 @@ def small_parts(model: RoutedModel) -> dict[str, torch.Tensor]:
 def load_small_parts(model: RoutedModel, parts: dict[str, torch.Tensor]) -> None:
     """Load what `small_parts` gave."""
     adapters = {name.removeprefix("adapters."): t for name, t in parts.items() if name.startswith("adapters.")}
-    model.adapters.load_state_dict(adapters)
+    if model.config.skip_action == "adapter" and not adapters:
+        raise ValueError(NO_ADAPTERS)
+    if model.config.skip_action == "adapter":  # Otherwise they were switched off when loading.
+        model.adapters.load_state_dict(adapters)
     model.routers.load_state_dict({name: t for name, t in parts.items() if not name.startswith("adapters.")})
 
 

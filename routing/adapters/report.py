@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -33,7 +34,8 @@ def worth_of_layers(
 
     Returns:
         base accuracy with interval; of each layer both accuracies, intervals, and McNemar's test of adapter against
-        nothing; `over_layers`, a sign test: how many layers gain by their adapter, how many lose, p.
+        nothing; `over_layers`: how many layers gain by their adapter, how many lose, which of them by more than chance
+        (p < 0.05 after Bonferroni's correction), the mean gain over layers and its bootstrap interval over questions.
     """
     depth = model.config.num_hidden_layers
     full = full_route(depth)
@@ -56,13 +58,24 @@ def worth_of_layers(
                 "paired": mcnemar(dict(enumerate(without)), dict(enumerate(replaced))),
             }
         )
-    # Layers are the units: the questions of different layers are the same ones.
-    signs = {layer["layer"]: layer["paired"]["difference"] for layer in layers if layer["paired"]["difference"]}
-    over_layers = mcnemar(
-        {key: value < 0 for key, value in signs.items()} or {0: False},
-        {key: value > 0 for key, value in signs.items()} or {0: False},
-    )
+    signs = [layer["paired"]["difference"] for layer in layers]
+    # All layers are asked the same questions, so those are the units, each with its mean over layers.
+    gain = (np.array(adapter, dtype=float) - np.array(identity, dtype=float)).mean(0)
+    drawn = gain[np.random.default_rng(0).integers(0, len(gain), (2000, len(gain)))].mean(1)
+    over_layers = {
+        "better": sum(sign > 0 for sign in signs),
+        "worse": sum(sign < 0 for sign in signs),
+        "significantly_better": [layer["layer"] for layer in layers if _certain(layer["paired"], 1, len(layers))],
+        "significantly_worse": [layer["layer"] for layer in layers if _certain(layer["paired"], -1, len(layers))],
+        "mean_gain": float(gain.mean()),
+        "ci95": np.quantile(drawn, (0.025, 0.975)).tolist(),
+    }
     return {"n": len(requests), "base": _share(base), "layers": layers, "over_layers": over_layers}
+
+
+def _certain(paired: dict, sign: int, tests: int) -> bool:
+    """Whether a paired difference has a sign beyond doubt, with Bonferroni's correction for so many tests."""
+    return paired["difference"] * sign > 0 and paired["p"] * tests < 0.05
 
 
 def _share(right: Sequence[bool]) -> dict:
@@ -92,8 +105,9 @@ def print_worth(worth: dict, errors: dict[str, list[float]] | None = None) -> No
     Console().print(table)
     signs = worth["over_layers"]
     print(
-        f"better with its adapter than without: {signs['gained']} layers, worse: {signs['lost']} "
-        f"(sign test over layers, p = {signs['p']:.3g})"
+        f"better with its adapter than without: {signs['better']} layers ({len(signs['significantly_better'])} beyond "
+        f"chance), worse: {signs['worse']} ({len(signs['significantly_worse'])}); mean gain over layers "
+        f"{signs['mean_gain']:.3f} ({signs['ci95'][0]:.3f} to {signs['ci95'][1]:.3f})"
     )
 
 

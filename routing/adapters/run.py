@@ -23,7 +23,7 @@ from routing.run_folder import prepare_folder
 from routing.run_info import git_commit, hardware, today, versions
 from routing.scoring import Request, request_of
 from routing.tasks import load_examples
-from routing.tasks.examples import held_out, question_hash
+from routing.tasks.examples import held_out, held_out_key
 from train_models.routed_model import small_parts
 
 
@@ -42,7 +42,7 @@ def run(arguments: AdapterArguments) -> None:
     tokenizer = load_tokenizer(arguments.model_id)
     requests = draw(arguments, arguments.split, arguments.num_samples, tokenizer)
     if files_without_splits("dataset", arguments.dataset):
-        aside = [r for r in requests if held_out(question_hash(r.example), arguments.eval_fraction)]
+        aside = [r for r in requests if held_out(held_out_key(r.example), arguments.eval_fraction)]
         scored = aside[: arguments.score_samples]
     else:
         scored = draw(arguments, "validation", arguments.score_samples, tokenizer)
@@ -50,16 +50,16 @@ def run(arguments: AdapterArguments) -> None:
     place = locate_model(arguments.model_id)
     fields = {"router": "none", "skip_action": "adapter", "adapter_size": arguments.adapter_size}
     with only_run(work):
-        prepare_folder(arguments, work, work / "trainer")
-        set_seed(arguments.seed)
-        model = routed_class(config.model_type).from_pretrained(place, dtype=DTYPES[arguments.dtype], **fields)
-        model.to(pick_device(arguments.device)).eval().requires_grad_(False)
-        model.model.init_adapters()
         key = states_key(
             requests, model=arguments.model_id, weights=file_stamps(Path(place), "*.safetensors"),
             tokens=arguments.tokens_per_example, held_out=arguments.eval_fraction, dtype=arguments.dtype,
             stored=arguments.states_dtype, seed=arguments.seed,
         )  # fmt: skip
+        prepare_folder(arguments, work, work / "trainer", {"states": key})
+        set_seed(arguments.seed)
+        model = routed_class(config.model_type).from_pretrained(place, dtype=DTYPES[arguments.dtype], **fields)
+        model.to(pick_device(arguments.device)).eval().requires_grad_(False)
+        model.model.init_adapters()
         states = work / "states"
         counts = collect_states(
             states, model, tokenizer, requests, key, arguments.tokens_per_example, arguments.eval_fraction,

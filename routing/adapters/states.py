@@ -25,7 +25,7 @@ from routing.path_scoring import PathEvaluator
 from routing.prompts import encode
 from routing.scoring import Request
 from routing.search.routes import full_route
-from routing.tasks.examples import held_out, question_hash
+from routing.tasks.examples import held_out, held_out_key
 
 GROUP = 64  # questions
 PARTS = ("train", "held_out")
@@ -74,7 +74,7 @@ def states_key(requests: Sequence[Request], **settings) -> str:
     """Hash of everything that the states depend on."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for request in requests:
-        digest.update(json.dumps([request.example.id, request.prompt]).encode())
+        digest.update(json.dumps([request.example.id, request.prompt, request.example.answer]).encode())
     return digest.hexdigest()
 
 
@@ -131,7 +131,7 @@ def _prepare(folder: Path, config, count: int, key: str, tokens: int, dtype: tor
     if needed > free:
         raise UserError(
             f"the states of {count - there} questions need up to {needed} bytes and {folder} has {free} free. Give a "
-            "--work_dir on a larger disk, fewer --num_samples or --tokens_per_example, or --states_dtype float16."
+            "--work_dir on a larger disk, fewer --num_samples or --tokens_per_example, or --states_dtype bfloat16."
         )
     write_json(manifest, {"key": key, "questions": count})
 
@@ -144,9 +144,14 @@ def _write_group(folder, number, evaluator, part, tokens_per_example, eval_fract
         batch = right[first : first + evaluator.batch_size]
         for (request, row), states in zip(batch, layer_states(evaluator.model, [row for _, row in batch])):
             chosen = sorted(rng.sample(range(len(row)), min(len(row), tokens_per_example)))
-            aside = held_out(question_hash(request.example), eval_fraction)
+            aside = held_out(held_out_key(request.example), eval_fraction)
             kept[PARTS[aside]].append(states[chosen].to(dtype))
     for name, states in kept.items():
+        if states and not all(own.isfinite().all() for own in states):
+            raise UserError(
+                f"states are not finite in {dtype}. Store them as --states_dtype bfloat16 or float32; if they are that "
+                "already, the model itself overflows and needs another --dtype."
+            )
         if states:
             path = folder / f"{name}-{number:05d}.safetensors"
             save_file({"states": torch.cat(states)}, path.with_suffix(".tmp"))

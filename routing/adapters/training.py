@@ -82,7 +82,7 @@ def training_arguments(arguments: AdapterArguments, folder: Path, tokens: int) -
     """The Trainer's arguments."""
     steps = -(-tokens // arguments.batch_size) * arguments.num_epochs
     every = max(steps // arguments.num_evaluations, 1)
-    return TrainingArguments(
+    made = TrainingArguments(
         output_dir=str(folder),
         run_name=arguments.run_name,
         num_train_epochs=arguments.num_epochs,
@@ -104,6 +104,8 @@ def training_arguments(arguments: AdapterArguments, folder: Path, tokens: int) -
         remove_unused_columns=False,
         use_cpu=pick_device(arguments.device).type == "cpu",
     )
+    made._n_gpu = min(made.n_gpu, 1)  # More would take as many batches in a step.
+    return made
 
 
 def train_adapters(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from routing.arguments import (
     DTYPES,
+    adapter_problems,
     below,
     checkpoint_problems,
     model_problems,
@@ -35,6 +36,9 @@ class EndToEndArguments:
     run_name: str = option("", "name of the run, and of the checkpoint folder below --output_dir")
     model_id: str = option(DEFAULT_MODEL, "base model: hub id, local folder, or the default, fetched without a hub")
     objective: str = option("gumbel", "training objective", tuple(END_TO_END))
+    adapters: str = option(
+        "", "folder of a checkpoint of --model_id with adapters, which stand in for skipped layers; default none"
+    )
     router: str = option("auto", "kind of router; auto: the first one of the objective", ("auto", *ROUTERS[1:]))
     trainable: str = option(
         "lora", "lora: adapters (PEFT) and the router; router: the router alone", ("lora", "router")
@@ -193,4 +197,5 @@ class EndToEndArguments:
 
     def outside_problems(self) -> list[str]:
         found = model_problems(self.model_id) + checkpoint_problems(self.output_dir, self.run_name)
+        found += adapter_problems(self.adapters, self.model_id)
         return found + corpus_problems("corpus", self.corpus)

@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import BitsAndBytesConfig, set_seed
 
 from routing.arguments import DTYPES, as_dict, is_first_process, pick_device
-from routing.checkpoint import save_checkpoint
+from routing.checkpoint import adapter_fields, load_adapters, save_checkpoint
 from routing.end_to_end.adapters import adapter_state, add_adapters, lora_config, merge_adapters
 from routing.end_to_end.arguments import EndToEndArguments
 from routing.end_to_end.static import costs_of_layers, static_route
@@ -30,6 +30,7 @@ from routing.run_folder import prepare_folder
 from routing.run_info import git_commit, hardware, today, versions
 from routing.text.corpora import passages
 from routing.text.sequences import Sequences, make_sequences
+from train_models.routed_model import small_parts
 
 RANKING_ROWS = 64  # of training text, by which a threshold is set
 RANKING_TOKENS = 1024  # of training text, by which the layers of a static route are chosen; read once for each layer
@@ -57,7 +58,7 @@ def rows_of(arguments: EndToEndArguments, part: str, tokenizer) -> Sequences:
 def load_trainable(arguments: EndToEndArguments, device: torch.device):
     """The routed model with a fresh router, its base frozen, and its adapters or None."""
     config = load_base_config(arguments.model_id)
-    fields = arguments.model_fields(config.num_hidden_layers)
+    fields = arguments.model_fields(config.num_hidden_layers) | adapter_fields(arguments.adapters)
     quantized = {}
     if arguments.load_in_4bit:
         quantized["quantization_config"] = BitsAndBytesConfig(
@@ -67,6 +68,7 @@ def load_trainable(arguments: EndToEndArguments, device: torch.device):
     model = routed_class(config.model_type).from_pretrained(
         locate_model(arguments.model_id), dtype=DTYPES[arguments.dtype], **fields, **quantized
     )
+    load_adapters(model, arguments.adapters)
     if not quantized:
         model.to(device)
     model.requires_grad_(False)
@@ -140,7 +142,7 @@ def run(arguments: EndToEndArguments) -> None:
             "hardware": hardware(),
             "date": today(),
         }
-        routers = {name: tensor.detach().cpu() for name, tensor in model.model.routers.state_dict().items()}
+        routers = {name: tensor.detach().cpu() for name, tensor in small_parts(model.model).items()}
         state = adapter_state(adapters) if adapters else None
         del model, adapters, trainer
         gc.collect()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from routing.errors import UserError
+from routing.files import sha256
 from routing.labels.records import parse_label
 
 LABELS, HEADER = "labels.jsonl", "labels.header.json"
@@ -53,3 +54,8 @@ def read_labels(folder: Path) -> Iterator[dict]:
                     ) from error
     if not number:
         raise UserError(f"{path} holds no labels yet. Run data_generation.py to its end.")
+
+
+def label_hashes(folders: list[Path]) -> dict[str, str]:
+    """SHA-256 of the label file of each folder."""
+    return {str(folder): sha256(folder / LABELS) for folder in folders}

@@ -11,8 +11,8 @@ above 1 for a narrow sigma; the second one has three forms:
 
 Deviations: the transport of the second form has two targets, so all that Sinkhorn's iterations look for is one number a
 row, which is bisected instead; its gradient is that of the solution, not of the way to it. Independent Bernoullis are
-a distribution over all subsets, not over those of size k, so these two forms stay below the probability of a set given
-its size; of the sets with 0 and L layers there is one each, which gets probability 1 in all forms.
+a distribution over all subsets, not over those of size k, so in these two forms the probabilities of all sets of one
+size sum to less than 1; of the sets with 0 and L layers there is one each, which gets probability 1 in all forms.
 """
 
 from __future__ import annotations

@@ -11,17 +11,14 @@ from routing.arguments import (
     below,
     checkpoint_problems,
     device_problems,
+    label_problems,
     model_problems,
     option,
     outside,
     reporting_problems,
     run_name_problems,
 )
-from routing.checkpoint import check_adapters
 from routing.default_model import DEFAULT_MODEL
-from routing.errors import UserError
-from routing.files import sha256
-from routing.labels.reading import read_header
 from routing.objectives.preference import Preference
 from routing.objectives.set_probability import TOP_K
 from routing.objectives.table import PREFERENCE
@@ -106,26 +103,8 @@ class PreferenceArguments:
 
     def outside_problems(self) -> list[str]:
         found = model_problems(self.model_id) + checkpoint_problems(self.output_dir, self.run_name)
-        found += encoder_problems(self.encoder)
-        own = {}
-        try:
-            if self.adapters:
-                check_adapters(Path(self.adapters), self.model_id)
-                own = {path.name: sha256(path) for path in Path(self.adapters).glob("*.safetensors")}
-        except UserError as error:
-            return [*found, f"--adapters: {error}"]
-        for folder in self.data_folders():
-            try:
-                made = read_header(folder)["arguments"]
-            except UserError as error:
-                found.append(f"--data: {error}")
-                continue
-            if made.get("adapters_sha256", {}) != own:
-                found.append(
-                    f"--data: {folder} was explored with adapters {made.get('adapters', '')!r}, and --adapters is "
-                    f"{self.adapters!r}, which is not the same; give those, or explore with these"
-                )
-        return found
+        found += encoder_problems(self.encoder, self.query_max_tokens)
+        return found + label_problems(self.data_folders(), self.adapters, self.model_id)
 
     def data_folders(self) -> list[Path]:
         return [Path(name.strip()) for name in self.data.split(",") if name.strip()]

@@ -20,8 +20,11 @@ from routing.labels.records import example_of
 from routing.preferences.arguments import PreferenceArguments
 from routing.preferences.pairs import best_of, pairs_of, read_pairs, write_pairs
 from routing.scoring import make_request
-from routing.tasks.examples import held_out, question_hash
+from routing.tasks.examples import held_out, held_out_key
 from train_models.query_text import query_text
+
+# Arguments that folders must have in common, so that what they tried for a question can be taken together.
+ALIKE = ("score", "scoring", "apply_chat_template", "tools_in_template", "dtype")
 
 
 @dataclass
@@ -97,14 +100,16 @@ def explored(arguments: PreferenceArguments, config, tokenizer) -> Iterator[tupl
     folders = arguments.data_folders()
     headers = [read_header(folder) for folder in folders]
     problems: list[str] = []
-    scores = {str(folder): header["arguments"].get("score") for folder, header in zip(folders, headers, strict=True)}
     for folder, header in zip(folders, headers, strict=True):
         problems += foreign_labels(folder, header, arguments.model_id, config)
-    if len(set(scores.values()) - {None}) > 1:
-        told = ", ".join(f"{folder} by {score}" for folder, score in scores.items())
-        problems.append(f"--data: scores cannot be compared, {told}; explore with one --score")
+    for name in ALIKE:
+        values = [header["arguments"].get(name) for header in headers]
+        if len(set(values)) > 1:
+            told = ", ".join(f"{folder} with {value}" for folder, value in zip(folders, values, strict=True))
+            problems.append(f"--data: folders of different --{name} cannot be compared, {told}; explore with one")
     raise_all(problems)
     merged: dict[str, tuple[dict, str, bool]] = {}
+    prompts: dict[str, str] = {}
     for folder, header in zip(folders, headers, strict=True):
         chat = header["arguments"]["apply_chat_template"]
         for record in read_labels(folder):
@@ -114,11 +119,20 @@ def explored(arguments: PreferenceArguments, config, tokenizer) -> Iterator[tupl
                     "data_generation.py --search dfs or random."
                 )
             example = example_of(record)
-            key = question_hash(example)
+            key = record["id"]
+            if prompts.setdefault(key, record["prompt"]) != record["prompt"]:
+                raise UserError(
+                    f"{folder / LABELS}, example {key}: another folder asked it with another prompt, so their scores "
+                    "cannot be compared. Explore both with the same version, or give one of them."
+                )
             if key not in merged:
                 request = make_request(example, record["scoring"], record["prompt"], tokenizer, chat)
                 own = {"id": record["id"], "dataset": record["dataset"], "tried": []}
-                merged[key] = own, query_text(tokenizer, request.prompt_ids), held_out(key, arguments.eval_fraction)
+                merged[key] = (
+                    own,
+                    query_text(tokenizer, request.prompt_ids),
+                    held_out(held_out_key(example), arguments.eval_fraction),
+                )
             tried = merged[key][0]["tried"]
             known = {tuple(entry["pruned_layers"]) for entry in tried}
             tried += [

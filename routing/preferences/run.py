@@ -11,8 +11,10 @@ from accelerate import PartialState
 from transformers import set_seed
 
 from routing.arguments import as_dict, is_first_process, pick_device
-from routing.checkpoint import adapter_weights, check_adapters, save_checkpoint
+from routing.checkpoint import adapter_fields, adapter_weights, save_checkpoint
+from routing.errors import UserError
 from routing.families import load_base_config, load_tokenizer, locate_model, routed_class
+from routing.labels.reading import label_hashes
 from routing.locks import only_run
 from routing.model_card import write_model_card
 from routing.preferences.arguments import PreferenceArguments
@@ -35,10 +37,7 @@ def model_fields(arguments: PreferenceArguments) -> dict:
         "query_encoder": encoder_fields(arguments.encoder),
         "query_max_tokens": arguments.query_max_tokens,
     }
-    if arguments.adapters:
-        adapted = check_adapters(Path(arguments.adapters))
-        fields |= {name: adapted[name] for name in ("skip_action", "adapter_size")}
-    return fields
+    return fields | adapter_fields(arguments.adapters)
 
 
 def make_router(arguments: PreferenceArguments, fields: dict, tokenizer) -> QueryRouter:
@@ -62,7 +61,7 @@ def run(arguments: PreferenceArguments) -> None:
     processes = PartialState(cpu=device.type == "cpu")
     with only_run(work, together=True):
         if processes.is_main_process:
-            prepare_folder(arguments, work, work / "trainer")
+            prepare_folder(arguments, work, work / "trainer", label_hashes(arguments.data_folders()))
         processes.wait_for_everyone()
         queries = load_queries(arguments, config, tokenizer, work / PAIRS)
         processes.wait_for_everyone()
@@ -82,6 +81,8 @@ def run(arguments: PreferenceArguments) -> None:
         trainer = train_preferences(learner, sets, held_out, pairs, work / "trainer", processes.num_processes)
         kept = trainer.state.best_global_step
         log = trainer.state.log_history
+        if kept is None:
+            raise UserError("no evaluation had a finite loss; give a lower --learning_rate, and leave --resume out.")
         warnings = next(alarms(entry) for entry in log if entry["step"] == kept and "eval_loss" in entry)
         for text in warnings if processes.is_main_process else ():
             print(f"ALARM: {text}", file=sys.stderr)

@@ -15,11 +15,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from transformers import AutoModelForCausalLM
 
 from routing.answers import SCORES
 from routing.arguments import DTYPES, device_problems, files_without_splits, pick_device
-from routing.checkpoint import check_adapters, check_checkpoint, load_adapted, load_checkpoint, training_record
+from routing.checkpoint import (
+    adapter_weights,
+    check_adapters,
+    check_checkpoint,
+    load_adapted,
+    load_checkpoint,
+    training_record,
+)
 from routing.config_fields import config_with
 from routing.controls import skips_around, static_routes
 from routing.errors import UserError, raise_all, run_command
@@ -46,6 +54,7 @@ from routing.search.routes import Route
 from routing.tasks import unknown_names
 
 ACTIONS = ("adapter", "identity")
+PERMUTATIONS = 10_000
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -58,8 +67,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--checkpoints", default="", help="comma-separated checkpoints with query routers")
     parser.add_argument("--data", default="arithmetic", help="comma-separated data sets")
     parser.add_argument("--num_samples", type=int, default=400, help="test questions of each data set, at most")
-    parser.add_argument("--control_samples", type=int, default=48, help="validation questions that choose static sets")
-    parser.add_argument("--counts", default="1,2,3,4,6", help="numbers of pruned layers, with commas between")
+    parser.add_argument("--control_samples", type=int, default=64, help="validation questions that choose static sets")
+    parser.add_argument("--counts", default="1,2,4,6", help="numbers of pruned layers, with commas between")
+    parser.add_argument(
+        "--max_static", type=int, default=8, help="static sets at a router's own number of layers up to so many layers"
+    )
     parser.add_argument("--score", default="accuracy", choices=sorted(SCORES), help="score of generated answers")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of random layers")
     parser.add_argument("--apply_chat_template", action="store_true", help="as the routers were trained")
@@ -105,6 +117,11 @@ def problems_of(arguments: argparse.Namespace) -> list[str]:
                 found.append(f"--checkpoints: {folder} has no query router; make one with train.py --objective orpo")
             elif base not in (None, training_record(folder)["arguments"]["model_id"]):
                 found.append(f"--checkpoints: {folder} is not of {base!r}, the model of --adapters")
+            elif base is not None and not _same_adapters(folder, Path(arguments.adapters)):
+                found.append(
+                    f"--checkpoints: {folder} has other adapters than --adapters {arguments.adapters}, so its answers "
+                    "would be others; give the adapters that it was trained with"
+                )
         except UserError as error:
             found.append(f"--checkpoints: {error}")
     for name, most in (("counts", depth), ("speed_tokens", float("inf"))):
@@ -121,6 +138,14 @@ def problems_of(arguments: argparse.Namespace) -> list[str]:
     found += [problem.replace("--dataset", "--data", 1) for problem in unknown_names(arguments.data)]
     found += files_without_splits("data", arguments.data)
     return found + device_problems(arguments.device)
+
+
+def _same_adapters(folder: Path, adapters: Path) -> bool:
+    """Whether a checkpoint has the very adapters of another one, or none that it would use."""
+    if check_checkpoint(folder).get("skip_action") != "adapter":
+        return True
+    own, others = adapter_weights(folder), adapter_weights(adapters)
+    return own.keys() == others.keys() and all(torch.equal(own[name], others[name]) for name in own)
 
 
 class Comparison:
@@ -154,11 +179,13 @@ class Comparison:
     def fixed_routes(self, family: str, most: int, skip_action: str) -> list[Route]:
         """The routes without 1, 2, ... layers that are the same for all queries; kept in a file."""
         path = self.output / "parts" / f"{family}-{skip_action}.json"
-        key = json.loads(json.dumps([self.key, [request.example.id for request in self.tuning]], default=str))
+        asked = [request.prompt for request in self.tuning]
+        key = json.loads(json.dumps([self.key, self.arguments.score, asked], default=str))
         saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         found = saved.get("routes", []) if saved.get("key") == key else []
         if len(found) < most:
-            evaluator = PathEvaluator(self.model, self.tokenizer, self.arguments.batch_size)
+            size, score = self.arguments.batch_size, self.arguments.score
+            evaluator = PathEvaluator(self.model, self.tokenizer, size, score=score)
             if family == "static":
                 with config_with(self.model, skip_action=skip_action):
                     found = static_routes(evaluator, self.tuning, self.depth, most)
@@ -183,13 +210,16 @@ class Comparison:
         count, routers = len(self.test), self.routers()
         own = [method for method in routers if method.name in {f.name for f in self.arguments.checkpoints}]
         around = [size for method in own for size in skips_around(self.depth, self.depth - method.pruned)]
-        sizes = sorted({*self.arguments.counts, *around})
+        sizes, most = sorted({*self.arguments.counts, *around}), self.arguments.max_static
         found = [unpruned(self.depth, count), *routers]
         for skip_action in ACTIONS:
-            for family in ("static", "influence") if sizes else ():
-                routes = self.fixed_routes(family, max(sizes), skip_action)
-                found += [fixed_method(family, routes[size - 1], skip_action, count) for size in sizes]
-            for size in sizes:
+            # Around a router's own number the baselines have adapters, as it has.
+            own_sizes = sizes if skip_action == "adapter" else self.arguments.counts
+            fixed_sizes = [size for size in own_sizes if size <= max(self.arguments.counts, default=0) or size <= most]
+            for family, chosen in (("static", fixed_sizes), ("influence", own_sizes)):
+                routes = self.fixed_routes(family, max(chosen, default=0), skip_action)
+                found += [fixed_method(family, routes[size - 1], skip_action, count) for size in chosen]
+            for size in own_sizes:
                 seeds = self.arguments.seeds
                 found += random_methods(self.depth, [size] * count, f"{size} pruned", skip_action, seeds)
         chosen = [method for method in found if method.family == "static" and method.skip_action == "adapter"]
@@ -198,7 +228,7 @@ class Comparison:
                 found.append(Method(f"{method.name}, bare", "bare", "identity", method.routes))
         for method in own:
             pruned = [route.count(0) for route in method.routes]
-            found += random_methods(self.depth, pruned, f"like {method.name}", "adapter", self.arguments.seeds)
+            found += random_methods(self.depth, pruned, f"like {method.name}", method.skip_action, self.arguments.seeds)
         return found
 
     def verdicts(self, methods: Sequence[Method]) -> list[list[Verdict]]:
@@ -219,31 +249,40 @@ class Comparison:
         part = self.test[:16]
         for folder in self.arguments.checkpoints:
             model, tokenizer = load_checkpoint(folder, self.dtype, self.device)
-            answers, routes = Evaluator(model, tokenizer, 4, score=self.arguments.score).verdicts_and_routes(part, None)
+            answers, routes = Evaluator(model, tokenizer, 1, score=self.arguments.score).verdicts_and_routes(part, None)
             at = names.index(folder.name)
             same = sum(route == own for route, own in zip(routes, methods[at].routes[: len(part)], strict=True))
             right = sum(a.output == b.output for a, b in zip(answers, verdicts[at][: len(part)], strict=True))
             found.append({"name": folder.name, "questions": len(part), "same_routes": same, "same_answers": right})
+            if same < len(part) or (right < len(part) and self.dtype == torch.float32):
+                raise RuntimeError(
+                    f"{folder}: its own generate() takes {same} of {len(part)} routes and gives {right} of the answers "
+                    "of this comparison, so neither table nor times would be of this checkpoint. Please report this."
+                )
         return found
 
     def speeds(self, methods: Sequence[Method]) -> dict[str, list[dict]]:
         """Measured speed of the routers as they are, and of static sets; kept in a file, method by method."""
         path, arguments = self.output / "parts" / "speed.json", self.arguments
-        key = json.loads(json.dumps([self.key, arguments.speed_prompts, arguments.speed_tokens, arguments.repeats]))
+        step = max(len(self.test) // max(arguments.speed_prompts, 1), 1)
+        places = list(range(0, len(self.test), step))[: arguments.speed_prompts]  # From all data sets.
+        prompts = [self.test[at] for at in places]
+        asked = [[request.prompt for request in prompts], arguments.speed_tokens, arguments.repeats]
+        key = json.loads(json.dumps([self.key, asked], default=str))
         saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         done = saved.get("done", {}) if saved.get("key") == key else {}
         stock = AutoModelForCausalLM.from_pretrained(locate_model(self.base_name), dtype=self.dtype)
         stock = stock.to(self.device).eval()
-        prompts = self.test[: arguments.speed_prompts]
         folders = {folder.name: folder for folder in arguments.checkpoints}
         for method in methods if prompts else ():
             name = f"{method.name}, {method.skip_action}" if method.family == "static" else method.name
             if name not in folders and method.family not in ("static", "unpruned"):
                 continue
-            routes = [list(route) for route in method.routes[: len(prompts)]]
-            if done.get(name, {}).get("routes") == routes:
+            routes = [list(method.routes[at]) for at in places]
+            made_of = file_stamps(folders[name], "*.safetensors", "config.json") if name in folders else []
+            if done.get(name, {}).get("of") == [routes, made_of]:
                 continue
-            model, forced = self.model, method.routes
+            model, forced = self.model, routes
             if name in folders:
                 (model, _), forced = load_checkpoint(folders[name], self.dtype, self.device), None
             with config_with(model, skip_action=method.skip_action):
@@ -251,14 +290,14 @@ class Comparison:
                     measure(stock, model, prompts, forced, tokens, arguments.repeats)
                     for tokens in arguments.speed_tokens
                 ]
-            done[name] = {"routes": routes, "results": results}
+            done[name] = {"of": [routes, made_of], "results": results}
             write_json(path, {"key": key, "done": done})
         return {name: entry["results"] for name, entry in done.items()}
 
 
-def score_interval(scores: Sequence[float], binary: bool) -> list[float]:
-    """95 % interval of a mean score: Wilson's for right and wrong, else by bootstrap over questions."""
-    if binary:
+def score_interval(scores: Sequence[float]) -> list[float]:
+    """95 % interval of a mean score: Wilson's where all are 0 or 1, else by bootstrap over questions."""
+    if set(scores) <= {0, 1}:
         return wilson_interval(round(sum(scores)), len(scores))
     values = np.array(scores, dtype=float)
     drawn = np.random.default_rng(0).integers(0, len(values), (2000, len(values)))
@@ -266,17 +305,23 @@ def score_interval(scores: Sequence[float], binary: bool) -> list[float]:
 
 
 def paired_scores(first: Sequence[Verdict], second: Sequence[Verdict]) -> dict:
-    """Second less first on the same questions: mean difference of scores, its bootstrap interval, McNemar's test."""
+    """Second less first on the same questions: mean difference of scores, its bootstrap interval, and p: McNemar's test
+    of right answers where the score is that they are right, else of a random sign for each question's difference."""
     difference = np.array([b.score - a.score for a, b in zip(first, second, strict=True)])
     drawn = np.random.default_rng(0).integers(0, len(difference), (2000, len(difference)))
     right = [{at: verdict.correct for at, verdict in enumerate(side)} for side in (first, second)]
-    return mcnemar(*right) | {
+    found = mcnemar(*right)
+    if any(verdict.score != verdict.correct for verdict in (*first, *second)):
+        signs = np.random.default_rng(0).choice([-1.0, 1.0], (PERMUTATIONS, len(difference)))
+        extreme = np.abs(signs @ difference) >= abs(difference.sum()) - 1e-9
+        found["p"] = float((extreme.sum() + 1) / (PERMUTATIONS + 1))
+    return found | {
         "score_difference": float(difference.mean()),
         "score_ci95": np.quantile(difference[drawn].mean(1), (0.025, 0.975)).tolist(),
     }
 
 
-def summaries(methods: Sequence[Method], verdicts: Sequence[Sequence[Verdict]], score: str) -> list[dict]:
+def summaries(methods: Sequence[Method], verdicts: Sequence[Sequence[Verdict]]) -> list[dict]:
     """One row a method, each beside the unpruned model, and with adapters beside without."""
     rows = []
     bare = [at for at, method in enumerate(methods) if method.skip_action == "identity" and method.family != "unpruned"]
@@ -288,7 +333,7 @@ def summaries(methods: Sequence[Method], verdicts: Sequence[Sequence[Verdict]], 
             "skip_action": method.skip_action,
             "pruned": method.pruned,
             "score": sum(scores) / len(scores),
-            "ci95": score_interval(scores, score == "accuracy"),
+            "ci95": score_interval(scores),
             "accuracy": sum(verdict.correct for verdict in own) / len(own),
             "distinct_routes": len(set(method.routes)),
             "against_unpruned": paired_scores(verdicts[0], own),
@@ -329,7 +374,7 @@ def main() -> None:
         "depth": comparison.depth,
         "model": comparison.base_name,
         "data": arguments.data,
-        "methods": summaries(methods, verdicts, arguments.score),
+        "methods": summaries(methods, verdicts),
         "router_tests": router_tests(methods, verdicts, names),
         "generate_agrees": comparison.proof(methods, verdicts),
         "speed": comparison.speeds(methods),

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-import torch
-
+from routing.config_fields import config_with
 from routing.controls import random_route
 from routing.scoring import Request
 from routing.search.routes import Route, full_route
-from train_models.query_router import pruned_counts, pruned_routes
 from train_models.query_text import query_text
 
 
@@ -44,7 +42,6 @@ def leave_out(depth: int, layers: Sequence[int]) -> Route:
     return tuple(int(layer not in set(layers)) for layer in range(depth))
 
 
-@torch.no_grad()
 def router_methods(name: str, model, tokenizer, requests: Sequence[Request], counts: Sequence[int]) -> list[Method]:
     """What a query router does by itself, and with a fixed number of layers to prune.
 
@@ -52,14 +49,11 @@ def router_methods(name: str, model, tokenizer, requests: Sequence[Request], cou
         model: a checkpoint with a query router.
         counts: numbers of layers.
     """
-    router = model.model.routers
-    embeddings = router.embed_texts([query_text(tokenizer, request.prompt_ids) for request in requests])
-    scores = router.heads(embeddings)
-    own = pruned_counts(scores, model.config.route_bias)
-    action, found = model.config.skip_action, []
-    for label, chosen in [(name, own)] + [(f"{name}, {k} pruned", torch.full_like(own, k)) for k in counts]:
-        routes = [tuple(route) for route in pruned_routes(scores.layers, chosen).tolist()]
-        found.append(Method(label, "router", action, routes))
+    texts, found = [query_text(tokenizer, request.prompt_ids) for request in requests], []
+    for label, fixed in [(name, {})] + [(f"{name}, {count} pruned", {"pruned_layers": count}) for count in counts]:
+        with config_with(model, **fixed):
+            routes = [tuple(route) for route in model.model.routers.decide(texts, model.config).tolist()]
+        found.append(Method(label, "router", model.config.skip_action, routes))
     return found
 
 

@@ -25,7 +25,7 @@ def _p(value: float) -> str:
 
 
 def table_rows(result: dict) -> list[list[str]]:
-    """Cells of each method; random seeds in one row, as a range."""
+    """Cells of each method; the seeds of a random one in one row, as the range of their scores."""
     rows, seeds = [], defaultdict(list)
     for row in result["methods"]:
         if row["family"] == "random":
@@ -49,15 +49,13 @@ def table_rows(result: dict) -> list[list[str]]:
         )
     for (name, action), group in seeds.items():
         scores = [row["score"] for row in group]
-        ends = [end for row in group for end in row["ci95"]]
         rows.append(
             [
                 f"{name}, {len(group)} seeds",
                 {"adapter": "adapters", "identity": "nothing"}[action],
                 f"{group[0]['pruned']:.2f}",
                 f"{min(scores):.3f} to {max(scores):.3f}",
-                f"{min(ends):.3f} – {max(ends):.3f}",
-                *["–"] * 5,
+                *["–"] * 6,
             ]
         )
     return rows
@@ -70,8 +68,9 @@ def markdown_table(result: dict) -> str:
     return (
         "\n".join(f"| {line} |" for line in lines)
         + f"\n\n{result['n']} test questions ({result['data']}), score {result['score']}, {result['model']} with "
-        f"{result['depth']} layers; p: McNemar's test of right answers; speed-up: over the stock model at batch 1, "
-        f"router included, with {tokens} generated tokens. {result['hardware']}, {result['date']}.\n"
+        f"{result['depth']} layers; p: McNemar's test of right answers, or for graded scores of random signs; bare: "
+        "the same layers with nothing in their place; speed-up: over the stock model at batch 1, router included, with "
+        f"{tokens} generated tokens. {result['hardware']}, {result['date']}.\n"
     )
 
 

@@ -48,7 +48,9 @@ def verdicts_along(
             part = requests[start : start + TOGETHER]
             # Methods that agree on a question share its verdict.
             pairs = list(dict.fromkeys((at, line[start + at]) for line in lines for at in range(len(part))))
-            own = [key, skip_action, score, [[part[at].example.id, list(route)] for at, route in pairs]]
+            asked = [[request.prompt, request.choice_ids, request.max_new_tokens, request.stop] for request in part]
+            answers = [[request.example.answer, request.example.accepted] for request in part]
+            own = [key, skip_action, score, asked, answers, pairs]
             digest = hashlib.sha256(json.dumps(own, default=str).encode()).hexdigest()
             path = None if folder is None else folder / f"{skip_action}-{start // TOGETHER:04d}.json"
             verdicts = _read(path, digest)

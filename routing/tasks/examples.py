@@ -60,6 +60,14 @@ def split_of(example: Example) -> str:
     return "search" if share < 0.6 else "validation" if share < 0.7 else "test"
 
 
+def held_out_key(example: Example) -> str:
+    """The hash by which training keeps an example aside: of its question, or of the calls that it expects, since other
+    words for the same calls must not be on both sides."""
+    if example.checker == "calls":
+        return hashlib.sha256(f"{example.dataset}\x1f{example.answer}".encode()).hexdigest()
+    return question_hash(example)
+
+
 def held_out(example_hash: str, fraction: float) -> bool:
     """Whether training keeps an example aside; a share of `fraction`, independent of `split_of`."""
     digest = hashlib.sha256(f"held-out/{example_hash}".encode()).hexdigest()
