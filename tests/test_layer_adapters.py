@@ -19,15 +19,19 @@ from conftest import (
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import data_generation
+import train
 from routing.adapters.arguments import AdapterArguments
 from routing.adapters.report import worth_of_layers
 from routing.adapters.run import run
 from routing.adapters.states import StoredStates, collect_states, layer_states, right_answers
 from routing.adapters.training import AdapterStack, layer_errors
 from routing.answers import CHECKERS
-from routing.arguments import parse
+from routing.arguments import TrainArguments, parse
 from routing.checkpoint import adapter_weights, check_adapters, load_adapted, save_checkpoint
 from routing.config_fields import config_with
+from routing.end_to_end.arguments import EndToEndArguments
+from routing.end_to_end.run import run as run_end_to_end
 from routing.errors import UserError
 from routing.execution.path_runner import PathRunner
 from routing.execution.prefix_store import PrefixStore
@@ -486,3 +490,67 @@ def test_a_model_that_answers_nothing_rightly_is_told(base, tmp_path):
     (tmp_path / "own.jsonl").write_text("\n".join(lines))
     with pytest.raises(UserError, match=r"0 of 20 questions of .*own\.jsonl rightly.*a data set that the model can do"):
         trained(base, "none", f"--dataset={tmp_path}/own.jsonl", "--eval_fraction=0.4")
+
+
+# Routers of the other systems skip by adapters too.
+
+
+def same_adapters(one, other) -> bool:
+    first, second = adapter_weights(one), adapter_weights(other)
+    return first.keys() == second.keys() and len(first) and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_routers_of_labels_are_trained_with_the_adapters_of_their_labels(trained_checkpoint, base, tmp_path):
+    rows = [{"question": f"thing {i}?", "answer": i % 3, "choices": ["red", "big", f"old {i}"]} for i in range(24)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    searched = ["--model", str(base), "--dataset", str(tmp_path / "own.jsonl"), "--num_simulations", "8"]
+    searched += ["--adapters", str(trained_checkpoint), "--output_dir", str(tmp_path / "labels")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["data_generation.py", *searched])
+        data_generation.main()
+    places = [f"--data={tmp_path}/labels", f"--output_dir={tmp_path}", f"--work_dir={tmp_path}/runs"]
+    settings = ["--num_epochs=1", "--eval_fraction=0.3", "--num_evaluations=1", "--eval_examples=3"]
+    words = [f"--model_id={base}", "--run_name=routed", *places, *settings]
+    with pytest.raises(UserError, match="made with adapters .*--adapters is ''.*give those"):
+        parse(TrainArguments, words)
+    train.train_on_labels(parse(TrainArguments, [*words, f"--adapters={trained_checkpoint}"]))
+    assert same_adapters(tmp_path / "routed", trained_checkpoint)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "routed", trust_remote_code=True)
+    assert model.config.router == "per_layer" and model.config.skip_action == "adapter"
+
+
+def test_routers_trained_end_to_end_keep_the_adapters_they_were_given(trained_checkpoint, base, tmp_path):
+    (tmp_path / "corpus.txt").write_text(
+        "\n".join(f"passage {i} of a small text " + "about things " * 9 for i in range(60))
+    )
+    places = [f"--corpus={tmp_path}/corpus.txt", f"--output_dir={tmp_path}", f"--work_dir={tmp_path}/runs"]
+    settings = ["--max_steps=2", "--batch_size=2", "--sequence_length=16", "--prompt_tokens=4", "--kept_layers=2"]
+    for trainable in ("lora", "router"):
+        words = [f"--model_id={base}", f"--run_name={trainable}", *places, *settings, "--num_evaluations=1"]
+        words += [f"--adapters={trained_checkpoint}", f"--trainable={trainable}", "--gradient_accumulation=1"]
+        run_end_to_end(parse(EndToEndArguments, words))
+        assert same_adapters(tmp_path / trainable, trained_checkpoint)  # Frozen, and there.
+
+
+def test_adapters_can_be_switched_off_when_loading_and_not_on(checkpoint, base, tmp_path):
+    folder, _ = checkpoint
+    bare = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, skip_action="identity")
+    ids, routes = torch.tensor([[5, 6, 7]]), torch.tensor([ROUTES[0]])
+    stock = LLAMA.routed.from_pretrained(base, router="none")
+    with torch.no_grad():
+        assert torch.equal(bare(ids, routes=routes).logits, stock(ids, routes=routes).logits)
+    for kind in ("copy", "reference"):
+        info = {"arguments": {"model_id": str(base)}}
+        save_checkpoint(tmp_path / kind, str(base), {}, {"router": "none"}, kind, info)
+        with pytest.raises(ValueError, match="the checkpoint has no adapters. Leave the argument out"):
+            AutoModelForCausalLM.from_pretrained(tmp_path / kind, trust_remote_code=True, skip_action="adapter")
+
+
+def test_a_run_goes_on_with_the_same_states_alone(base):
+    trained(base, "three")
+    with pytest.raises(UserError, match="--num_samples was 40, now 30"):
+        trained(base, "three", "--num_samples=30", "--resume")
+    work = base.parent / "runs" / "three"
+    (work / "made_from.json").write_text(json.dumps({"states": "others"}))
+    with pytest.raises(UserError, match="data that the run .* have changed since. Leave --resume out"):
+        trained(base, "three", "--resume")

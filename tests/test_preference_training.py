@@ -415,3 +415,20 @@ def test_what_several_folders_tried_for_a_question_is_taken_together(place, tmp_
     write_json(tmp_path / "two" / HEADER, other)
     with pytest.raises(UserError, match=r"different --score.*one with accuracy.*two with partial_match"):
         list(explored(arguments, config, tokenizer))
+
+
+def test_a_run_goes_on_with_the_same_labels_alone(place, tmp_path):
+    base = place / "base"
+    write_explored(tmp_path / "data", base, load_tokenizer(str(base)), count=40)
+    mine = [f"--data={tmp_path}/data", f"--work_dir={tmp_path}/runs", f"--output_dir={tmp_path}/checkpoints"]
+    run(parse(PreferenceArguments, words(place, "again", *mine, "--num_epochs=1")))
+    lines = (tmp_path / "data" / LABELS).read_text().splitlines(keepends=True)
+    (tmp_path / "data" / LABELS).write_text("".join(lines[:30]))
+    with pytest.raises(UserError, match="data that the run .* have changed since. Leave --resume out"):
+        run(parse(PreferenceArguments, words(place, "again", *mine, "--num_epochs=1", "--resume")))
+
+
+def test_the_encoder_reads_no_more_than_it_can(place):
+    for tokens in (2, 513):
+        with pytest.raises(UserError, match=f"--query_max_tokens {tokens} must lie between 3 and 512"):
+            parse(PreferenceArguments, words(place, "none", f"--query_max_tokens={tokens}"))
