@@ -2,8 +2,8 @@
 
 Gates are a hard Gumbel-softmax over the E mechanisms of a block with a straight-through gradient (Jang et al., arXiv
 1611.01144), the temperature falling from 1 to 0.5 over the run. The balance loss is that of mixtures of experts (Fedus
-et al., arXiv 2101.03961, equation 4): mean over routed blocks of E sum_e f_e P_e, with f the share of tokens that choose
-mechanism e and P its mean probability: 1 where all take equal parts, up to E where one takes all.
+et al., arXiv 2101.03961, equation 4): mean over routed blocks of E sum_e f_e P_e, with f the share of tokens that
+choose mechanism e and P its mean probability: 1 where all take equal parts, up to E where one takes all.
 
 Deviations: f counts the choices without noise, those that the model makes when it is used; padding is in no mean; and
 the balance loss stays apart from the language-model loss everywhere, that of validation above all.
