@@ -17,11 +17,11 @@ In a routed block **all tokens write into both memories**; each token reads one.
 
 What this saves: for tokens that take Gated DeltaNet, the query and gate projections, the attention over all tokens
 before them (while decoding: reading the K/V cache, the part that grows with the context) and the output projection;
-for tokens that take softmax, z, the gated norm and the output projection. Of the 10 D^2 weights of both mixers a token
-uses 5 for writing and 2 or 3 for reading. What it does not save: keys and values of tokens that take Gated DeltaNet,
-the delta rule of tokens that take softmax, and no memory: a routed block's K/V cache is that of a softmax block. Letting
-only its own tokens write into each memory would save that too, but each memory would then lack the others' tokens and
-depend on hard choices, of which the blended training has no exact counterpart.
+for tokens that take softmax, z, the gated norm and the output projection. Of the 10 D^2 weights of both mixers a
+token uses 5 for writing and 2 or 3 for reading. What it does not save: keys and values of tokens that take Gated
+DeltaNet, the delta rule of tokens that take softmax, and no memory: a routed block's K/V cache is that of a softmax
+block. Letting only its own tokens write into each memory would save that too, but each memory would then lack the
+others' tokens and depend on hard choices, of which the blended training has no exact counterpart.
 
 Sources: Gated DeltaNet, Yang et al., arXiv 2412.06464; both mixers are transformers' of Qwen3-Next, Gated DeltaNet in
 the form of Qwen3.5, which is the same with projections that stand apart (so z can be left out). Deviation: padding

@@ -1,20 +1,17 @@
-"""Parameters of hybrid models: what there is, what a token uses, and models of equal size.
+"""Parameters of hybrid models: how many there are, and how many a token uses.
 
 A mixer of either kind has 5 D^2 parameters and less than 1 % more. A routed block holds both, so a pattern with routed
 blocks is larger than one without of the same depth and width. "Equal parameters" can mean that a token uses equally
-many, or that there are equally many: `parameter_counts` gives both, and `match_parameters` makes the second.
+many, or that there are equally many, which `matched` (configurations.py) brings about.
 """
 
 from __future__ import annotations
-
-from copy import deepcopy
 
 import torch
 
 from train_models.configuration_gdn_hybrid import GdnHybridConfig
 from train_models.modeling_gdn_hybrid import GdnHybridForCausalLM
 
-TOLERANCE = 0.01
 # Parts of mixers that are for reading alone; tokens of a routed block that read the other memory do not use them.
 READS = {"gdn": ("in_proj_z", "norm", "out_proj"), "softmax": ("q_proj", "q_norm", "o_proj")}
 MIXERS = {"gdn": "linear_attn", "softmax": "self_attn"}
@@ -43,22 +40,3 @@ def parameter_counts(config: GdnHybridConfig) -> dict[str, int]:
     }
     tokens = {"gdn_token": total - idle["softmax"], "softmax_token": total - idle["gdn"]}
     return {"total": total} | found | {"norms": total - sum(found.values())} | tokens
-
-
-def match_parameters(config: GdnHybridConfig, target: int) -> GdnHybridConfig:
-    """The same configuration with MLPs of a width that gives a model of `target` parameters, to 1 %.
-
-    Raises:
-        ValueError: where no width does.
-    """
-    matched = deepcopy(config)
-    total = parameter_counts(config)["total"]
-    per_column = 3 * config.hidden_size * config.num_hidden_layers  # gate, up and down projection
-    matched.intermediate_size = max(1, config.intermediate_size + round((target - total) / per_column))
-    reached = parameter_counts(matched)["total"]
-    if abs(reached - target) > TOLERANCE * target:
-        raise ValueError(
-            f"no width of the MLPs gives {target:,} parameters: {matched.intermediate_size} gives {reached:,}. Change "
-            "hidden_size or the depth, or the target."
-        )
-    return matched
