@@ -11,6 +11,7 @@ from statistics import mean
 
 from routing.errors import UserError
 from routing.evaluation.statistics import t_interval
+from routing.language_model.configurations import PATTERNS
 from routing.language_model.run import RESULT
 from routing.language_model.training import COLUMNS, SHARE
 from routing.report.groups import ASIDE
@@ -96,7 +97,7 @@ def read_hybrid_run(folder: Path) -> HybridRun:
 
 
 def group_hybrid_runs(runs: Sequence[HybridRun]) -> list[HybridGroup]:
-    """Groups in the order of their first runs, named by --config and what else tells them apart.
+    """Groups in the order of the configurations, named by --config and what else tells them apart.
 
     Raises:
         UserError: for two runs with the same arguments and seed.
@@ -122,7 +123,8 @@ def group_hybrid_runs(runs: Sequence[HybridRun]) -> list[HybridGroup]:
             if name not in ASIDE and any(other.get(name) != value for other in kin)
         ]
         groups.append(HybridGroup(", ".join([arguments["config"], *told]), own))
-    return groups
+    order = [*PATTERNS, *(group.runs[0].arguments["config"] for group in groups)]
+    return sorted(groups, key=lambda group: order.index(group.runs[0].arguments["config"]))
 
 
 def middle(values: Sequence[float]) -> tuple[float | None, list[float] | None]:
