@@ -16,6 +16,7 @@ from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5ForCausalLM, Qwe
 
 from routing.default_model import default_model_folder
 from routing.language_model.parameters import parameter_counts
+from train_models import routed_mixer
 from train_models.configuration_gdn_hybrid import GdnHybridConfig
 from train_models.gdn_hybrid_cache import GdnHybridCache
 from train_models.modeling_gdn_hybrid import TIME_STEPS, GdnHybridForCausalLM
@@ -104,6 +105,21 @@ def test_gathered_tokens_equal_both_branches_of_each_row_alone(fields, side, att
         for number, (row, own) in enumerate(zip(rows, mask.bool(), strict=True)):
             expected = one_row_logits(model, row, row_gates(output, number, own))
             assert_near(output.logits[number, own], expected)
+
+
+@pytest.mark.parametrize("attention", ("sdpa", "eager"))
+@torch.no_grad()
+def test_queries_of_long_rows_attend_some_at_a_time(attention, monkeypatch):
+    monkeypatch.setattr(routed_mixer, "QUERIES", 3)
+    model = hybrid(pattern=MIXED, attn_implementation=attention)
+    rows = random_rows((30, 19))
+    for side in ("left", "right"):
+        ids, mask = padded(rows, side)
+        whole = model(ids, attention_mask=mask, draw_mechanisms=hard, use_cache=False).logits
+        assert_near(model(ids, attention_mask=mask).logits[mask.bool()], whole[mask.bool()])
+        cache = model(ids[:, :11], attention_mask=mask[:, :11]).past_key_values
+        rest = model(ids[:, 11:], attention_mask=mask, past_key_values=cache).logits
+        assert_near(rest[mask[:, 11:].bool()], whole[:, 11:][mask[:, 11:].bool()])
 
 
 @torch.no_grad()

@@ -51,6 +51,8 @@ from transformers.models.qwen3_next.modeling_qwen3_next import (
 from .gdn_hybrid_cache import GdnHybridCache
 from .token_layers import Gathering, gatherings, pick, query_masks, rotated
 
+QUERIES = 256  # of a row, which attend together
+
 
 class Packing(NamedTuple):
     """How the rows of a padded batch [B, T] are moved to have their real tokens first, in their order.
@@ -194,20 +196,37 @@ class SoftmaxAttention(Qwen3NextAttention):
         """States [count, D] of the tokens of [B, T, D] that a Gathering picks, which attend to keys and values."""
         query, gate = self.q_proj(pick(hidden, some)).unflatten(-1, (-1, 2 * self.head_dim)).chunk(2, dim=-1)
         cos, sin = (pick(part, some) for part in shared.rotary)
-        if some.rows is not None:
-            key, value = key[some.rows], value[some.rows]
+        query = rotated(self.q_norm(query).transpose(1, 2), cos, sin)
+        mask = query_masks(shared.query_mask, some)
+        columns = some.order + key.shape[2] - hidden.shape[1]
+        if some.rows is None:
+            attended = self._attended(query, key, value, mask, columns)
+        else:
+            # Mostly while decoding. Row by row, since keys and values of some rows together would have to be copied.
+            masks = [None] * len(query) if mask is None else mask.split(1)
+            rows = zip(some.rows.tolist(), query.split(1), masks, columns.split(1), strict=True)
+            parts = [self._attended(own, key[at][None], value[at][None], *others) for at, own, *others in rows]
+            attended = torch.cat(parts)
+        attended = (attended.flatten(2) * gate.flatten(2).sigmoid()).flatten(0, 1)
+        return self.o_proj(attended if some.valid is None else attended[some.valid.flatten()])
+
+    def _attended(self, query, key, value, mask, columns: torch.LongTensor) -> torch.Tensor:
+        """[b, n, H, D_head] of queries [b, H, n, D_head] under a mask [b, 1, n, T_kv].
+
+        Args:
+            columns: [b, n], of the keys of the queries' own tokens.
+        """
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        attended, _ = attend(
-            self,
-            rotated(self.q_norm(query).transpose(1, 2), cos, sin),
-            key,
-            value,
-            query_masks(shared.query_mask, some),
-            dropout=self.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-        )
-        attended = (attended * gate.sigmoid()).flatten(2)
-        return self.o_proj(attended.flatten(0, 1) if some.valid is None else attended[some.valid])
+        dropout = self.attention_dropout if self.training else 0.0
+        parts = [(query, key, value, mask)]
+        if query.shape[2] > QUERIES:
+            # Causal attention over the whole leaves out the keys behind each token; so do some queries at a time.
+            ends = torch.stack([part.amax() for part in columns.split(QUERIES, 1)]) + 1
+            parts = [
+                (own, key[:, :, :end], value[:, :, :end], own_mask[..., :end])
+                for own, own_mask, end in zip(query.split(QUERIES, 2), mask.split(QUERIES, 2), ends.tolist())
+            ]
+        return torch.cat([attend(self, *part, dropout=dropout, scaling=self.scaling)[0] for part in parts], 1)
 
     def whole(self, hidden: torch.Tensor, shared: Shared) -> torch.Tensor:
         """States [B, T, D] where all tokens write and read: the stock forward."""
