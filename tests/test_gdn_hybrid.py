@@ -16,7 +16,7 @@ from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5ForCausalLM, Qwe
 
 from routing.default_model import default_model_folder
 from routing.language_model.parameters import parameter_counts
-from train_models import routed_mixer
+from train_models import gdn_hybrid_cache, routed_mixer
 from train_models.configuration_gdn_hybrid import GdnHybridConfig
 from train_models.gdn_hybrid_cache import GdnHybridCache
 from train_models.modeling_gdn_hybrid import TIME_STEPS, GdnHybridForCausalLM
@@ -304,6 +304,37 @@ def test_rows_of_a_cache_are_repeated_selected_and_counted(fields):
     assert_near(model(token.expand(2, 1), past_key_values=selected).logits, expected[[2, 0]])
     cache.reset()
     assert_near(model(ids, past_key_values=cache).logits, model(ids, use_cache=False).logits)
+
+
+@torch.no_grad()
+def test_keys_grow_in_place_and_copies_of_a_cache_part(monkeypatch):
+    monkeypatch.setattr(gdn_hybrid_cache, "ROOM", 3)
+    model = hybrid()
+    ids, other = (torch.stack(random_rows((14, 14), seed=seed)) for seed in (0, 1))
+    other[:, :6] = ids[:, :6]
+    cache = model(ids[:, :4]).past_key_values
+    model(ids[:, 4:6], past_key_values=cache)
+    rooms = cache.layers[1].rooms
+    assert cache.layers[1].keys.shape[2] == 6 and rooms[0].shape[2] == 9
+    fork = copy.deepcopy(cache)
+    for at in range(6, 14):
+        fork.reorder_cache(torch.tensor([1, 0]))
+        for tokens, own, order in ((ids, cache, [0, 1]), (other, fork, [(at + 1) % 2, at % 2])):
+            whole = model(tokens[order, : at + 1], use_cache=False).logits
+            assert_near(model(tokens[order, at : at + 1], past_key_values=own).logits[:, 0], whole[:, -1])
+        assert (cache.layers[1].rooms[0] is rooms[0]) == (at < 9)
+
+
+def test_gradients_go_through_a_cache():
+    model, ids = hybrid(pattern=MIXED), torch.stack(random_rows((9, 9)))
+    whole = model(ids).logits
+    cache = model(ids[:, :4]).past_key_values
+    parts = [model(part, past_key_values=cache).logits for part in ids[:, 4:].split(1, 1)]
+    found, expected = (
+        torch.autograd.grad(logits.square().mean(), model.model.layers[3].self_attn.k_proj.weight)[0]
+        for logits in (torch.cat(parts, 1), whole[:, 4:])
+    )
+    assert_near(found, expected)
 
 
 def test_wrong_caches_and_inputs_are_refused():

@@ -1,14 +1,60 @@
 """Cache of the hybrid model: keys and values of softmax mixers, convolution and recurrent states of Gated DeltaNets.
 
-Its layers are transformers' own; a routed block has one that holds all of these. transformers' DynamicCache lacks what
-is added here: a length where no block has keys, and operations on the rows of recurrent states.
+Its layers extend transformers' own; a routed block has one that holds all of these. transformers' DynamicCache lacks
+what is added here: a length where no block has keys, operations on the rows of recurrent states, and room to grow. It
+copies all keys and values for each new token, which would make a token that attends to nothing pay for the context.
 """
 
 from __future__ import annotations
 
 import torch
+from torch import nn
 from transformers import PreTrainedConfig
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DynamicCache, DynamicLayer, LinearAttentionAndFullAttentionLayer
+
+ROOM = 256  # tokens, and at least a quarter of what is there
+
+
+class RoomToGrow:
+    """Mixin over a layer with keys and values [B, H, T, D_head]: new ones are written behind them, in place.
+
+    Attributes:
+        rooms: tensors whose first T columns are the keys and the values; none before the second update.
+    """
+
+    rooms: tuple[torch.Tensor, ...] = ()
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+        """Keys and values of all tokens, [B, H, T, D_head] each."""
+        length = self.get_seq_length()
+        if not length or (torch.is_grad_enabled() and key_states.requires_grad):
+            # Gradients need the keys as they were.
+            return super().update(key_states, value_states, *args, **kwargs)
+        total = length + key_states.shape[2]
+        if not self._has_room(total):
+            more = max(ROOM, total // 4) + total - length
+            self.rooms = tuple(nn.functional.pad(old, (0, 0, 0, more)) for old in (self.keys, self.values))
+        for room, new in zip(self.rooms, (key_states, value_states), strict=True):
+            room[:, :, length:total] = new
+        self.keys, self.values = (room[:, :, :total] for room in self.rooms)
+        return self.keys, self.values
+
+    def _has_room(self, tokens: int) -> bool:
+        """Whether keys and values still lie in the rooms, as they do not after their rows were reordered."""
+        if not self.rooms or self.rooms[0].shape[2] < tokens:
+            return False
+        return all(old.data_ptr() == room.data_ptr() for old, room in zip((self.keys, self.values), self.rooms))
+
+
+class SoftmaxLayer(RoomToGrow, DynamicLayer):
+    """What a softmax block stores."""
+
+
+class RoutedLayer(RoomToGrow, LinearAttentionAndFullAttentionLayer):
+    """What a routed block stores."""
+
+
+OWN_LAYERS = {DynamicLayer: SoftmaxLayer, LinearAttentionAndFullAttentionLayer: RoutedLayer}
 
 
 class GdnHybridCache(DynamicCache):
@@ -27,6 +73,7 @@ class GdnHybridCache(DynamicCache):
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__(config=config)
+        self.layers = [OWN_LAYERS[type(layer)]() if type(layer) in OWN_LAYERS else layer for layer in self.layers]
         self.seen_tokens = 0
         self.row_count: int | None = None
 
@@ -39,7 +86,7 @@ class GdnHybridCache(DynamicCache):
         return self.seen_tokens
 
     def memory_bytes(self) -> int:
-        """Bytes of all that is stored."""
+        """Bytes of all that is stored, room to grow included."""
         return sum(tensor.nbytes for layer in self.layers for tensor in _tensors(layer))
 
     def reset(self) -> None:
@@ -74,7 +121,8 @@ class GdnHybridCache(DynamicCache):
 
 def _tensors(layer) -> list[torch.Tensor]:
     states = [*getattr(layer, "conv_states", {}).values(), *getattr(layer, "recurrent_states", {}).values()]
-    return [t for t in (getattr(layer, "keys", None), getattr(layer, "values", None), *states) if t is not None]
+    columns = getattr(layer, "rooms", ()) or (getattr(layer, "keys", None), getattr(layer, "values", None))
+    return [tensor for tensor in (*columns, *states) if tensor is not None]
 
 
 def checked_cache(cache, config: PreTrainedConfig, rows: int, use_cache: bool) -> GdnHybridCache | None:
