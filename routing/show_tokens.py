@@ -157,7 +157,7 @@ def lines_of(folder: Path, text: str, max_tokens: int) -> tuple[list[str], dict[
     config = read_config(folder)
     if config["model_type"] == HYBRID:
         model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
-        tokenizer, lines = AutoTokenizer.from_pretrained(folder), hybrid_lines
+        tokenizer, lines = AutoTokenizer.from_pretrained(folder, trust_remote_code=True), hybrid_lines
     else:
         kind = config.get("router", "per_layer")
         if kind not in TOKEN_ROUTERS:

@@ -81,7 +81,7 @@ def record(folder: Path) -> dict:
 
 
 def rows_of_text(place: Path, checkpoint: Path, part: str = "validation"):
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=True)
     rows = make_sequences(passages(str(place / "corpus.txt"), part, 3), tokenizer, LENGTH, "packed", 0)
     return batches_of(rows, 2, 0, torch.device("cpu"))
 
