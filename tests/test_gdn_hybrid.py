@@ -351,8 +351,12 @@ def test_wrong_caches_and_inputs_are_refused():
         model.generate(ids, max_new_tokens=2, cache_implementation="static")
     with pytest.raises(ValueError, match="exactly one of input_ids"):
         model()
-    with pytest.raises(ValueError, match=r"shape \[B, T\]"):
+    with pytest.raises(ValueError, match=r"must be of shape \(2, 5\).*got \(2, 1, 5, 5\)"):
         model(ids, attention_mask=torch.ones(2, 1, 5, 5))
+    with pytest.raises(ValueError, match=r"must be of shape \(2, 6\).*got \(2, 1\)"):
+        model(ids[:, :1], attention_mask=torch.ones(2, 1), past_key_values=cache)
+    with pytest.raises(ValueError, match="output_attentions"):
+        model(ids, output_attentions=True)
     with pytest.raises(ValueError, match="floating-point gates of shape"):
         model(ids, draw_mechanisms=lambda logits: logits.argmax(-1))
 

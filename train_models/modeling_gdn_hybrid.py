@@ -157,16 +157,19 @@ class GdnHybridModel(GdnHybridPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds.")
-        if attention_mask is not None and attention_mask.ndim != 2:
-            raise ValueError(
-                f"attention_mask must be of shape [B, T], as recurrent states know no other; got "
-                f"{tuple(attention_mask.shape)}."
-            )
+        if kwargs.get("output_attentions", self.config.output_attentions):
+            raise ValueError("output_attentions is not available: Gated DeltaNet has no attention. Leave it out.")
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         rows, tokens = hidden.shape[:2]
         cache = checked_cache(past_key_values, self.config, rows, use_cache and not self.training)
+        seen = 0 if cache is None else cache.seen_tokens
+        if attention_mask is not None and attention_mask.shape != (rows, seen + tokens):
+            raise ValueError(
+                f"attention_mask must be of shape {(rows, seen + tokens)}, rows and tokens with those in the cache, got "
+                f"{tuple(attention_mask.shape)}."
+            )
         if position_ids is None:
-            position_ids = self._positions(attention_mask, 0 if cache is None else cache.seen_tokens, hidden)
+            position_ids = self._positions(attention_mask, seen, hidden)
         shared = self._shared(hidden, attention_mask, position_ids, cache)
         logits = mechanisms = choices = None
         for index, block in enumerate(self.layers):
