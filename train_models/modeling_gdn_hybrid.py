@@ -165,7 +165,7 @@ class GdnHybridModel(GdnHybridPreTrainedModel):
         seen = 0 if cache is None else cache.seen_tokens
         if attention_mask is not None and attention_mask.shape != (rows, seen + tokens):
             raise ValueError(
-                f"attention_mask must be of shape {(rows, seen + tokens)}, rows and tokens with those in the cache, got "
+                f"attention_mask must be of shape {(rows, seen + tokens)}, rows and tokens with those cached, got "
                 f"{tuple(attention_mask.shape)}."
             )
         if position_ids is None:
