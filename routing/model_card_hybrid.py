@@ -45,7 +45,7 @@ the tokens that need it.{chosen}
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("{place}")
+tokenizer = AutoTokenizer.from_pretrained("{place}", trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained("{place}", trust_remote_code=True)
 output = model.generate(**tokenizer("The railway was opened in", return_tensors="pt"), max_new_tokens=20)
 print(tokenizer.decode(output[0]))

@@ -41,7 +41,8 @@ def plot_curves(groups: Sequence[HybridGroup], column: str, label: str, log: boo
         axes.set_yscale("log")
     # Intervals of two or three seeds may be far wider than all runs; the axis is that of the runs.
     low, high = min(lows), max(highs)
-    axes.set_ylim((low / 1.05, high * 1.05) if log else (low - 0.05 * (high - low), high + 0.05 * (high - low)))
+    margin = 0.05 * (high - low or 1)
+    axes.set_ylim((low / 1.05, high * 1.05) if log else (low - margin, high + margin))
     axes.set(xlabel="step", ylabel=label, title=title)
     axes.grid(alpha=0.3, which="both")
     legend(figure, list(handles.values()), list(handles))
