@@ -15,6 +15,10 @@ Or train a router that reads the query and prunes layers, on layer sets that dat
 
     python train.py --objective orpo --router query --data data/explored --run_name my-run
 
+Or train a small language model from scratch whose blocks choose linear or softmax attention for each token:
+
+    python train.py --objective lm --config dynamic --run_name my-run
+
 A run that was interrupted continues with the same arguments and --resume. Several GPUs, or processes on a machine
 without any (--multi_gpu is what makes accelerate start them there too):
 
@@ -43,6 +47,8 @@ from routing.errors import run_command
 from routing.families import load_base_config, load_tokenizer, locate_model, routed_class
 from routing.features import CachedFeatures, LiveExamples, cache_features, fingerprint, live_collator, read_batch
 from routing.labels.reading import label_hashes
+from routing.language_model.arguments import LanguageModelArguments
+from routing.language_model.run import run as run_language_model
 from routing.locks import only_run
 from routing.model_card import write_model_card
 from routing.objectives.supervised import CLASSES, class_counts, class_weights
@@ -88,6 +94,8 @@ def main() -> None:
         run_adapters(parse(AdapterArguments))
     elif objective in PREFERENCE:
         run_preferences(parse(PreferenceArguments))
+    elif objective == "lm":
+        run_language_model(parse(LanguageModelArguments))
     else:
         train_on_labels(parse(TrainArguments))
 

@@ -159,9 +159,9 @@ class TrainArguments:
     objective: str = option(
         "supervised",
         f"training objective; {', '.join(END_TO_END)} train end to end on text, {', '.join(PREFERENCE)} on explored "
-        "layer sets, adapters trains adapters for skipped layers; they have arguments of their own: train.py "
-        "--objective gumbel --help",
-        ("supervised", "adapters", *END_TO_END, *PREFERENCE),
+        "layer sets, adapters trains adapters for skipped layers, lm a small hybrid language model from scratch; they "
+        "have arguments of their own: train.py --objective gumbel --help",
+        ("supervised", "adapters", "lm", *END_TO_END, *PREFERENCE),
     )
     num_epochs: int = option(25, "epochs over the training examples")
     learning_rate: float = option(1e-3, "peak learning rate of AdamW, cosine decay")

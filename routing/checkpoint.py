@@ -21,6 +21,8 @@ from train_models.checkpoint_card import CARD
 from train_models.query_router import ENCODER_FOLDER
 from train_models.routed_model import ROUTER_FILE, load_small_parts
 
+HYBRID = "gdn_hybrid"  # model_type of the language models of train.py --objective lm
+
 
 def save_checkpoint(
     folder: Path,
@@ -67,6 +69,11 @@ def save_checkpoint(
     if encoder is not None:
         encoder_tokenizer(encoder).save_pretrained(work / ENCODER_FOLDER)
     write_json(work / "training.json", run_info)
+    put_in_place(work, folder)
+
+
+def put_in_place(work: Path, folder: Path) -> None:
+    """Give a finished checkpoint its name, in place of an older one, whose README.md it takes over."""
     if (folder / CARD).exists():  # It may have been written by hand.
         shutil.copy2(folder / CARD, work)
     old = folder.with_name(f".{folder.name}.old")
@@ -173,14 +180,30 @@ def check_checkpoint(folder: Path) -> dict:
     Raises:
         UserError: if it is none.
     """
+    fields = read_config(folder)
+    if fields.get("model_type") == HYBRID:
+        raise UserError(
+            f"{folder} is a hybrid language model of --objective lm, which has no base and skips no layers. Give a "
+            "checkpoint of another objective."
+        )
+    if fields.get("trained_num_windows") is None:
+        raise UserError(f"{folder} holds no trained routers. Give the folder of a checkpoint of train.py.")
+    return fields
+
+
+def read_config(folder: Path) -> dict:
+    """Fields of the config of any checkpoint.
+
+    Raises:
+        UserError: if there is none.
+    """
     try:
         fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        fields["model_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{folder / 'config.json'} cannot be read ({error}). Give the folder of a checkpoint of train.py."
+            f"{folder / 'config.json'} cannot be read ({error!r}). Give the folder of a checkpoint of train.py."
         ) from error
-    if not isinstance(fields, dict) or fields.get("trained_num_windows") is None:
-        raise UserError(f"{folder} holds no trained routers. Give the folder of a checkpoint of train.py.")
     return fields
 
 

@@ -14,10 +14,11 @@ import re
 import sys
 from pathlib import Path
 
-from routing.checkpoint import check_checkpoint, training_record
+from routing.checkpoint import HYBRID, check_checkpoint, read_config, training_record
 from routing.errors import UserError, raise_all, run_command
 from routing.files import write_text
 from routing.hub import is_repo_id, upload
+from routing.model_card_hybrid import hybrid_card
 from routing.model_card_text import card_text
 from train_models.checkpoint_card import CARD
 from train_models.query_router import ENCODER_FOLDER
@@ -61,7 +62,7 @@ def write_model_card(folder: Path, results: list[dict] | None = None, repo_id: s
     Raises:
         UserError: if the folder is no checkpoint of train.py.
     """
-    config, training = check_checkpoint(folder), training_record(folder)
+    config, training = config_of(folder), training_record(folder)
     path = folder / CARD
     if path.exists() and not is_ours(path):
         print(
@@ -70,10 +71,24 @@ def write_model_card(folder: Path, results: list[dict] | None = None, repo_id: s
         )
         return None
     name = (repo_id or folder.resolve().name).split("/")[-1]
-    on_text = folder / TEXT_RESULTS
-    measured = json.loads(on_text.read_text(encoding="utf-8")) if on_text.exists() else None
-    write_text(path, marked(card_text(name, config, training, results or [], repo_id, measured)))
+    if config["model_type"] == HYBRID:
+        text = hybrid_card(name, config, training, repo_id)
+    else:
+        on_text = folder / TEXT_RESULTS
+        measured = json.loads(on_text.read_text(encoding="utf-8")) if on_text.exists() else None
+        text = card_text(name, config, training, results or [], repo_id, measured)
+    write_text(path, marked(text))
     return path
+
+
+def config_of(folder: Path) -> dict:
+    """Fields of the config of a checkpoint of routers, or of a hybrid language model.
+
+    Raises:
+        UserError: if it is neither.
+    """
+    fields = read_config(folder)
+    return fields if fields["model_type"] == HYBRID else check_checkpoint(folder)
 
 
 def read_results(folder: Path) -> list[dict] | None:
@@ -127,7 +142,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     arguments = make_parser().parse_args(argv)
     folder, repo_id, push = arguments.checkpoint, arguments.repo_id, arguments.push
-    config = check_checkpoint(folder)
+    config = config_of(folder)
     problems = []
     if repo_id is not None and not ("/" in repo_id and is_repo_id(repo_id)):
         problems.append(f"--repo_id {repo_id!r} must be OWNER/NAME, as the hub writes it")

@@ -1,6 +1,7 @@
-"""A grid of trainings end to end, each evaluated beside its controls; run it again to continue.
+"""A grid of trainings on text, each evaluated; run it again to continue.
 
     python -m routing.sweep experiments/token_routing.yaml --output sweeps/token-routing
+    python -m routing.sweep experiments/hybrid.yaml --output sweeps/hybrid
     accelerate launch --multi_gpu --num_processes 4 -m routing.sweep GRID.yaml --output FOLDER    # a run a GPU
 
 The YAML file holds `arguments` of train.py that all runs share; `runs`, a list of further arguments each, of which any
@@ -8,6 +9,9 @@ may be a list of values (all combinations are run), with a `name` where objectiv
 `seeds`, which a run may have its own of; `evaluation`, arguments of routing.text_evaluation; and `keep_checkpoints`,
 true unless given. Any number of processes fill one folder: manifest.json, runs/NAME/ with metrics.csv, controls.csv and
 layers.csv, and of all runs together metrics.csv and controls.csv. `python -m routing.report FOLDER` draws them.
+
+Runs of objective lm, hybrid language models, measure themselves on test text and have result.json in the place of
+controls.csv; a grid holds runs of that kind alone, or none.
 """
 
 from __future__ import annotations
@@ -31,6 +35,8 @@ from routing.arguments import read_arguments
 from routing.end_to_end.arguments import EndToEndArguments
 from routing.errors import UserError, raise_all, run_command
 from routing.files import write_json, write_text
+from routing.language_model.arguments import LanguageModelArguments
+from routing.language_model.run import RESULT
 from routing.locks import held
 from routing.run_folder import last_whole_checkpoint
 from routing.run_info import git_commit, hardware, today, versions
@@ -67,18 +73,24 @@ def read_grid(path: Path) -> dict:
     return grid
 
 
+def is_language_model(values: dict) -> bool:
+    return values["objective"] == "lm"
+
+
 def runs_of(grid: dict) -> dict[str, dict]:
     """Arguments of train.py by the name of the run; every combination of listed values, with every seed."""
     combinations, every = [], grid.get("seeds", [0])
+    shared = {"objective": "gumbel"} | (grid.get("arguments") or {})
     for run in grid["runs"]:
         seeds = run.get("seeds", every)
         run = {name: value for name, value in run.items() if name != "seeds"}
         lists = {name: value if isinstance(value, list) else [value] for name, value in run.items()}
         for values in product(*lists.values()):
-            own = {"objective": "gumbel"} | dict(zip(lists, values))
+            own = {"objective": shared["objective"]} | dict(zip(lists, values))
             # What varies within this entry names its runs; `name` what does not.
             varied = [f"{name}={own[name]}" for name, value in run.items() if isinstance(value, list)]
-            words = [own.pop("name", None) or "-".join(own[n] for n in ("objective", "router") if n in own), *varied]
+            kind = ("config",) if is_language_model(own) else ("objective", "router")
+            words = [own.pop("name", None) or "-".join(own[n] for n in kind if n in own), *varied]
             combinations.append(("-".join(words), own, seeds))
     found = {}
     for seed in dict.fromkeys([*every, *(seed for *_, seeds in combinations for seed in seeds)]):
@@ -89,7 +101,9 @@ def runs_of(grid: dict) -> dict[str, dict]:
             name = f"{words}-s{seed}"
             if name in found:
                 raise UserError(f"two runs are called {name}; give them different `name`s.")
-            found[name] = (grid.get("arguments") or {}) | own | {"seed": seed, "run_name": name}
+            found[name] = shared | own | {"seed": seed, "run_name": name}
+    if len(set(map(is_language_model, found.values()))) > 1:
+        raise UserError("some runs are of objective lm and others are not; give them grids and folders of their own.")
     return found
 
 
@@ -101,8 +115,9 @@ def check_runs(runs: dict[str, dict], output: Path) -> None:
     """Refuse wrong arguments of any run before the first one starts, and runs that were made with others."""
     found = []
     for name, values in runs.items():
+        kind = LanguageModelArguments if is_language_model(values) else EndToEndArguments
         try:
-            own = read_arguments(EndToEndArguments, command_line(values))
+            own = read_arguments(kind, command_line(values))
         except UserError as error:
             found.append(f"run {name}: {error}")
             continue
@@ -114,14 +129,14 @@ def check_runs(runs: dict[str, dict], output: Path) -> None:
             old = json.loads(saved.read_text())
             wanted = {field.name: getattr(own, field.name) for field in fields(own) if field.name not in OWN}
             # An argument that was added since had its default.
-            changed = [key for key, value in wanted.items() if old.get(key, _default(key)) != value]
+            changed = [key for key, value in wanted.items() if old.get(key, _default(kind, key)) != value]
             if changed:
                 found.append(f"run {name} was made with other {', '.join(changed)}; give another --output")
     raise_all(found)
 
 
-def _default(name: str):
-    return next(field.default for field in fields(EndToEndArguments) if field.name == name)
+def _default(kind: type, name: str):
+    return next(field.default for field in fields(kind) if field.name == name)
 
 
 def check_evaluation(evaluation: dict, output: Path) -> None:
@@ -162,20 +177,28 @@ def call(command: list[str], log: Path) -> None:
         raise UserError(f"{' '.join(command)} failed with status {result.returncode}; {log} ends with:\n{end}")
 
 
+def last_file(name: str, values: dict, output: Path) -> Path:
+    """The file that says that a run is done."""
+    return output / "runs" / name / (RESULT if is_language_model(values) else "controls.csv")
+
+
 def make_run(name: str, values: dict, output: Path, evaluation: dict) -> None:
     """Train, evaluate, keep the tables."""
     folder, checkpoint = output / "runs" / name, output / "checkpoints" / name
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "output.log"
     # A checkpoint without its run's folder is of another sweep.
-    if not ((checkpoint / "training.json").exists() and (folder / "arguments.json").exists()):
+    trained = (checkpoint / "training.json").exists() and (folder / "arguments.json").exists()
+    if is_language_model(values) or not trained:
         places = {"output_dir": output / "checkpoints", "work_dir": output / "runs"}
         resume = ["--resume"] if last_whole_checkpoint(folder / "trainer") else []
         call([sys.executable, str(ROOT / "train.py"), *command_line(values | places), *resume], log)
-    call([sys.executable, "-m", "routing.text_evaluation", str(checkpoint), *command_line(evaluation)], log)
+    if not is_language_model(values):
+        call([sys.executable, "-m", "routing.text_evaluation", str(checkpoint), *command_line(evaluation)], log)
     shutil.rmtree(folder / "trainer", ignore_errors=True)
-    for table in ("layers.csv", "text_evaluation.json", "controls.csv"):  # The last one says that the run is done.
-        write_text(folder / table, (checkpoint / table).read_text(encoding="utf-8"))
+    if not is_language_model(values):
+        for table in ("layers.csv", "text_evaluation.json", "controls.csv"):  # The last one says that the run is done.
+            write_text(folder / table, (checkpoint / table).read_text(encoding="utf-8"))
 
 
 def merge(output: Path, runs: dict[str, dict], table: str) -> None:
@@ -222,7 +245,7 @@ def main() -> None:
             if not had:
                 taken.append(name)
                 continue
-            if not (output / "runs" / name / "controls.csv").exists():
+            if not last_file(name, values, output).exists():
                 make_run(name, values, output, evaluation)
             if not grid.get("keep_checkpoints", True):
                 shutil.rmtree(output / "checkpoints" / name, ignore_errors=True)

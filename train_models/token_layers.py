@@ -79,14 +79,14 @@ def run_tokens(runner, hidden: torch.Tensor, layer: int, some: Gathering | None)
     some = _on(some, hidden.device)
     cos, sin = (t.to(hidden.device) for t in runner.position_embeddings)
     normed = block.input_layernorm(hidden)
-    key = _rotated(_heads(attention, "k", normed), cos, sin)
+    key = rotated(_heads(attention, "k", normed), cos, sin)
     value = _heads(attention, "v", normed)
     if runner.cache is not None:
         key, value = runner.cache.slot(step).update(key, value)
     others = runner.stand_in(hidden, layer)  # Of all tokens: an adapter is cheaper than picking those that skip.
     if not some.count:
         return others
-    query = _rotated(_heads(attention, "q", _pick(normed, some)), _pick(cos, some), _pick(sin, some))
+    query = rotated(_heads(attention, "q", pick(normed, some)), pick(cos, some), pick(sin, some))
     if some.rows is not None:
         key, value = key[some.rows], value[some.rows]
     attended = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)(
@@ -94,7 +94,7 @@ def run_tokens(runner, hidden: torch.Tensor, layer: int, some: Gathering | None)
         query,
         key,
         value,
-        _queries(runner.query_mask(layer, hidden, key.shape[2]), some),
+        query_masks(runner.query_mask(layer, hidden, key.shape[2]), some),
         dropout=attention.attention_dropout if attention.training else 0.0,
         scaling=attention.scaling,
         sliding_window=getattr(attention, "sliding_window", None),
@@ -124,7 +124,7 @@ def _heads(attention: nn.Module, name: str, states: torch.Tensor) -> torch.Tenso
     return (heads if norm is None else norm(heads)).transpose(1, 2)
 
 
-def _rotated(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def rotated(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     return heads * cos[:, None] + rotate_half(heads) * sin[:, None]
 
 
@@ -135,7 +135,7 @@ def _on(some: Gathering, device: torch.device) -> Gathering:
     return Gathering(some.count, *(None if part is None else part.to(device) for part in some[1:]))
 
 
-def _pick(tensor: torch.Tensor, some: Gathering) -> torch.Tensor:
+def pick(tensor: torch.Tensor, some: Gathering) -> torch.Tensor:
     """[b, n, D], the gathered tokens of a tensor [1 or B, T, D]."""
     if some.rows is not None and tensor.shape[0] > 1:
         tensor = tensor[some.rows]
@@ -143,9 +143,9 @@ def _pick(tensor: torch.Tensor, some: Gathering) -> torch.Tensor:
     return tensor.gather(1, some.order[..., None].expand(-1, -1, tensor.shape[2]))
 
 
-def _queries(mask: torch.Tensor | None, some: Gathering) -> torch.Tensor | None:
+def query_masks(mask: torch.Tensor | None, some: Gathering) -> torch.Tensor | None:
     """[b, 1, n, T_kv], the mask of the gathered queries, of one [1 or B, 1, T, T_kv]."""
     if mask is None:
         return None
     mask = mask.to(some.order.device)[:, 0]
-    return _pick(mask, some)[:, None]
+    return pick(mask, some)[:, None]

@@ -36,16 +36,15 @@ RANKING_ROWS = 64  # of training text, by which a threshold is set
 RANKING_TOKENS = 1024  # of training text, by which the layers of a static route are chosen; read once for each layer
 
 
-def rows_of(arguments: EndToEndArguments, part: str, tokenizer) -> Sequences:
-    """Rows of a part of the corpus.
+def rows_of(arguments, part: str, tokenizer) -> Sequences:
+    """Rows of a part of the corpus, for any stage that trains on text.
 
     Raises:
         UserError: if there is too little text for one.
     """
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {arguments.model_id!r} has no eos token to end a passage; set one.")
-    count = {"train": arguments.train_passages, "validation": arguments.validation_passages}[part]
-    texts = passages(arguments.corpus, part, count)
+    texts = passages(arguments.corpus, part, getattr(arguments, f"{part}_passages"))
     rows = make_sequences(texts, tokenizer, arguments.sequence_length, arguments.layout, arguments.prompt_tokens)
     if not len(rows):
         raise UserError(

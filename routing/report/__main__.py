@@ -2,10 +2,11 @@
 
     python -m routing.report runs/dense runs/gumbel --output report
     python -m routing.report sweeps/token-routing --output sweeps/token-routing/report
+    python -m routing.report sweeps/hybrid --output sweeps/hybrid/report
 
 Each RUN is the folder of a run of train.py (metrics.csv, arguments.json; controls.csv, layers.csv and analysis.json
 where there are any), or of a sweep, whose runs/ are all taken. Writes report.csv, a PNG for each picture and
-report.html, which needs nothing beside it.
+report.html, which needs nothing beside it. Hybrid language models (--objective lm) have a report of their own kind.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from routing.errors import run_command
+from routing.errors import UserError, run_command
 from routing.report.groups import group_runs
+from routing.report.hybrid_page import write_hybrid_report
+from routing.report.hybrid_runs import read_hybrid_run
 from routing.report.run_page import write_report
-from routing.report.runs import read_runs
+from routing.report.runs import find_runs, read_object, read_run
 
 
 def main() -> None:
@@ -27,8 +30,14 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="folder of a run, or of a sweep")
     parser.add_argument("--output", required=True, type=Path, help="folder of the report")
     arguments = parser.parse_args()
-    runs, empty = read_runs(arguments.runs)
-    notes = write_report(group_runs(runs), arguments.output)
+    folders, empty = find_runs(arguments.runs)
+    hybrid = {read_object(folder / "arguments.json", ("objective",))["objective"] == "lm" for folder in folders}
+    if len(hybrid) > 1:
+        raise UserError("some runs are of --objective lm and others are not; give each kind a report of its own.")
+    if hybrid == {True}:
+        notes = write_hybrid_report([read_hybrid_run(folder) for folder in folders], arguments.output)
+    else:
+        notes = write_report(group_runs([read_run(folder) for folder in folders]), arguments.output)
     if empty:
         notes.append(f"left out, without metrics.csv yet: {', '.join(empty)}")
     for note in notes:

@@ -68,8 +68,8 @@ def write_report(groups: Sequence[Group], output: Path) -> list[str]:
     sections = [_results(own, notes)]
     if len(points) > len(own):
         rows = [_control_cells(point) for point in points]
-        sections.append(_section("Controls", f"<p>{escape(CONTROL_NOTE)}</p>\n{table(CONTROL_TABLE, rows)}"))
-    sections.append(_section("Pictures", _pictures(_draws(groups, own, points), output)))
+        sections.append(section("Controls", f"<p>{escape(CONTROL_NOTE)}</p>\n{table(CONTROL_TABLE, rows)}"))
+    sections.append(section("Pictures", pictures(_draws(groups, own, points), output)))
     sections += [_analysis(run, output) for run in runs if run.analysis]
     title = f"{len(runs)} run{'s' if len(runs) > 1 else ''} of training end to end"
     write_text(output / "report.html", page(title, "\n".join([facts(_about(runs)), *sections])))
@@ -102,7 +102,7 @@ def _about(runs: Sequence[Run]) -> dict[str, str]:
     return found
 
 
-def _section(title: str, body: str) -> str:
+def section(title: str, body: str) -> str:
     return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>"
 
 
@@ -125,7 +125,7 @@ def _results(points: Sequence[Point], notes: list[str]) -> str:
     ]  # fmt: skip
     warned = "".join(f"<li>{escape(note)}</li>\n" for note in notes)
     listed = f"<ul>\n{warned}</ul>\n" if notes else ""
-    return _section("Groups", f"<p>{escape(NOTE)}</p>\n{listed}{table(TABLE, rows)}")
+    return section("Groups", f"<p>{escape(NOTE)}</p>\n{listed}{table(TABLE, rows)}")
 
 
 def _control_cells(point: Point) -> list[str]:
@@ -154,7 +154,7 @@ def _draws(groups: Sequence[Group], own: Sequence[Point], points: Sequence[Point
     return found
 
 
-def _pictures(draws: dict[str, tuple[str, Callable]], output: Path) -> str:
+def pictures(draws: dict[str, tuple[str, Callable]], output: Path) -> str:
     """Draw pictures into files, and as HTML."""
     shown = []
     for name, (title, draw) in draws.items():
@@ -183,6 +183,6 @@ def _analysis(run: Run, output: Path) -> str:
     }
     body = (
         f"<p>{found['tokens']:,} tokens, {found['mean_layers']:.2f} layers a token. {escape(CORRELATION_NOTE)}</p>\n"
-        f"{table(CORRELATIONS, rows)}\n{_pictures(draws, output)}"
+        f"{table(CORRELATIONS, rows)}\n{pictures(draws, output)}"
     )
-    return _section(f"Router of {run.name}", body)
+    return section(f"Router of {run.name}", body)

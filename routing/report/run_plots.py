@@ -52,7 +52,7 @@ def wrapped(name: str, width: int = 30) -> str:
     return "\n".join(textwrap.wrap(name, width))
 
 
-def _legend(figure: plt.Figure, handles: list, names: list[str]) -> None:
+def legend(figure: plt.Figure, handles: list, names: list[str]) -> None:
     """Below the axes, in as many columns as the names leave room for."""
     widest = max(map(len, names))
     columns = max(min(int(figure.get_figwidth() * 12 / (widest + 6)), len(names)), 1)
@@ -71,7 +71,7 @@ def plot_validation(groups: Sequence[Group], file: File, title: str) -> None:
         handles += axes.plot(steps, losses, **look(number), linewidth=1.8, marker="o", markersize=3)
     axes.set(xlabel="step", ylabel="validation loss, nats a token", title=title)
     axes.grid(alpha=0.3)
-    _legend(figure, handles, [group.name for group in groups])
+    legend(figure, handles, [group.name for group in groups])
     save(figure, file)
 
 
@@ -82,7 +82,7 @@ def plot_final_losses(points: Sequence[Point], file: File, title: str) -> None:
         axes.barh(place, point.loss, 0.7, color=COLORS[0])
         axes.text(0.02 * point.loss, place, f"{point.loss:.4f}", va="center", color="white", fontsize=9)
         if point.interval:
-            axes.errorbar(point.loss, place, xerr=_errors(point.loss, point.interval), color="black", capsize=3)
+            axes.errorbar(point.loss, place, xerr=errors(point.loss, point.interval), color="black", capsize=3)
         losses = [run.result["loss"] for run in point.group.runs]
         axes.scatter(losses, [place] * len(losses), color=COLORS[4], edgecolors="black", s=16, zorder=3, linewidths=0.5)
     axes.set_yticks(range(len(points)), [wrapped(point.group.name) for point in points], fontsize=9)
@@ -91,7 +91,7 @@ def plot_final_losses(points: Sequence[Point], file: File, title: str) -> None:
     save(figure, file)
 
 
-def _errors(middle: float, interval: Sequence[float]) -> list[list[float]]:
+def errors(middle: float, interval: Sequence[float]) -> list[list[float]]:
     return [[max(middle - interval[0], 0)], [max(interval[1] - middle, 0)]]
 
 
@@ -116,7 +116,7 @@ def plot_components(groups: Sequence[Group], file: File, title: str) -> None:
     for axes in panels.flat[len(shown) :]:
         axes.remove()
     figure.suptitle(title)
-    _legend(figure, list(handles.values()), list(handles))
+    legend(figure, list(handles.values()), list(handles))
     save(figure, file)
 
 
@@ -136,7 +136,7 @@ def plot_temperature(groups: Sequence[Group], file: File, title: str) -> None:
     axes.invert_xaxis()
     axes.set(xlabel="temperature, falling in training", ylabel="layers executed a token", title=title)
     axes.grid(alpha=0.3)
-    _legend(figure, list(handles.values()), list(handles))
+    legend(figure, list(handles.values()), list(handles))
     save(figure, file)
 
 
@@ -153,7 +153,7 @@ def plot_speed(points: Sequence[Point], file: File, title: str) -> None:
         axes.barh(place, point.speedup, 0.9, color=LOOKS[point.method][2])
         end = point.speedup
         if point.speedup_interval:
-            axes.errorbar(end, place, xerr=_errors(end, point.speedup_interval), color="black", capsize=2, linewidth=1)
+            axes.errorbar(end, place, xerr=errors(end, point.speedup_interval), color="black", capsize=2, linewidth=1)
             end = point.speedup_interval[1]
         axes.annotate(
             f"{point.speedup:.2f}×, {point.layers:.1f} layers", (end, place), (5, 0), textcoords="offset points",
@@ -167,7 +167,7 @@ def plot_speed(points: Sequence[Point], file: File, title: str) -> None:
     axes.set(xlabel="tokens a second, full depth = 1 (dashed)", title=title)
     methods = [method for method in LOOKS if any(point.method == method for point in shown)]
     handles = [plt.Rectangle((0, 0), 1, 1, color=LOOKS[method][2]) for method in methods]
-    _legend(figure, handles, [LOOKS[method][0] for method in methods])
+    legend(figure, handles, [LOOKS[method][0] for method in methods])
     save(figure, file)
 
 
@@ -206,13 +206,13 @@ def plot_pareto(points: Sequence[Point], file: File, title: str) -> None:
     handles = [Line2D([], [], color=COLORS[n % len(COLORS)], linewidth=4) for n, _ in enumerate(families)]
     methods = [method for method in LOOKS if any(point.method == method for point in points)]
     handles += [Line2D([], [], color="black", marker=LOOKS[method][1], linestyle="none") for method in methods]
-    _legend(figure, handles, families + [LOOKS[method][0] for method in methods])
+    legend(figure, handles, families + [LOOKS[method][0] for method in methods])
     save(figure, file)
 
 
 def _draw_family(axes: plt.Axes, points: Sequence[Point], color: str, method: str) -> None:
     for point in points:
-        error = _errors(point.loss, point.interval) if point.interval else None
+        error = errors(point.loss, point.interval) if point.interval else None
         axes.errorbar(
             point.layers, point.loss, yerr=error, color=color, marker=LOOKS[method][1], capsize=2, linewidth=0.9,
             markersize={"own": 7, "base": 11}.get(method, 5.5), zorder=4 if method == "base" else 3,
@@ -245,7 +245,7 @@ def plot_quality(groups: Sequence[Group], file: File, title: str) -> None:
     axes.set(xlabel="layers executed a token", ylabel="perplexity (logarithmic)", title=title)
     axes.grid(alpha=0.3)
     axes.margins(x=0.08)
-    _legend(figure, handles, [group.name for group in groups])
+    legend(figure, handles, [group.name for group in groups])
     save(figure, file)
 
 

@@ -69,14 +69,14 @@ class Run:
         }
 
 
-def read_runs(folders: list[Path]) -> tuple[list[Run], list[str]]:
-    """The runs of folders of one run each, or of sweeps, each once.
+def find_runs(folders: list[Path]) -> tuple[list[Path], list[str]]:
+    """Folders of runs, of folders of one run each or of sweeps, each once.
 
     Returns:
-        runs, and names of folders of sweeps that hold no metrics yet.
+        folders with metrics, and names of folders of sweeps that hold no metrics yet.
 
     Raises:
-        UserError: naming every folder without metrics.csv, or the file and line that are wrong.
+        UserError: naming every folder without metrics.csv.
     """
     chosen, empty, found = {}, [], []
     for folder in folders:
@@ -95,7 +95,20 @@ def read_runs(folders: list[Path]) -> tuple[list[Run], list[str]]:
         if not (folder / "metrics.csv").is_file()
     ]
     raise_all(found)
-    return [read_run(folder) for folder in chosen.values()], empty
+    return list(chosen.values()), empty
+
+
+def read_runs(folders: list[Path]) -> tuple[list[Run], list[str]]:
+    """The runs of folders as `find_runs` takes them.
+
+    Returns:
+        runs, and names of folders of sweeps that hold no metrics yet.
+
+    Raises:
+        UserError: naming every folder without metrics.csv, or the file and line that are wrong.
+    """
+    chosen, empty = find_runs(folders)
+    return [read_run(folder) for folder in chosen], empty
 
 
 def read_run(folder: Path) -> Run:

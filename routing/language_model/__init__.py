@@ -1,0 +1,1 @@
+"""Training of small hybrid language models from scratch: arguments, training, validation, alarms, checkpoint."""

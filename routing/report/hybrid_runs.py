@@ -1,0 +1,159 @@
+"""Runs of train.py --objective lm, read from their folders; seeds taken together."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+from routing.errors import UserError
+from routing.evaluation.statistics import t_interval
+from routing.language_model.configurations import PATTERNS
+from routing.language_model.run import RESULT
+from routing.language_model.training import COLUMNS, SHARE
+from routing.report.groups import ASIDE
+from routing.report.runs import Row, read_object, read_table
+
+ARGUMENTS = ("run_name", "config", "seed", "num_layers")
+
+
+@dataclass(frozen=True)
+class HybridRun:
+    """One run.
+
+    Attributes:
+        folder: that was read.
+        arguments: of its training.
+        metrics: a row for each validation, by COLUMNS and softmax_share_N; None where a cell is empty.
+        blocks: routed blocks N.
+        result: what train.py wrote at the end; None while it is not there.
+    """
+
+    folder: Path
+    arguments: dict
+    metrics: list[Row]
+    blocks: list[int]
+    result: dict | None
+
+    @property
+    def name(self) -> str:
+        return self.arguments["run_name"]
+
+    @property
+    def best(self) -> Row:
+        """The validation with the lowest loss of the language model, at which the checkpoint was kept."""
+        return min(self.metrics, key=lambda row: row["validation_loss"])
+
+    @property
+    def test_loss(self) -> float | None:
+        return self.result["test"]["loss"] if self.result else None
+
+
+@dataclass(frozen=True)
+class HybridGroup:
+    """Runs that differ in their seed alone."""
+
+    name: str
+    runs: list[HybridRun]
+
+    def values(self, value: Callable[[HybridRun], float | None]) -> list[float]:
+        """One figure of all runs; empty where a run lacks it."""
+        found = [value(run) for run in self.runs]
+        return [] if None in found else found
+
+    def curve(self, name: str) -> tuple[list[float], list[list[float]]]:
+        """Steps at which all runs have a value of a column, and their values at each."""
+        by_step: dict[float, list[float]] = {}
+        for run in self.runs:
+            for row in run.metrics:
+                if row.get(name) is not None:
+                    by_step.setdefault(row["step"], []).append(row[name])
+        steps = sorted(step for step, values in by_step.items() if len(values) == len(self.runs))
+        return steps, [by_step[step] for step in steps]
+
+
+def read_hybrid_run(folder: Path) -> HybridRun:
+    """One run.
+
+    Raises:
+        UserError: naming file, line and remedy where one of its files is malformed.
+    """
+    arguments = read_object(folder / "arguments.json", ARGUMENTS)
+    path = folder / "metrics.csv"
+    with path.open(encoding="utf-8", newline="") as file:
+        head = next(csv.reader(file), [])
+    shares = [name for name in head if name.startswith(SHARE)]
+    metrics = read_table(path, (*COLUMNS, *shares))
+    for line, row in enumerate(metrics, 2):
+        for name in ("step", "validation_loss"):
+            if row[name] is None:
+                raise UserError(f"{path}, line {line}: {name} is empty. Make the file again, or leave the run out.")
+    result = folder / RESULT
+    ended = read_object(result, ("test", "parameters", "kept_step", "alarms")) if result.exists() else None
+    return HybridRun(folder, arguments, metrics, [int(name.removeprefix(SHARE)) for name in shares], ended)
+
+
+def group_hybrid_runs(runs: Sequence[HybridRun]) -> list[HybridGroup]:
+    """Groups in the order of the configurations, named by --config and what else tells them apart.
+
+    Raises:
+        UserError: for two runs with the same arguments and seed.
+    """
+    found: dict[str, list[HybridRun]] = {}
+    for run in runs:
+        own = {name: value for name, value in run.arguments.items() if name not in ASIDE}
+        found.setdefault(json.dumps(own, sort_keys=True), []).append(run)
+    groups = []
+    for own in found.values():
+        own.sort(key=lambda run: run.arguments["seed"])
+        for first, second in zip(own, own[1:]):
+            if first.arguments["seed"] == second.arguments["seed"]:
+                raise UserError(
+                    f"{first.folder} and {second.folder} have the same arguments and seed, so they are no two "
+                    "samples; give one of them."
+                )
+        arguments = own[0].arguments
+        kin = [other[0].arguments for other in found.values() if other[0].arguments["config"] == arguments["config"]]
+        told = [
+            f"{name} {value}"
+            for name, value in arguments.items()
+            if name not in ASIDE and any(other.get(name) != value for other in kin)
+        ]
+        groups.append(HybridGroup(", ".join([arguments["config"], *told]), own))
+    order = [*PATTERNS, *(group.runs[0].arguments["config"] for group in groups)]
+    return sorted(groups, key=lambda group: order.index(group.runs[0].arguments["config"]))
+
+
+def middle(values: Sequence[float]) -> tuple[float | None, list[float] | None]:
+    """Mean and 95 % interval over seeds (Student's t), the latter for two runs and more."""
+    return (mean(values), t_interval(values)) if values else (None, None)
+
+
+def unequal_runs(groups: Sequence[HybridGroup]) -> list[str]:
+    """What makes a comparison unfair or is to be known of it, as sentences."""
+    found = []
+    for title, value in (
+        ("learning rates", lambda run: run.result["learning_rate"]),
+        ("batch sizes", lambda run: run.arguments["batch_size"] * run.arguments["gradient_accumulation"]),
+        ("last steps", lambda run: int(run.metrics[-1]["step"])),
+        ("sequence lengths", lambda run: run.arguments["sequence_length"]),
+    ):
+        different = dict.fromkeys(value(run) for group in groups for run in group.runs if run.result)
+        if len(different) > 1:
+            found.append(f"runs have different {title}: {', '.join(map(str, different))}.")
+    sizes = [run.result["parameters"]["total"] for group in groups for run in group.runs if run.result]
+    if sizes and max(sizes) > 1.01 * min(sizes):
+        found.append(f"parameters differ by more than 1 %: {min(sizes):,} to {max(sizes):,}; see --match_parameters.")
+    unfinished = [run.name for group in groups for run in group.runs if run.result is None]
+    if unfinished:
+        found.append(f"not finished: {', '.join(unfinished)}.")
+    for group in groups:
+        for run in group.runs:
+            if run.result and run.result["alarms"]:
+                steps = ", ".join(run.result["alarms"])
+                last = list(run.result["alarms"].values())[-1]
+                found.append(f"ALARM in {run.name} at steps {steps}; the last: {'; '.join(last)}.")
+    return found
