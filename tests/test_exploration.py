@@ -312,6 +312,7 @@ def test_ties_of_the_picked_choice_are_the_plain_evaluators():
     assert not path_scoring._is_tie([-1.0, -2.0, -2.0], request, "accuracy")
 
 
+@pytest.mark.slow
 def test_the_default_model_on_sums():
     """A spot check, with the real model, against the plain evaluator."""
     folder = default_model_folder()
@@ -551,6 +552,7 @@ def test_labels_of_a_real_model(single):
     assert len({entry["output"] for entry in opened}) > 10
 
 
+@pytest.mark.slow
 def test_a_killed_process_and_two_others_end_with_the_bytes_of_one(base, questions, single, tmp_path, monkeypatch):
     """The first is killed in the middle of a group, which the two that follow share with the rest."""
     output = tmp_path / "out"

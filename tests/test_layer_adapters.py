@@ -293,7 +293,7 @@ def test_adapters_are_asked_for_by_name(checkpoint, base, tmp_path):
 def asked(base):
     """(tokenizer, requests) of which about half are answered rightly, since the checker accepts many answers."""
     tokenizer = load_tokenizer(str(base))
-    examples = [Example("quiz", f"what is {i}?", r"[\s\S]*[a-m]", checker="regex") for i in range(90)]
+    examples = [Example("quiz", f"what is {i}?", r"[\s\S]*[a-m]", checker="regex") for i in range(70)]
     return tokenizer, [request_of(example, "generate", tokenizer) for example in examples]
 
 
@@ -317,7 +317,7 @@ def test_states_are_of_right_answers_with_their_prompts(base, asked):
     evaluator = PathEvaluator(model, tokenizer, 32, score="accuracy")
     answers = right_answers(evaluator, requests)
     plain = Evaluator(model, tokenizer, score="accuracy").verdicts(requests, [full_route(LAYERS)] * len(requests))
-    assert 10 < sum(answer is not None for answer in answers) < 80
+    assert 10 < sum(answer is not None for answer in answers) < 60
     for request, answer, verdict in zip(requests, answers, plain, strict=True):
         assert (answer is not None) == verdict.correct
         if answer is not None:
@@ -326,7 +326,7 @@ def test_states_are_of_right_answers_with_their_prompts(base, asked):
             assert CHECKERS["regex"](text, request.example)
 
 
-def collected(folder, base, asked, key: str = "a", count: int = 90):
+def collected(folder, base, asked, key: str = "a", count: int = 70):
     tokenizer, requests = asked
     model = LLAMA.routed.from_pretrained(base, **FIELDS).eval()
     return collect_states(folder, model, tokenizer, requests[:count], key, 5, 0.3, 32)
@@ -349,7 +349,7 @@ def test_states_on_disk_go_on_where_a_run_was_killed(base, asked, tmp_path, monk
     (killed / "train-00001.tmp").write_bytes(b"half a shard")
     first = (killed / "train-00000.safetensors").stat().st_mtime_ns
     monkeypatch.setattr(states, "_write_group", written)
-    assert collected(killed, base, asked) == counts == {"questions": 90, "right": counts["right"]}
+    assert collected(killed, base, asked) == counts == {"questions": 70, "right": counts["right"]}
     assert (killed / "train-00000.safetensors").stat().st_mtime_ns == first
     for part in ("train", "held_out"):
         sets = [StoredStates(folder, part) for folder in (whole, killed)]
@@ -453,7 +453,7 @@ def test_a_run_goes_on_to_the_same_adapters(trained_checkpoint, base, monkeypatc
 def test_what_a_layer_is_worth_alone(trained_checkpoint, base):
     model = AutoModelForCausalLM.from_pretrained(trained_checkpoint, trust_remote_code=True).eval()
     tokenizer = AutoTokenizer.from_pretrained(base)
-    examples = [Example("quiz", f"what is {i}?", r"[\s\S]*[a-m]", checker="regex") for i in range(7)]
+    examples = [Example("quiz", f"what is {i}?", r"[\s\S]*[a-m]", checker="regex") for i in range(5)]
     requests = [request_of(example, "generate", tokenizer) for example in examples]
     worth = worth_of_layers(model, tokenizer, requests, 16)
     for row in worth["layers"]:
@@ -461,11 +461,11 @@ def test_what_a_layer_is_worth_alone(trained_checkpoint, base):
         route[row["layer"]] = 0
         for skip_action in ("identity", "adapter"):
             with config_with(model, skip_action=skip_action):
-                verdicts = Evaluator(model, tokenizer, 1).verdicts(requests, [tuple(route)] * 7)
-            assert row[skip_action]["accuracy"] == sum(verdict.correct for verdict in verdicts) / 7
+                verdicts = Evaluator(model, tokenizer, 5).verdicts(requests, [tuple(route)] * 5)
+            assert row[skip_action]["accuracy"] == sum(verdict.correct for verdict in verdicts) / 5
     gains = [row["adapter"]["accuracy"] - row["identity"]["accuracy"] for row in worth["layers"]]
     over = worth["over_layers"]
-    assert worth["n"] == 7 and over["mean_gain"] == pytest.approx(sum(gains) / LAYERS)
+    assert worth["n"] == 5 and over["mean_gain"] == pytest.approx(sum(gains) / LAYERS)
     assert (over["better"], over["worse"]) == (sum(g > 0 for g in gains), sum(g < 0 for g in gains))
     assert over["ci95"][0] <= over["mean_gain"] <= over["ci95"][1]
 
@@ -525,11 +525,10 @@ def test_routers_trained_end_to_end_keep_the_adapters_they_were_given(trained_ch
     )
     places = [f"--corpus={tmp_path}/corpus.txt", f"--output_dir={tmp_path}", f"--work_dir={tmp_path}/runs"]
     settings = ["--max_steps=2", "--batch_size=2", "--sequence_length=16", "--prompt_tokens=4", "--kept_layers=2"]
-    for trainable in ("lora", "router"):
-        words = [f"--model_id={base}", f"--run_name={trainable}", *places, *settings, "--num_evaluations=1"]
-        words += [f"--adapters={trained_checkpoint}", f"--trainable={trainable}", "--gradient_accumulation=1"]
-        run_end_to_end(parse(EndToEndArguments, words))
-        assert same_adapters(tmp_path / trainable, trained_checkpoint)  # Frozen, and there.
+    words = [f"--model_id={base}", "--run_name=token", *places, *settings, "--num_evaluations=1"]
+    words += [f"--adapters={trained_checkpoint}", "--gradient_accumulation=1"]
+    run_end_to_end(parse(EndToEndArguments, words))
+    assert same_adapters(tmp_path / "token", trained_checkpoint)  # Frozen, and there.
 
 
 def test_adapters_can_be_switched_off_when_loading_and_not_on(checkpoint, base, tmp_path):
@@ -546,11 +545,12 @@ def test_adapters_can_be_switched_off_when_loading_and_not_on(checkpoint, base, 
             AutoModelForCausalLM.from_pretrained(tmp_path / kind, trust_remote_code=True, skip_action="adapter")
 
 
-def test_a_run_goes_on_with_the_same_states_alone(base):
-    trained(base, "three")
+def test_a_run_goes_on_with_the_same_states_alone(trained_checkpoint, base):
     with pytest.raises(UserError, match="--num_samples was 40, now 30"):
-        trained(base, "three", "--num_samples=30", "--resume")
-    work = base.parent / "runs" / "three"
-    (work / "made_from.json").write_text(json.dumps({"states": "others"}))
+        trained(base, "one", "--num_samples=30", "--resume")
+    note = base.parent / "runs" / "one" / "made_from.json"
+    kept = note.read_text()
+    note.write_text(json.dumps({"states": "others"}))
     with pytest.raises(UserError, match="data that the run .* have changed since. Leave --resume out"):
-        trained(base, "three", "--resume")
+        trained(base, "one", "--resume")
+    note.write_text(kept)

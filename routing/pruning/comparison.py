@@ -219,7 +219,7 @@ class Comparison:
             for family, chosen in (("static", fixed_sizes), ("influence", own_sizes)):
                 routes = self.fixed_routes(family, max(chosen, default=0), skip_action)
                 found += [fixed_method(family, routes[size - 1], skip_action, count) for size in chosen]
-            for size in own_sizes:
+            for size in self.arguments.counts:
                 seeds = self.arguments.seeds
                 found += random_methods(self.depth, [size] * count, f"{size} pruned", skip_action, seeds)
         chosen = [method for method in found if method.family == "static" and method.skip_action == "adapter"]
