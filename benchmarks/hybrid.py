@@ -37,7 +37,7 @@ from train_models.configuration_gdn_hybrid import GdnHybridConfig
 from train_models.modeling_gdn_hybrid import GdnHybridForCausalLM
 
 REFERENCE = "all-softmax"
-# Tokens by which a model is checked: many chunks of the delta rule, and more queries than attend together (routed_mixer).
+# Tokens by which a model is checked: many chunks of the delta rule, more queries than routed_mixer lets attend together.
 CHECKED = 1200
 SIZES = ("batch", "hidden_size", "num_layers", "num_heads", "intermediate_size", "vocab_size", "repeats", "threads")
 GIVEN = (
@@ -271,7 +271,8 @@ def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
     else:
         if arguments.contexts[0] < 4:
             problems.append(f"--contexts {arguments.contexts[0]} must be at least 4 tokens")
-    small = [f"--{name} {getattr(arguments, name)} must be at least 1" for name in SIZES if getattr(arguments, name) < 1]
+    sizes = {name: getattr(arguments, name) for name in SIZES}
+    small = [f"--{name} {size} must be at least 1" for name, size in sizes.items() if size < 1]
     problems += small
     if not small:
         try:

@@ -406,6 +406,8 @@ def test_random_router_keeps_its_share_whatever_the_batch_and_the_cache():
     alone = model(rows[1][None]).mechanisms
     assert torch.equal(alone[0], output.mechanisms[1, mask[1].bool()])
     assert not torch.equal(alone, hybrid(router="random", random_share=0.3, random_seed=5)(rows[1][None]).mechanisms)
+    each = hybrid(router="random", random_share=[0.1, 0.8], random_seed=4)(ids, attention_mask=mask).mechanisms
+    assert each[mask.bool()].float().mean(0).tolist() == pytest.approx([0.1, 0.8], abs=0.06)
     for share, mechanism in ((0.0, 0), (1.0, 1)):
         took = hybrid(router="random", random_share=share)(ids).mechanisms
         assert bool((took == mechanism).all())
@@ -565,6 +567,14 @@ def test_all_problems_of_a_configuration_at_once():
         ({"hidden_size": 100}, "both mixers have equal width; got None x 12 and 100"),
         ({"head_dim": 256}, "equal width; got 256 x 12 and 768"),
         ({"hidden_size": 36}, "head_dim must be even for rotary positions, got 3"),
+        ({"random_share": [0.5]}, "random_share has 1 numbers for 2 routed blocks"),
+        ({"random_share": [0.5, 2]}, r"random_share must lie between 0 and 1, got \[0.5, 2\]"),
+        ({"rms_norm_eps": "1e-5"}, "rms_norm_eps must be a number above 0, got '1e-5'.*1.0e-5"),
+        ({"rope_theta": "1e4"}, "rope_theta must be a number above 0"),
+        ({"rope_parameters": 3}, "rope_parameters must be a mapping"),
+        ({"hidden_act": "foo"}, "hidden_act must be one of .*silu.*, got 'foo'"),
+        ({"attention_dropout": 1}, "attention_dropout must lie between"),
+        ({"use_cache": "no"}, "use_cache must be true or false"),
     ),
     ids=str,
 )

@@ -177,6 +177,40 @@ def test_a_file_holds_config_fields(place, tmp_path):
     config = load(folder).config
     assert (config.pattern, config.intermediate_size, config.router) == (["softmax", "routed", "gdn"], 40, "learned")
     assert "softmax_share_1" in metrics(place, "three")[0]
+    assert record(folder)["model"]["intermediate_size"] == 40
+    path.write_text("pattern: [softmax, routed, gdn]\nintermediate_size: 48\n")
+    with pytest.raises(UserError, match="files or data that the run .* have changed since"):
+        train(place, "three", f"--config={path}", "--max_steps=1", "--resume")
+    path.write_text("vocab_size: 100\n")
+    with pytest.raises(UserError, match="vocab_size 100 is less than the .* tokens of the tokenizer"):
+        train(place, "small", f"--config={path}")
+
+
+def test_divergence_is_told(place, monkeypatch):
+    real = LanguageModelTrainer._measured
+
+    def measured(self):
+        found = real(self)
+        found.nats = math.nan
+        return found
+
+    monkeypatch.setattr(LanguageModelTrainer, "_measured", measured)
+    with pytest.raises(UserError, match="no validation had a finite loss.*lower --learning_rate"):
+        train(place, "diverged", "--config=static", "--max_steps=2")
+
+
+def test_random_shares(place):
+    def shares(given: str) -> float | list[float]:
+        own = parse(LanguageModelArguments, words(place, "x", "--config=random", f"--random_share={given}"))
+        return own.model_fields()["random_share"]
+
+    assert shares("0.25") == 0.25 and shares("0.3,0.6") == [0.3, 0.6]
+    assert LanguageModelArguments().random_share == 0.5  # A number, as records of runs have it.
+    for wrong in ("often", "0.3,x", "nan", "-0.1"):
+        with pytest.raises(UserError, match=f"--random_share {wrong} must be a number from 0 to 1"):
+            shares(wrong)
+    with pytest.raises(UserError, match="random_share has 3 numbers for 2 routed blocks"):
+        shares("0.1,0.2,0.3")
 
 
 def test_stock_lm_eval_runs_the_checkpoint(place, trained):
@@ -255,7 +289,7 @@ def test_collapse_raises_an_alarm(place, monkeypatch, capsys):
     monkeypatch.setattr(one_run, "train_language_model", biased)
     folder = train(place, "collapsed", "--config=dynamic", "--max_steps=2", "--num_evaluations=1")
     err = capsys.readouterr().err
-    assert "ALARM at step 2: block 1 collapsed to softmax" in err and "ALARM: routing collapsed in 1 validations" in err
+    assert "ALARM at step 2: block 1 collapsed to softmax" in err and "ALARM: alarms in 1 validations" in err
     found = record(folder)
     assert [text.split(":")[0] for text in found["alarms"]["2"]][0] == "block 1 collapsed to softmax"
     assert found["warnings"] == found["alarms"]["2"] and "collapsed to softmax" in (folder / "README.md").read_text()

@@ -211,7 +211,8 @@ class GdnHybridModel(GdnHybridPreTrainedModel):
         config = self.config
         routed = len(config.routed_blocks)
         if self.router is None:
-            chance = routed, config.random_share, config.random_seed
+            share = torch.tensor(config.random_share, dtype=torch.double, device=hidden.device)
+            chance = routed, share, config.random_seed
             mechanisms = random_gates(input_ids, position_ids, tuple(hidden.shape[:2]), *chance).long()
             return None, mechanisms, splits(mechanisms)
         logits = self.router(hidden).float().unflatten(-1, (routed, 2))
