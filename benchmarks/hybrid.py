@@ -37,7 +37,7 @@ from train_models.configuration_gdn_hybrid import GdnHybridConfig
 from train_models.modeling_gdn_hybrid import GdnHybridForCausalLM
 
 REFERENCE = "all-softmax"
-# Tokens by which a model is checked: many chunks of the delta rule, more queries than routed_mixer lets attend together.
+# Tokens by which a model is checked: many chunks of the delta rule, more queries than routed_mixer takes at a time.
 CHECKED = 1200
 SIZES = ("batch", "hidden_size", "num_layers", "num_heads", "intermediate_size", "vocab_size", "repeats", "threads")
 GIVEN = (

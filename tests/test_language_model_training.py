@@ -346,8 +346,17 @@ def test_matched_configurations_have_equally_many_parameters():
 
 
 def test_a_hybrid_is_refused_where_layers_are_skipped(trained):
-    with pytest.raises(UserError, match="hybrid language model of --objective lm"):
+    with pytest.raises(UserError, match="hybrid language model of --objective lm.*stock lm_eval"):
         check_checkpoint(trained)
+
+
+def test_names_of_runs_of_a_grid():
+    grid = {"arguments": {"objective": "lm"}, "runs": [{"config": "static"}, {"seeds": [3]}]}
+    assert list(runs_of(grid)) == ["static-s0", "dynamic-s3"]
+    shared = {"arguments": {"objective": "lm", "config": "random"}, "runs": [{"random_share": [0.3, 0.5]}]}
+    assert list(runs_of(shared)) == ["random-random_share=0.3-s0", "random-random_share=0.5-s0"]
+    with pytest.raises(UserError, match="evaluation: runs of objective lm measure themselves"):
+        runs_of(grid | {"evaluation": {"rows": 4}})
 
 
 @pytest.mark.slow
@@ -367,10 +376,12 @@ def test_a_sweep_of_language_models_and_its_report(place, tmp_path, monkeypatch,
     assert result.returncode == 0, result.stderr[-3000:]
     done = (tmp_path / "sweep" / "runs" / "static-s0" / "result.json").stat().st_mtime_ns
     (tmp_path / "sweep" / "runs" / "dynamic-s1" / "result.json").unlink()
+    (tmp_path / "sweep" / "runs" / "static-s0" / "trainer").mkdir()  # As a kill behind the last file leaves it.
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stderr[-3000:]
     assert (tmp_path / "sweep" / "runs" / "static-s0" / "result.json").stat().st_mtime_ns == done
     assert (tmp_path / "sweep" / "runs" / "dynamic-s1" / "result.json").exists()
+    assert not list((tmp_path / "sweep" / "runs").glob("*/trainer"))
 
     monkeypatch.setattr(sys, "argv", ["report", str(tmp_path / "sweep"), "--output", str(tmp_path / "report")])
     report()

@@ -165,8 +165,8 @@ class GdnHybridModel(GdnHybridPreTrainedModel):
         seen = 0 if cache is None else cache.seen_tokens
         if seen and torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters()):
             raise ValueError(
-                "gradients cannot go through a cache, which is written in place. Compute under torch.no_grad(), or leave "
-                "past_key_values out."
+                "gradients cannot go through a cache, which is written in place. Compute under torch.no_grad(), or "
+                "leave past_key_values out."
             )
         if attention_mask is not None and attention_mask.shape != (rows, seen + tokens):
             raise ValueError(

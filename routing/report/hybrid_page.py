@@ -32,13 +32,13 @@ NOTE = (
     "the lowest loss, without noise; that checkpoint is then measured on test text. Intervals: 95 %, of the mean over "
     "seeds (Student's t). Softmax: share of tokens that take softmax attention in routed blocks, on validation text. "
     "Share entropy: of these shares, at most 0.693; routing entropy: of a token's probabilities, mean. Balance: its "
-    "loss on validation text, 1 at its best, up to 2. Tokens a second: of all processes, the median over what lies between "
-    "validations; the machine may have done other work beside."
+    "loss on validation text, 1 at its best, up to 2. Tokens a second: of all processes, the median over "
+    "validations and the intervals between them; the machine may have done other work beside."
 )
 PAIRED_COLUMNS = ("first", "second", "seeds", "difference", "low", "high")
 PAIRED_NOTE = (
-    "Test loss of the first less that of the second, nats a token, seed by seed: below 0 the first is better. Interval: "
-    "95 %, of the mean over seeds (Student's t); where it holds 0, these runs do not tell which is better."
+    "Test loss of the first less that of the second, nats a token, seed by seed; below 0 the first is better. "
+    "Interval: 95 %, of the mean over seeds (Student's t); where it holds 0, these runs do not tell which is better."
 )
 
 
