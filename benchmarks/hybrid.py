@@ -37,17 +37,17 @@ from train_models.configuration_gdn_hybrid import GdnHybridConfig
 from train_models.modeling_gdn_hybrid import GdnHybridForCausalLM
 
 REFERENCE = "all-softmax"
-CHECKED = 64  # tokens by which a model is checked
+# Tokens by which a model is checked: many chunks of the delta rule, more queries than routed_mixer takes at a time.
+CHECKED = 1200
+SIZES = ("batch", "hidden_size", "num_layers", "num_heads", "intermediate_size", "vocab_size", "repeats", "threads")
 GIVEN = (
     "hidden_size", "num_layers", "num_heads", "intermediate_size", "vocab_size", "random_share", "batch", "dtype",
     "threads", "repeats",
 )  # fmt: skip
 
 
-def make_model(name: str, arguments: argparse.Namespace, device: torch.device, **fields) -> GdnHybridForCausalLM:
-    """A model of a named configuration, in evaluation mode."""
-    torch.manual_seed(0)
-    own = {
+def config_fields(name: str, arguments: argparse.Namespace) -> dict:
+    return {
         "vocab_size": arguments.vocab_size,
         "hidden_size": arguments.hidden_size,
         "num_attention_heads": arguments.num_heads,
@@ -56,8 +56,19 @@ def make_model(name: str, arguments: argparse.Namespace, device: torch.device, *
         "router": "random",
         "random_share": arguments.random_share,
     }
-    model = GdnHybridForCausalLM(GdnHybridConfig(**(own | fields)))
+
+
+def make_model(name: str, arguments: argparse.Namespace, device: torch.device, **fields) -> GdnHybridForCausalLM:
+    """A model of a named configuration, in evaluation mode."""
+    torch.manual_seed(0)
+    model = GdnHybridForCausalLM(GdnHybridConfig(**(config_fields(name, arguments) | fields)))
     return model.to(device, DTYPES[arguments.dtype]).eval()
+
+
+def furthest(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference of log-probabilities of two logits [B, T, V], by rows, since these may be large."""
+    pairs = zip(found, expected, strict=True)
+    return max(float((a.float().log_softmax(-1) - b.float().log_softmax(-1)).abs().max()) for a, b in pairs)
 
 
 @torch.inference_mode()
@@ -74,14 +85,13 @@ def check(model: GdnHybridForCausalLM, name: str, arguments: argparse.Namespace,
     for at in (-2, -1):
         token = ids[:, at:][:, :1]
         found.append(model(token, past_key_values=start.past_key_values, use_cache=True).logits)
-    expected, cached = whole.logits[:, -3:].float(), torch.cat(found, 1).float()
-    worst = float((expected.log_softmax(-1) - cached.log_softmax(-1)).abs().max())
+    worst = furthest(torch.cat(found, 1), whole.logits[:, -3:])
     if whole.mechanisms is not None:
         naive = make_model(name, arguments, ids.device, router="learned")
         naive.load_state_dict(model.state_dict(), strict=False)
         gates = torch.nn.functional.one_hot(whole.mechanisms, 2).to(whole.logits.dtype)
-        both = naive(ids, use_cache=False, draw_mechanisms=lambda logits: gates).logits.float()
-        worst = max(worst, float((both.log_softmax(-1) - whole.logits.float().log_softmax(-1)).abs().max()))
+        both = naive(ids, use_cache=False, draw_mechanisms=lambda logits: gates).logits
+        worst = max(worst, furthest(both, whole.logits))
     if not worst <= TOLERANCE[model.dtype]:
         raise UserError(f"{name} is not exact: log-probabilities differ by {worst:.2g}.")
     return worst
@@ -261,8 +271,18 @@ def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
     else:
         if arguments.contexts[0] < 4:
             problems.append(f"--contexts {arguments.contexts[0]} must be at least 4 tokens")
-    if arguments.repeats < 1:
-        problems.append(f"--repeats {arguments.repeats} must be at least 1")
+    sizes = {name: getattr(arguments, name) for name in SIZES}
+    small = [f"--{name} {size} must be at least 1" for name, size in sizes.items() if size < 1]
+    problems += small
+    if not small:
+        try:
+            GdnHybridConfig(**config_fields("dynamic", arguments))
+        except ValueError as error:
+            problems.append(f"sizes: {error}")
+    for name in ("json", "plot"):
+        path = getattr(arguments, name)
+        if path and not Path(path).parent.is_dir():
+            problems.append(f"--{name} {path}: there is no folder {Path(path).parent}")
     raise_all(problems)
     return arguments
 

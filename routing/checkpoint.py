@@ -184,7 +184,9 @@ def check_checkpoint(folder: Path) -> dict:
     if fields.get("model_type") == HYBRID:
         raise UserError(
             f"{folder} is a hybrid language model of --objective lm, which has no base and skips no layers. Give a "
-            "checkpoint of another objective."
+            "checkpoint of another objective. Hybrids are measured by their training (training.json, test), compared "
+            "by python -m routing.report, shown by python -m routing.show_tokens and evaluated by stock lm_eval "
+            f"(--model_args pretrained={folder},trust_remote_code=True)."
         )
     if fields.get("trained_num_windows") is None:
         raise UserError(f"{folder} holds no trained routers. Give the folder of a checkpoint of train.py.")

@@ -38,8 +38,8 @@ def prepare_folder(arguments, work: Path, states: Path, made_from: dict | None =
         known = json.loads(source.read_text()) if source.exists() else None
         if made_from is not None and known != made_from:
             raise UserError(
-                f"--resume: the data that the run in {work} was started with have changed since. Leave --resume out to "
-                "start it anew."
+                f"--resume: files or data that the run in {work} was started with have changed since. Leave --resume "
+                "out to start it anew."
             )
     else:
         shutil.rmtree(states, ignore_errors=True)

@@ -20,13 +20,14 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.text import Text
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from routing.checkpoint import HYBRID, load_checkpoint, read_config
 from routing.errors import UserError, raise_all, run_command
 from routing.files import write_text
 from routing.report.page import page
 from train_models.global_routers import TOKEN_ROUTERS
+from train_models.modeling_gdn_hybrid import GdnHybridForCausalLM
 
 LOW, HIGH = (86, 180, 233), (230, 159, 0)  # Okabe and Ito (2008): told apart by colour-blind readers.
 
@@ -156,8 +157,8 @@ def lines_of(folder: Path, text: str, max_tokens: int) -> tuple[list[str], dict[
     """
     config = read_config(folder)
     if config["model_type"] == HYBRID:
-        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
-        tokenizer, lines = AutoTokenizer.from_pretrained(folder, trust_remote_code=True), hybrid_lines
+        model = GdnHybridForCausalLM.from_pretrained(folder).eval()
+        tokenizer, lines = AutoTokenizer.from_pretrained(folder), hybrid_lines
     else:
         kind = config.get("router", "per_layer")
         if kind not in TOKEN_ROUTERS:

@@ -89,8 +89,10 @@ def runs_of(grid: dict) -> dict[str, dict]:
             own = {"objective": shared["objective"]} | dict(zip(lists, values))
             # What varies within this entry names its runs; `name` what does not.
             varied = [f"{name}={own[name]}" for name, value in run.items() if isinstance(value, list)]
-            kind = ("config",) if is_language_model(own) else ("objective", "router")
-            words = [own.pop("name", None) or "-".join(own[n] for n in kind if n in own), *varied]
+            kind, known = ("objective", "router"), own
+            if is_language_model(own):
+                kind, known = ("config",), {"config": _default(LanguageModelArguments, "config")} | shared | own
+            words = [own.pop("name", None) or "-".join(known[n] for n in kind if n in known), *varied]
             combinations.append(("-".join(words), own, seeds))
     found = {}
     for seed in dict.fromkeys([*every, *(seed for *_, seeds in combinations for seed in seeds)]):
@@ -104,6 +106,8 @@ def runs_of(grid: dict) -> dict[str, dict]:
             found[name] = shared | own | {"seed": seed, "run_name": name}
     if len(set(map(is_language_model, found.values()))) > 1:
         raise UserError("some runs are of objective lm and others are not; give them grids and folders of their own.")
+    if grid.get("evaluation") and any(map(is_language_model, found.values())):
+        raise UserError("evaluation: runs of objective lm measure themselves on test text; leave it out.")
     return found
 
 
@@ -195,7 +199,6 @@ def make_run(name: str, values: dict, output: Path, evaluation: dict) -> None:
         call([sys.executable, str(ROOT / "train.py"), *command_line(values | places), *resume], log)
     if not is_language_model(values):
         call([sys.executable, "-m", "routing.text_evaluation", str(checkpoint), *command_line(evaluation)], log)
-    shutil.rmtree(folder / "trainer", ignore_errors=True)
     if not is_language_model(values):
         for table in ("layers.csv", "text_evaluation.json", "controls.csv"):  # The last one says that the run is done.
             write_text(folder / table, (checkpoint / table).read_text(encoding="utf-8"))
@@ -247,6 +250,8 @@ def main() -> None:
                 continue
             if not last_file(name, values, output).exists():
                 make_run(name, values, output, evaluation)
+            # Not in make_run: a run may have been killed between its last file and this.
+            shutil.rmtree(output / "runs" / name / "trainer", ignore_errors=True)
             if not grid.get("keep_checkpoints", True):
                 shutil.rmtree(output / "checkpoints" / name, ignore_errors=True)
         with held(output / ".tables.lock", wait=True):

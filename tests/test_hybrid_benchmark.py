@@ -15,6 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import hybrid
 
+from train_models import routed_mixer
+
 TINY = ["--hidden_size=16", "--num_heads=2", "--intermediate_size=24", "--vocab_size=100", "--repeats=1",
         "--device=cpu", "--threads=1"]  # fmt: skip
 
@@ -47,6 +49,18 @@ def test_models_are_exact_and_others_are_refused(name, monkeypatch):
         hybrid.check(model, name, arguments, ids)
 
 
+def test_what_is_checked_is_long_enough_for_what_is_timed(monkeypatch):
+    """Queries of a row attend some at a time where there are many; a fault there must be found."""
+    real = routed_mixer.SoftmaxAttention._attended
+
+    def broken(self, query, *others):
+        return real(self, query, *others) + (query.shape[2] > routed_mixer.QUERIES)
+
+    monkeypatch.setattr(routed_mixer.SoftmaxAttention, "_attended", broken)
+    with pytest.raises(UserError, match="dynamic is not exact"):
+        hybrid.run(hybrid.arguments_of([*TINY, "--contexts=8,1300", "--configs=dynamic,all-softmax"]))
+
+
 def test_every_context_and_phase_is_measured(tmp_path):
     path = tmp_path / "hybrid.json"
     arguments = hybrid.arguments_of([*TINY, "--contexts=16,8", f"--json={path}"])
@@ -68,7 +82,10 @@ def test_every_context_and_phase_is_measured(tmp_path):
 
 
 def test_wrong_arguments_are_named_at_once():
+    wrong = ["--configs=static,best", "--contexts=8,x", "--repeats=0", "--batch=0", "--json=no/x.json"]
     with pytest.raises(UserError) as error:
-        hybrid.arguments_of(["--configs=static,best", "--contexts=8,x", "--repeats=0"])
-    for part in ("--configs best", "must have all-softmax", "--contexts takes numbers", "--repeats 0"):
-        assert part in str(error.value)
+        hybrid.arguments_of(wrong)
+    for part in ("--configs best", "have all-softmax", "--contexts takes", "--repeats 0", "--batch 0", "--json no"):
+        assert part in str(error.value), part
+    with pytest.raises(UserError, match="(?s)both mixers have equal width.*random_share must lie between 0 and 1"):
+        hybrid.arguments_of(["--hidden_size=100", "--random_share=2"])

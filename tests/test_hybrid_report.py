@@ -17,9 +17,9 @@ from test_run_report import make_run, metrics_of
 from routing.errors import UserError
 from routing.language_model.training import COLUMNS
 from routing.report.__main__ import main
-from routing.report.hybrid_page import of_best
+from routing.report.hybrid_page import _about, of_best, paired_row, speed
 from routing.report.hybrid_plots import plot_bars
-from routing.report.hybrid_runs import group_hybrid_runs, middle, read_hybrid_run, unequal_runs
+from routing.report.hybrid_runs import group_hybrid_runs, middle, paired, read_hybrid_run, unequal_runs
 
 T2 = 4.3027  # 0.975 quantile of Student's t with 2 degrees of freedom
 ROUTED = {"balance_loss": 1.1, "validation_balance_loss": 1.05, "temperature": 0.8, "routing_entropy": 0.6}
@@ -44,8 +44,8 @@ def make(folder: Path, losses: list[float], config: str = "static", done: bool =
     } | more  # fmt: skip
     (folder / "arguments.json").write_text(json.dumps(arguments))
     result = {
-        "test": {"loss": min(losses) + 0.1}, "parameters": {"total": 1000}, "kept_step": 10, "alarms": {},
-        "learning_rate": 1e-3,
+        "test": {"loss": min(losses) + 0.1}, "parameters": {"total": 9000, "embeddings": 8000}, "alarms": {},
+        "kept_step": 10 * (losses.index(min(losses)) + 1), "learning_rate": 1e-3,
     }  # fmt: skip
     if done:
         (folder / "result.json").write_text(json.dumps(result))
@@ -95,14 +95,62 @@ def test_other_arguments_make_other_groups(tmp_path):
 
 def test_unfair_comparisons_and_alarms_are_told(sweep):
     assert unequal_runs(groups_of(sweep)) == []
-    change(sweep / "runs" / "static-s0", learning_rate=2e-3, parameters={"total": 1100})
+    change(sweep / "runs" / "static-s0", learning_rate=2e-3, parameters={"total": 9100, "embeddings": 8000})
     change(sweep / "runs" / "dynamic-s2", alarms={"10": ["block 1 collapsed"], "30": ["block 2 collapsed"]})
     (sweep / "runs" / "static-s1" / "result.json").unlink()
     rates, sizes, unfinished, alarm = unequal_runs(groups_of(sweep))
     assert rates == "runs have different learning rates: 0.002, 0.001."
-    assert sizes.startswith("parameters differ by more than 1 %: 1,000 to 1,100")
+    assert sizes.startswith("parameters without embeddings differ by more than 1 %: 1,000 to 1,100")
     assert unfinished == "not finished: static-s1."
     assert alarm == "ALARM in dynamic-s2 at steps 10, 30; the last: block 2 collapsed."
+
+
+def test_other_text_and_training_are_told(tmp_path):
+    same = {"model_id": "a", "layout": "packed", "train_passages": 9, "num_epochs": 1, "weight_decay": 0.1,
+            "bf16": False, "num_processes": 1}  # fmt: skip
+    make(tmp_path / "runs" / "static", [4.0], **same)
+    make(tmp_path / "runs" / "dynamic", [4.0], "dynamic", **same)
+    assert unequal_runs(groups_of(tmp_path)) == []
+    other = {"model_id": "b", "layout": "padded", "train_passages": 8, "num_epochs": 2, "weight_decay": 0.0,
+             "bf16": True, "num_processes": 4, "corpus": "wikitext"}  # fmt: skip
+    make(tmp_path / "runs" / "other", [4.0], "all-gdn", **other)
+    found = unequal_runs(groups_of(tmp_path))
+    assert len(found) == len(other) and "runs have different tokenizers: a, b." in found
+
+
+def test_a_random_control_of_other_shares_is_told(tmp_path):
+    make(tmp_path / "runs" / "dynamic", [4.0], "dynamic")
+    for name, second in (("near", 0.46), ("far", 0.6)):
+        folder = make(tmp_path / "runs" / name, [4.0], "dynamic", random_share=second)
+        (folder / "arguments.json").write_text((folder / "arguments.json").read_text().replace("dynamic", "random"))
+        table = (folder / "metrics.csv").read_text().replace("0.3,0.5", f"0.3,{second}")
+        (folder / "metrics.csv").write_text(table)
+    (note,) = unequal_runs(groups_of(tmp_path))
+    assert note.startswith("random, random_share 0.6 takes") and "30%, 60%, not 30%, 50%" in note
+    assert note.endswith("--random_share 0.30,0.50.")
+
+
+def test_paired_differences_by_hand(sweep):
+    change(sweep / "runs" / "dynamic-s0", test={"loss": 4.3})  # Static: 4.6, 4.7, 4.8; dynamic: 4.3, 4.2, 4.3.
+    (pair,) = paired(groups_of(sweep))
+    assert (pair.first, pair.second) == ("dynamic", "static") and pair.differences == pytest.approx([-0.3, -0.5, -0.5])
+    half = T2 * math.sqrt((2 * (0.1 / 1.5) ** 2 + (0.2 / 1.5) ** 2) / 2) / math.sqrt(3)
+    assert paired_row(pair)[2:] == pytest.approx([3, -1.3 / 3, -1.3 / 3 - half, -1.3 / 3 + half], abs=1e-5)
+    (sweep / "runs" / "static-s1" / "result.json").unlink()
+    assert paired(groups_of(sweep))[0].differences == pytest.approx([-0.3, -0.5])
+
+
+def test_speed_is_the_median_and_sizes_are_those_of_the_model(tmp_path):
+    folder = make(tmp_path / "run", [4.0, 3.9, 3.8])
+    lines = (folder / "metrics.csv").read_text().replace(",900,", ",100,", 1)
+    (folder / "metrics.csv").write_text(lines)
+    assert speed("tokens_per_second")(read_hybrid_run(folder)) == 900
+    assert _about([read_hybrid_run(folder)])["width"] == "64"  # Of the arguments, as earlier versions have it.
+    change(folder, model={"hidden_size": 32})
+    assert _about([read_hybrid_run(folder)])["width"] == "32"
+    change(folder, kept_step=7)
+    with pytest.raises(UserError, match="has no step 7"):
+        read_hybrid_run(folder)
 
 
 def test_report(sweep, tmp_path, monkeypatch, capsys):
@@ -118,6 +166,10 @@ def test_report(sweep, tmp_path, monkeypatch, capsys):
     assert static["softmax_share"] == static["routing_entropy"] == ""
     page = Page((tmp_path / "report" / "report.html").read_text(encoding="utf-8"))
     text = " ".join("".join(page.texts).split())
+    with (tmp_path / "report" / "paired.csv").open() as file:
+        (pair,) = csv.DictReader(file)
+    assert (pair["first"], pair["second"], pair["seeds"]) == ("dynamic", "static", "3")
+    assert float(pair["difference"]) == pytest.approx(-0.5) and "dynamic - static" in text
     for part in ("3.852 – 4.348", "40.0%", "dynamic", "66.7", "language model alone"):  # exp(4.2) is 66.69.
         assert part in text, part
     assert not page.tags & {"script", "link"}

@@ -142,14 +142,17 @@ def test_the_checkpoint_is_chosen_by_the_loss_of_the_language_model(place, monke
 
 
 def test_noise_is_drawn_in_training_and_the_router_learns(place, trained, monkeypatch):
-    """Without noise a run ends elsewhere; a router with no weight on balance still gets a gradient, from the text."""
+    """Without noise alone a run ends elsewhere; where nothing but the text can move the router, it moves."""
+
+    def router(name: str, step: int) -> torch.Tensor:
+        weights = load_file(place / "runs" / name / "trainer" / f"checkpoint-{step}" / "model.safetensors")
+        return weights["model.router.weight"]
+
+    train(place, "of_text", "--config=dynamic", "--balance_weight=0", "--weight_decay=0")
+    assert (router("of_text", 6) - router("of_text", 4)).abs().max() > 1e-4
     monkeypatch.setattr(training, "gumbel_noise", torch.zeros_like)
-    quiet = train(place, "quiet", "--config=dynamic", "--balance_weight=0")
-    first, second = (load_file(folder / "model.safetensors") for folder in (trained, quiet))
-    (name,) = (name for name in first if name.endswith("router.weight"))
-    assert not torch.equal(first[name], second[name])
-    before = load_file(place / "runs" / "quiet" / "trainer" / "checkpoint-4" / "model.safetensors")
-    assert not torch.equal(before[name], second[name])
+    train(place, "quiet", "--config=dynamic")
+    assert (router("dynamic", 6) - router("quiet", 6)).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("config", ("static", "all-gdn", "all-softmax", "random"))
@@ -174,6 +177,40 @@ def test_a_file_holds_config_fields(place, tmp_path):
     config = load(folder).config
     assert (config.pattern, config.intermediate_size, config.router) == (["softmax", "routed", "gdn"], 40, "learned")
     assert "softmax_share_1" in metrics(place, "three")[0]
+    assert record(folder)["model"]["intermediate_size"] == 40
+    path.write_text("pattern: [softmax, routed, gdn]\nintermediate_size: 48\n")
+    with pytest.raises(UserError, match="files or data that the run .* have changed since"):
+        train(place, "three", f"--config={path}", "--max_steps=1", "--resume")
+    path.write_text("vocab_size: 100\n")
+    with pytest.raises(UserError, match="vocab_size 100 is less than the .* tokens of the tokenizer"):
+        train(place, "small", f"--config={path}")
+
+
+def test_divergence_is_told(place, monkeypatch):
+    real = LanguageModelTrainer._measured
+
+    def measured(self):
+        found = real(self)
+        found.nats = math.nan
+        return found
+
+    monkeypatch.setattr(LanguageModelTrainer, "_measured", measured)
+    with pytest.raises(UserError, match="no validation had a finite loss.*lower --learning_rate"):
+        train(place, "diverged", "--config=static", "--max_steps=2")
+
+
+def test_random_shares(place):
+    def shares(given: str) -> float | list[float]:
+        own = parse(LanguageModelArguments, words(place, "x", "--config=random", f"--random_share={given}"))
+        return own.model_fields()["random_share"]
+
+    assert shares("0.25") == 0.25 and shares("0.3,0.6") == [0.3, 0.6]
+    assert LanguageModelArguments().random_share == 0.5  # A number, as records of runs have it.
+    for wrong in ("often", "0.3,x", "nan", "-0.1"):
+        with pytest.raises(UserError, match=f"--random_share {wrong} must be a number from 0 to 1"):
+            shares(wrong)
+    with pytest.raises(UserError, match="random_share has 3 numbers for 2 routed blocks"):
+        shares("0.1,0.2,0.3")
 
 
 def test_stock_lm_eval_runs_the_checkpoint(place, trained):
@@ -252,7 +289,7 @@ def test_collapse_raises_an_alarm(place, monkeypatch, capsys):
     monkeypatch.setattr(one_run, "train_language_model", biased)
     folder = train(place, "collapsed", "--config=dynamic", "--max_steps=2", "--num_evaluations=1")
     err = capsys.readouterr().err
-    assert "ALARM at step 2: block 1 collapsed to softmax" in err and "ALARM: routing collapsed in 1 validations" in err
+    assert "ALARM at step 2: block 1 collapsed to softmax" in err and "ALARM: alarms in 1 validations" in err
     found = record(folder)
     assert [text.split(":")[0] for text in found["alarms"]["2"]][0] == "block 1 collapsed to softmax"
     assert found["warnings"] == found["alarms"]["2"] and "collapsed to softmax" in (folder / "README.md").read_text()
@@ -309,8 +346,17 @@ def test_matched_configurations_have_equally_many_parameters():
 
 
 def test_a_hybrid_is_refused_where_layers_are_skipped(trained):
-    with pytest.raises(UserError, match="hybrid language model of --objective lm"):
+    with pytest.raises(UserError, match="hybrid language model of --objective lm.*stock lm_eval"):
         check_checkpoint(trained)
+
+
+def test_names_of_runs_of_a_grid():
+    grid = {"arguments": {"objective": "lm"}, "runs": [{"config": "static"}, {"seeds": [3]}]}
+    assert list(runs_of(grid)) == ["static-s0", "dynamic-s3"]
+    shared = {"arguments": {"objective": "lm", "config": "random"}, "runs": [{"random_share": [0.3, 0.5]}]}
+    assert list(runs_of(shared)) == ["random-random_share=0.3-s0", "random-random_share=0.5-s0"]
+    with pytest.raises(UserError, match="evaluation: runs of objective lm measure themselves"):
+        runs_of(grid | {"evaluation": {"rows": 4}})
 
 
 @pytest.mark.slow
@@ -330,10 +376,12 @@ def test_a_sweep_of_language_models_and_its_report(place, tmp_path, monkeypatch,
     assert result.returncode == 0, result.stderr[-3000:]
     done = (tmp_path / "sweep" / "runs" / "static-s0" / "result.json").stat().st_mtime_ns
     (tmp_path / "sweep" / "runs" / "dynamic-s1" / "result.json").unlink()
+    (tmp_path / "sweep" / "runs" / "static-s0" / "trainer").mkdir()  # As a kill behind the last file leaves it.
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stderr[-3000:]
     assert (tmp_path / "sweep" / "runs" / "static-s0" / "result.json").stat().st_mtime_ns == done
     assert (tmp_path / "sweep" / "runs" / "dynamic-s1" / "result.json").exists()
+    assert not list((tmp_path / "sweep" / "runs").glob("*/trainer"))
 
     monkeypatch.setattr(sys, "argv", ["report", str(tmp_path / "sweep"), "--output", str(tmp_path / "report")])
     report()

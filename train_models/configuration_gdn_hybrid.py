@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
 MECHANISMS = ("gdn", "softmax")  # By their index in router logits, gates and mechanisms.
 BLOCKS = (*MECHANISMS, "routed")
@@ -46,7 +47,7 @@ class GdnHybridConfig(PreTrainedConfig):
         head_dim: of both mixers; None: D / H.
         router: who decides in routed blocks: `learned`, one linear map on the output of block 0; or `random`, a
             control: each token takes softmax with probability `random_share`, drawn by hashing.
-        random_share, random_seed: of the random router.
+        random_share, random_seed: of the random router; the share may be a list with one for each routed block.
         linear_conv_kernel_dim: taps of the short convolution, in tokens.
         rope_parameters: as in transformers; `rope_theta` (1e4 when left out) may be given alone.
 
@@ -64,7 +65,7 @@ class GdnHybridConfig(PreTrainedConfig):
     num_attention_heads: int = 12
     head_dim: int | None = None
     router: str = "learned"
-    random_share: float = 0.5
+    random_share: float | list = 0.5
     random_seed: int = 0
     linear_conv_kernel_dim: int = 4
     hidden_act: str = "silu"
@@ -84,7 +85,7 @@ class GdnHybridConfig(PreTrainedConfig):
         if self.pattern is None:
             self.pattern = ["gdn", "routed", "routed", "softmax"]
         problems = [f"{name} is {DERIVED[name]}; leave it out" for name in DERIVED if name in kwargs]
-        problems += self._problems()
+        problems += self._problems() + self._type_problems(kwargs.get("rope_theta"))
         if problems:
             raise ValueError("; ".join(problems) + ".")
         if self.head_dim is None:
@@ -111,10 +112,43 @@ class GdnHybridConfig(PreTrainedConfig):
             )
         if self.router not in ROUTERS:
             found.append(f"router must be one of {', '.join(ROUTERS)}, got {self.router!r}")
-        if not (_finite(self.random_share) and 0 <= self.random_share <= 1):
+        shares = self.random_share if isinstance(self.random_share, (list, tuple)) else [self.random_share]
+        if not all(_finite(share) and 0 <= share <= 1 for share in shares):
             found.append(f"random_share must lie between 0 and 1, got {self.random_share!r}")
+        elif shares is self.random_share and isinstance(pattern, (list, tuple)):
+            routed = sum(kind == "routed" for kind in pattern)
+            if len(shares) != routed:
+                found.append(f"random_share has {len(shares)} numbers for {routed} routed blocks; give one or {routed}")
         if not _whole(self.random_seed, 0):
             found.append(f"random_seed must be a whole number >= 0, got {self.random_seed!r}")
+        return found
+
+    def _type_problems(self, theta) -> list[str]:
+        """Of fields that transformers takes as they come, and fails over later.
+
+        Args:
+            theta: rope_theta where it was given alone.
+        """
+        rope = self.rope_parameters
+        numbers = {name: getattr(self, name) for name in ("rms_norm_eps", "initializer_range")}
+        if isinstance(rope, dict):
+            theta = rope.get("rope_theta", theta)
+        if theta is not None:
+            numbers["rope_theta"] = theta
+        found = [
+            f"{name} must be a number above 0, got {value!r} (YAML reads 1e-5 as text, and 1.0e-5 as a number)"
+            for name, value in numbers.items()
+            if not (_finite(value) and value > 0)
+        ]
+        if not (_finite(self.attention_dropout) and 0 <= self.attention_dropout < 1):
+            found.append(f"attention_dropout must lie between 0 and 1, 1 excluded, got {self.attention_dropout!r}")
+        if self.hidden_act not in ACT2FN:
+            found.append(f"hidden_act must be one of {', '.join(sorted(ACT2FN))}, got {self.hidden_act!r}")
+        if not isinstance(rope, (dict, type(None))):
+            found.append(f"rope_parameters must be a mapping such as {{rope_theta: 1.0e+4}}, got {rope!r}")
+        for name in ("use_cache", "tie_word_embeddings", "attention_bias"):
+            if not isinstance(getattr(self, name), bool):
+                found.append(f"{name} must be true or false, got {getattr(self, name)!r}")
         return found
 
     def _width_problems(self) -> list[str]:

@@ -3,6 +3,7 @@
 Its layers extend transformers' own; a routed block has one that holds all of these. transformers' DynamicCache lacks
 what is added here: a length where no block has keys, operations on the rows of recurrent states, and room to grow. It
 copies all keys and values for each new token, which would make a token that attends to nothing pay for the context.
+Keys and states are written in place, so no gradient goes through a cache; a forward that would need one is refused.
 """
 
 from __future__ import annotations
@@ -27,8 +28,7 @@ class RoomToGrow:
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
         """Keys and values of all tokens, [B, H, T, D_head] each."""
         length = self.get_seq_length()
-        if not length or (torch.is_grad_enabled() and key_states.requires_grad):
-            # Gradients need the keys as they were.
+        if not length:
             return super().update(key_states, value_states, *args, **kwargs)
         total = length + key_states.shape[2]
         if not self._has_room(total):
@@ -39,8 +39,12 @@ class RoomToGrow:
         self.keys, self.values = (room[:, :, :total] for room in self.rooms)
         return self.keys, self.values
 
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        super().reorder_cache(beam_idx)
+        self.rooms = ()  # Keys and values no longer lie there.
+
     def _has_room(self, tokens: int) -> bool:
-        """Whether keys and values still lie in the rooms, as they do not after their rows were reordered."""
+        """Whether keys and values lie in the rooms, which are long enough."""
         if not self.rooms or self.rooms[0].shape[2] < tokens:
             return False
         return all(old.data_ptr() == room.data_ptr() for old, room in zip((self.keys, self.values), self.rooms))
@@ -90,7 +94,8 @@ class GdnHybridCache(DynamicCache):
         return sum(tensor.nbytes for layer in self.layers for tensor in _tensors(layer))
 
     def reset(self) -> None:
-        super().reset()
+        """Forget all, the number of rows too."""
+        self.layers = [type(layer)() for layer in self.layers]
         self.seen_tokens, self.row_count = 0, None
 
     def crop(self, tokens_to_remove: int) -> None:

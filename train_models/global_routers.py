@@ -77,7 +77,7 @@ def random_gates(
     position_ids: torch.LongTensor,
     shape: tuple[int, int],
     routable: int,
-    probability: float,
+    probability: float | torch.Tensor,
     seed: int,
 ) -> torch.BoolTensor:
     """Gates [B, T, R] that are True with a probability, drawn by hashing token, position, layer and seed.
@@ -89,6 +89,7 @@ def random_gates(
         input_ids: [B, T], or None when embeddings were given.
         position_ids: [1 or B, T].
         shape: (B, T).
+        probability: one, or a tensor of one for each layer [R].
     """
     place = position_ids.expand(shape) + 1
     token = torch.zeros_like(place) if input_ids is None else input_ids

@@ -163,6 +163,11 @@ class GdnHybridModel(GdnHybridPreTrainedModel):
         rows, tokens = hidden.shape[:2]
         cache = checked_cache(past_key_values, self.config, rows, use_cache and not self.training)
         seen = 0 if cache is None else cache.seen_tokens
+        if seen and torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters()):
+            raise ValueError(
+                "gradients cannot go through a cache, which is written in place. Compute under torch.no_grad(), or "
+                "leave past_key_values out."
+            )
         if attention_mask is not None and attention_mask.shape != (rows, seen + tokens):
             raise ValueError(
                 f"attention_mask must be of shape {(rows, seen + tokens)}, rows and tokens with those cached, got "
@@ -211,7 +216,8 @@ class GdnHybridModel(GdnHybridPreTrainedModel):
         config = self.config
         routed = len(config.routed_blocks)
         if self.router is None:
-            chance = routed, config.random_share, config.random_seed
+            share = torch.tensor(config.random_share, dtype=torch.double, device=hidden.device)
+            chance = routed, share, config.random_seed
             mechanisms = random_gates(input_ids, position_ids, tuple(hidden.shape[:2]), *chance).long()
             return None, mechanisms, splits(mechanisms)
         logits = self.router(hidden).float().unflatten(-1, (routed, 2))

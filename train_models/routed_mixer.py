@@ -124,9 +124,11 @@ def splits(mechanisms: torch.LongTensor) -> list[Split]:
 class GatedDeltaNet(Qwen3_5GatedDeltaNet):
     """Gated DeltaNet that writes and reads apart."""
 
-    def forward(self, hidden: torch.Tensor, shared: Shared) -> torch.Tensor:
-        """States [B, T, D] of states [B, T, D]."""
-        return self.read(hidden, self.write(hidden, shared))
+    def forward(self, hidden: torch.Tensor, shared: Shared, read: bool = True) -> torch.Tensor:
+        """States [B, T, D] of states [B, T, D]; or without `read` what `write` gives, for which a caller goes through
+        here, since this is where accelerate brings offloaded weights (A_log, dt_bias) to the device."""
+        core = self.write(hidden, shared)
+        return self.read(hidden, core) if read else core
 
     @force_accelerate_hooks("conv1d")
     def write(self, hidden: torch.Tensor, shared: Shared) -> torch.Tensor:
@@ -247,7 +249,7 @@ def mix_split(linear: GatedDeltaNet, softmax: SoftmaxAttention, hidden, shared: 
     """
     flat = hidden.flatten(0, 1)
     count = len(split.linear)
-    core = linear.write(hidden, shared) if count or shared.cache is not None else None
+    core = linear(hidden, shared, read=False) if count or shared.cache is not None else None
     if split.softmax is None:
         return softmax.whole(hidden, shared)
     reads_softmax = count < len(flat)

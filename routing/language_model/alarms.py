@@ -30,6 +30,6 @@ def alarms(shares: Sequence[float], blocks: Sequence[int], routing_entropy: floa
     if routing_entropy is not None and routing_entropy < CERTAIN:
         found.append(
             f"low entropy of routing: {routing_entropy:.4f} nats a token, so the router is certain of every token and "
-            "noise explores nothing; raise --temperature_end, or lower --learning_rate"
+            "noise explores nothing (tau changes gradients, no draw); lower --learning_rate, or raise --balance_weight"
         )
     return found

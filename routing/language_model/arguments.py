@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +48,10 @@ class LanguageModelArguments:
     match_parameters: bool = option(
         False, "choose the width of the MLPs so that the model has about as many parameters as the static one"
     )
-    random_share: float = option(0.5, "probability that a token takes softmax in a routed block, 0 to 1 (random)")
+    random_share: str = option(
+        "0.5",
+        "probability that a token takes softmax in a routed block, 0 to 1; or one for each, such as 0.3,0.6 (random)",
+    )
     corpus: str = option(
         "wikipedia", "wikipedia (offline), wikitext (WikiText-103 from the hub), a .txt or .jsonl file"
     )
@@ -80,10 +84,24 @@ class LanguageModelArguments:
     output_dir: str = option("checkpoints", "folder of the finished checkpoint folders")
     work_dir: str = option("runs", "folder of training states, metrics.csv and logs")
 
+    def __post_init__(self):
+        if not isinstance(self.random_share, str) or "," not in self.random_share:
+            with suppress(ValueError):  # `problems` tells of it.
+                self.random_share = float(self.random_share)
+
     @property
     def prompt_tokens(self) -> int:
         """First tokens of a row that are not predicted: none."""
         return 0
+
+    def shares(self) -> float | list[float]:
+        """Probability of softmax in each routed block, or in all.
+
+        Raises:
+            ValueError: for what are no numbers.
+        """
+        given = self.random_share
+        return given if isinstance(given, float) else [float(part) for part in given.split(",")]
 
     def named(self) -> bool:
         """Whether --config is a name, not a file."""
@@ -100,7 +118,7 @@ class LanguageModelArguments:
             "num_attention_heads": self.num_heads,
             "head_dim": self.head_dim,
             "intermediate_size": self.intermediate_size,
-            "random_share": self.random_share,
+            "random_share": self.shares(),
             "random_seed": self.seed,
         }
         if self.named():
@@ -124,7 +142,7 @@ class LanguageModelArguments:
             train_passages=1, validation_passages=1, test_passages=1, num_epochs=1, batch_size=1,
             gradient_accumulation=1, num_evaluations=1, balance_weight=0, weight_decay=0, warmup_steps=0,
         )  # fmt: skip
-        found += outside(self, random_share=(0, 1), seed=(0, 2**32 - 1))
+        found += outside(self, seed=(0, 2**32 - 1)) + self._share_problems()
         for name in ("temperature", "temperature_end", "max_grad_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 found.append(f"--{name} {getattr(self, name)} must be a number above 0")
@@ -138,12 +156,20 @@ class LanguageModelArguments:
             found.append(f"--config {self.config!r}: give {', '.join(PATTERNS)}, or a file that ends in .yaml")
         return found + reporting_problems(self.report_to)
 
+    def _share_problems(self) -> list[str]:
+        try:
+            shares = self.shares()
+        except ValueError:
+            shares = [math.nan]
+        if all(0 <= share <= 1 for share in (shares if isinstance(shares, list) else [shares])):
+            return []
+        return [f"--random_share {self.random_share} must be a number from 0 to 1, or one for each routed block"]
+
     def outside_problems(self) -> list[str]:
         found = model_problems(self.model_id) + checkpoint_problems(self.output_dir, self.run_name)
         found += corpus_problems("corpus", self.corpus)
-        if min(self.hidden_size, self.num_layers, self.num_heads, self.intermediate_size) > 0 and (
-            self.named() or self.config.endswith(SUFFIXES)
-        ):
+        sizes = self.hidden_size, self.num_layers, self.num_heads, self.intermediate_size
+        if min(sizes) > 0 and not self._share_problems() and (self.named() or self.config.endswith(SUFFIXES)):
             try:
                 found += field_problems(self.config, self.model_fields())
             except UserError as error:

@@ -15,6 +15,7 @@ from routing.arguments import as_dict, is_first_process, pick_device
 from routing.checkpoint import put_in_place
 from routing.end_to_end.run import rows_of
 from routing.end_to_end.validation import batches_of
+from routing.errors import UserError
 from routing.families import load_tokenizer
 from routing.files import write_json
 from routing.language_model.arguments import LanguageModelArguments
@@ -30,6 +31,25 @@ from train_models.configuration_gdn_hybrid import GdnHybridConfig
 from train_models.modeling_gdn_hybrid import GdnHybridForCausalLM
 
 RESULT = "result.json"  # written last; it says that a run is done
+# Fields of the model in RESULT; those of a file, and a matched width, differ from the arguments.
+MODEL_FIELDS = (
+    "pattern", "hidden_size", "num_attention_heads", "head_dim", "intermediate_size", "vocab_size", "router",
+    "random_share",
+)  # fmt: skip
+
+
+def check_vocabulary(arguments: LanguageModelArguments, tokenizer) -> None:
+    """Refuse a file whose vocabulary lacks tokens of the text, before that is read.
+
+    Raises:
+        UserError: if it does.
+    """
+    size = arguments.model_fields().get("vocab_size", len(tokenizer))
+    if size < len(tokenizer):
+        raise UserError(
+            f"--config {arguments.config}: vocab_size {size} is less than the {len(tokenizer)} tokens of the tokenizer "
+            f"of {arguments.model_id!r}. Leave vocab_size out."
+        )
 
 
 def make_config(arguments: LanguageModelArguments, tokenizer) -> GdnHybridConfig:
@@ -58,13 +78,16 @@ def save_language_model(folder: Path, model, tokenizer, metrics: Path, run_info:
 def run(arguments: LanguageModelArguments) -> None:
     """Train and write the checkpoint folder, with metrics.csv beside the weights."""
     tokenizer = load_tokenizer(arguments.model_id)
+    check_vocabulary(arguments, tokenizer)
     rows, held_out, test = (rows_of(arguments, part, tokenizer) for part in ("train", "validation", "test"))
     work = Path(arguments.work_dir) / arguments.run_name
     device = pick_device(arguments.device)
     processes = PartialState(cpu=device.type == "cpu")
     with only_run(work, together=True):
         if processes.is_main_process:
-            prepare_folder(arguments, work, work / "trainer")
+            # A file may be edited between two starts; a named configuration may not.
+            made_from = None if arguments.named() else {"model_fields": arguments.model_fields()}
+            prepare_folder(arguments, work, work / "trainer", made_from)
             (work / RESULT).unlink(missing_ok=True)
         processes.wait_for_everyone()
         set_seed(arguments.seed)
@@ -84,6 +107,11 @@ def run(arguments: LanguageModelArguments) -> None:
         trainer = train_language_model(model, arguments, rate, rows, validation, work, processes.num_processes)
         kept = trainer.state.best_global_step
         log = trainer.state.log_history
+        if kept is None:
+            raise UserError(
+                f"training diverged: no validation had a finite loss (learning rate {rate:g}). Give a lower "
+                f"--learning_rate, a lower --max_grad_norm or more --warmup_steps; losses: {work / 'metrics.csv'}."
+            )
         chosen = next(entry for entry in log if entry["step"] == kept and "eval_validation_loss" in entry)
         measured = validate(model, tests)  # of the best weights
         alarmed = {entry["step"]: entry["warnings"] for entry in log if entry.get("warnings")}
@@ -91,6 +119,7 @@ def run(arguments: LanguageModelArguments) -> None:
             "arguments": as_dict(arguments),
             "num_processes": processes.num_processes,
             "parameters": sizes,
+            "model": {name: getattr(config, name) for name in MODEL_FIELDS},
             "learning_rate": rate,
             "train_rows": len(rows),
             "validation_rows": len(held_out),
@@ -112,8 +141,8 @@ def run(arguments: LanguageModelArguments) -> None:
         if is_first_process():
             if alarmed:
                 print(
-                    f"ALARM: routing collapsed in {len(alarmed)} validations (training.json, alarms); at the kept step "
-                    f"{kept}: {'; '.join(chosen['warnings']) or 'none'}",
+                    f"ALARM: alarms in {len(alarmed)} validations (training.json, alarms); at the kept step {kept}: "
+                    f"{'; '.join(chosen['warnings']) or 'none'}",
                     file=sys.stderr,
                 )
             folder = Path(arguments.output_dir) / arguments.run_name

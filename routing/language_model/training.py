@@ -130,7 +130,9 @@ class LanguageModelTrainer(WholeCheckpoints, Trainer):
         blocks, facts = config.routed_blocks, measured.facts()
         row = means | {
             "validation_loss": facts.pop("loss"),
-            "validation_tokens_per_second": facts.pop("tokens_per_second"),
+            # Both of all processes together; a process without a batch reads nothing.
+            "validation_tokens_per_second": facts.pop("tokens_per_second")
+            * min(self.args.world_size, len(self.batches)),
             "tokens_per_second": self._tokens * self.args.world_size / seconds,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "peak_memory_gib": peak_memory(),

@@ -53,7 +53,7 @@ class Measured:
         """What is logged of it; figures of routing where there is any."""
         found = {
             "loss": self.loss,
-            "perplexity": math.exp(self.loss),
+            "perplexity": math.exp(self.loss) if self.loss < 700 else math.inf,  # of a run that diverges
             "tokens_per_second": self.tokens / self.seconds,
         }
         if self.shares:

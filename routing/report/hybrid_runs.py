@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -18,6 +18,21 @@ from routing.report.groups import ASIDE
 from routing.report.runs import Row, read_object, read_table
 
 ARGUMENTS = ("run_name", "config", "seed", "num_layers")
+# Arguments, as they are called in a sentence, that runs which are compared have in common.
+SAME = {
+    "sequence_length": "sequence lengths",
+    "corpus": "corpora",
+    "model_id": "tokenizers",
+    "layout": "layouts",
+    "train_passages": "numbers of training passages",
+    "validation_passages": "numbers of validation passages",
+    "test_passages": "numbers of test passages",
+    "num_epochs": "numbers of epochs",
+    "weight_decay": "weight decays",
+    "bf16": "settings of bf16",
+    "num_processes": "numbers of processes",
+}
+UNEQUAL = 0.05  # difference of shares from which a random control is no fair one
 
 
 @dataclass(frozen=True)
@@ -44,7 +59,9 @@ class HybridRun:
 
     @property
     def best(self) -> Row:
-        """The validation with the lowest loss of the language model, at which the checkpoint was kept."""
+        """The validation at which the checkpoint was kept; of an unfinished run the one with the lowest loss so far."""
+        if self.result:
+            return next(row for row in self.metrics if row["step"] == self.result["kept_step"])
         return min(self.metrics, key=lambda row: row["validation_loss"])
 
     @property
@@ -92,7 +109,14 @@ def read_hybrid_run(folder: Path) -> HybridRun:
             if row[name] is None:
                 raise UserError(f"{path}, line {line}: {name} is empty. Make the file again, or leave the run out.")
     result = folder / RESULT
-    ended = read_object(result, ("test", "parameters", "kept_step", "alarms")) if result.exists() else None
+    ended = None
+    if result.exists():
+        ended = read_object(result, ("test", "parameters", "kept_step", "alarms", "learning_rate"))
+        if ended["kept_step"] not in [row["step"] for row in metrics]:
+            raise UserError(
+                f"{path} has no step {ended['kept_step']}, which {result} says was kept; they are of two runs. Make "
+                "the run again, or leave it out."
+            )
     return HybridRun(folder, arguments, metrics, [int(name.removeprefix(SHARE)) for name in shares], ended)
 
 
@@ -132,21 +156,87 @@ def middle(values: Sequence[float]) -> tuple[float | None, list[float] | None]:
     return (mean(values), t_interval(values)) if values else (None, None)
 
 
+@dataclass(frozen=True)
+class Pair:
+    """Test loss of two groups, seed by seed.
+
+    Attributes:
+        first, second: names of the groups.
+        differences: first less second, nats a token, for each seed that both have finished.
+    """
+
+    first: str
+    second: str
+    differences: list[float]
+
+
+def paired(groups: Sequence[HybridGroup]) -> list[Pair]:
+    """Each group of --config dynamic against each of the others that have finished seeds in common with it."""
+
+    def losses(group: HybridGroup) -> dict[int, float]:
+        return {run.arguments["seed"]: run.test_loss for run in group.runs if run.result}
+
+    found = []
+    for first in of_config(groups, "dynamic"):
+        for second in groups:
+            if second.runs[0].arguments["config"] != "dynamic":
+                own, other = losses(first), losses(second)
+                differences = [own[seed] - other[seed] for seed in own if seed in other]
+                if differences:
+                    found.append(Pair(first.name, second.name, differences))
+    return found
+
+
+def of_config(groups: Sequence[HybridGroup], config: str) -> list[HybridGroup]:
+    return [group for group in groups if group.runs[0].arguments["config"] == config]
+
+
+def shares(group: HybridGroup) -> dict[int, float]:
+    """Share of validation tokens that take softmax in each routed block, mean over runs; {} where one is unknown."""
+    blocks = group.runs[0].blocks
+    found = {block: group.values(lambda run, block=block: run.best.get(f"{SHARE}{block}")) for block in blocks}
+    return {block: mean(values) for block, values in found.items() if values}
+
+
+def unequal_shares(groups: Sequence[HybridGroup]) -> list[str]:
+    """A random control says something of what is learned if it takes either mechanism as often, block by block."""
+    found = []
+    for control in of_config(groups, "random"):
+        for learned in of_config(groups, "dynamic"):
+            drawn, chosen = shares(control), shares(learned)
+            if drawn and drawn.keys() == chosen.keys() and any(abs(drawn[at] - chosen[at]) > UNEQUAL for at in drawn):
+                here, there = (", ".join(f"{share:.0%}" for share in own.values()) for own in (drawn, chosen))
+                wanted = ",".join(f"{share:.2f}" for share in chosen.values())
+                found.append(
+                    f"{control.name} takes softmax for other shares of the tokens than {learned.name}: {here}, not "
+                    f"{there} in its routed blocks; the control that fits has --random_share {wanted}."
+                )
+    return found
+
+
 def unequal_runs(groups: Sequence[HybridGroup]) -> list[str]:
     """What makes a comparison unfair or is to be known of it, as sentences."""
-    found = []
-    for title, value in (
-        ("learning rates", lambda run: run.result["learning_rate"]),
-        ("batch sizes", lambda run: run.arguments["batch_size"] * run.arguments["gradient_accumulation"]),
-        ("last steps", lambda run: int(run.metrics[-1]["step"])),
-        ("sequence lengths", lambda run: run.arguments["sequence_length"]),
-    ):
-        different = dict.fromkeys(value(run) for group in groups for run in group.runs if run.result)
+    found, runs = [], [run for group in groups for run in group.runs]
+    done = [run for run in runs if run.result]
+
+    def compare(title: str, values: Iterable) -> None:
+        different = dict.fromkeys(value for value in values if value is not None)
         if len(different) > 1:
             found.append(f"runs have different {title}: {', '.join(map(str, different))}.")
-    sizes = [run.result["parameters"]["total"] for group in groups for run in group.runs if run.result]
+
+    compare("learning rates", (run.result["learning_rate"] for run in done))
+    compare("batch sizes", (run.arguments["batch_size"] * run.arguments["gradient_accumulation"] for run in runs))
+    compare("last steps", (int(run.metrics[-1]["step"]) for run in done))
+    for name, title in SAME.items():
+        compare(title, (run.arguments.get(name) for run in runs))
+    # Without the embeddings, beside which differences of small models would not show.
+    sizes = [run.result["parameters"]["total"] - run.result["parameters"]["embeddings"] for run in done]
     if sizes and max(sizes) > 1.01 * min(sizes):
-        found.append(f"parameters differ by more than 1 %: {min(sizes):,} to {max(sizes):,}; see --match_parameters.")
+        found.append(
+            f"parameters without embeddings differ by more than 1 %: {min(sizes):,} to {max(sizes):,}; see "
+            "--match_parameters."
+        )
+    found += unequal_shares(groups)
     unfinished = [run.name for group in groups for run in group.runs if run.result is None]
     if unfinished:
         found.append(f"not finished: {', '.join(unfinished)}.")
