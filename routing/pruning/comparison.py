@@ -76,7 +76,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="seeds of random layers")
     parser.add_argument("--apply_chat_template", action="store_true", help="as the routers were trained")
     parser.add_argument("--tools_in_template", action="store_true", help="let the chat template list the functions")
-    parser.add_argument("--speed_prompts", type=int, default=8, help="test prompts on which speed is measured; 0: none")
+    parser.add_argument("--speed_prompts", type=int, default=5, help="test prompts on which speed is measured; 0: none")
     parser.add_argument("--speed_tokens", default="4,16", help="tokens generated for each of them, with commas between")
     parser.add_argument("--repeats", type=int, default=2, help="times each of them is measured; the fastest counts")
     parser.add_argument("--batch_size", type=int, default=64, help="paths evaluated together, at most")
@@ -260,7 +260,7 @@ class Comparison:
         return found
 
     def speeds(self, methods: Sequence[Method]) -> dict[str, list[dict]]:
-        """Measured speed of routers as they are, and of static sets with adapters; kept in a file, method by method."""
+        """Measured speed of routers as they are and of the largest static set with adapters, method by method kept."""
         path, arguments = self.output / "parts" / "speed.json", self.arguments
         step = max(len(self.test) // max(arguments.speed_prompts, 1), 1)
         places = list(range(0, len(self.test), step))[: arguments.speed_prompts]  # From all data sets.
@@ -275,6 +275,7 @@ class Comparison:
         for method in methods if prompts else ():
             name = f"{method.name}, {method.skip_action}" if method.family == "static" else method.name
             static = method.family == "static" and method.skip_action == "adapter"
+            static = static and method.pruned == max(arguments.counts)
             if not (name in folders or static or method.family == "unpruned"):
                 continue
             routes = [list(method.routes[at]) for at in places]

@@ -103,7 +103,7 @@ def print_comparison(result: dict) -> None:
 
 def plot_comparison(result: dict, path: Path) -> None:
     """Score against pruned layers: baselines as lines, solid with adapters, routers as points with intervals."""
-    figure, axis = plt.subplots(figsize=(9, 5.5))
+    figure, axis = plt.subplots(figsize=(11, 5.5))
     unpruned = next(row for row in result["methods"] if row["family"] == "unpruned")
     lines = defaultdict(list)
     for row in result["methods"]:
@@ -135,7 +135,7 @@ def plot_comparison(result: dict, path: Path) -> None:
         xlabel=f"layers pruned of {result['depth']}", ylabel=f"{result['score']}, mean of {result['n']} test questions",
         title=f"{result['model']}, {result['data']}", ylim=(min(0, axis.get_ylim()[0]), None),
     )  # fmt: skip
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
