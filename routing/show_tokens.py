@@ -158,7 +158,8 @@ def lines_of(folder: Path, text: str, max_tokens: int) -> tuple[list[str], dict[
     config = read_config(folder)
     if config["model_type"] == HYBRID:
         model = GdnHybridForCausalLM.from_pretrained(folder).eval()
-        tokenizer, lines = AutoTokenizer.from_pretrained(folder), hybrid_lines
+        # With the config: without it transformers asks whether to run the code of the folder.
+        tokenizer, lines = AutoTokenizer.from_pretrained(folder, config=model.config), hybrid_lines
     else:
         kind = config.get("router", "per_layer")
         if kind not in TOKEN_ROUTERS:
