@@ -195,7 +195,9 @@ def test_command(checkpoint, monkeypatch, tmp_path, capsys):
 
 
 def test_checkpoints_without_a_global_router_are_refused(tmp_path, monkeypatch):
-    (tmp_path / "config.json").write_text('{"trained_num_windows": 8, "router": "per_layer"}')
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "routed_llama", "trained_num_windows": 8, "router": "per_layer"}'
+    )
     (tmp_path / "training.json").write_text('{"arguments": {"model_id": "m"}}')
     with pytest.raises(UserError) as error:
         run(monkeypatch, tmp_path, "--corpus", "no.txt", "--passages", 0, "--output", tmp_path / "x.json")

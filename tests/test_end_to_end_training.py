@@ -150,6 +150,7 @@ def evaluate(monkeypatch, *more) -> None:
     evaluation.main()
 
 
+@pytest.mark.slow
 def test_evaluation_py_proves_and_evaluates_routing_by_token(trained, monkeypatch, capsys):
     """The adapters were merged, so the stock model that the check compares with has the checkpoint's weights."""
     words = ("--checkpoint", trained, "--tasks", "routed_arithmetic", "--limit", 4)

@@ -254,6 +254,7 @@ def test_visible_prompt_of_a_request_that_lm_eval_cuts(context, choice, max_leng
     assert prompt == max(left.count("prompt"), 1) and prompt + other == len(left)
 
 
+@pytest.mark.slow
 def test_groups_are_evaluated_as_their_members(tmp_path):
     (tmp_path / "inner.yaml").write_text("group: inner\ntask:\n  - routed_arithmetic\n")
     (tmp_path / "outer.yaml").write_text("group: outer\ntask:\n  - inner\n  - routed_openbookqa\n")

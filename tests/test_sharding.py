@@ -270,6 +270,7 @@ def workers(launcher: subprocess.Popen, folder: Path) -> list[psutil.Process]:
     return held
 
 
+@pytest.mark.slow
 def test_accelerate_gives_the_bytes_of_one_process(base, questions, single, tmp_path):
     output, log = tmp_path / "out", tmp_path / "log"
     with launched(log, *arguments(base, questions, output)) as launcher:

@@ -142,6 +142,7 @@ def test_labels_load_with_datasets(labels):
     assert all(len(row["route"]) == LAYERS for row in rows)
 
 
+@pytest.mark.slow
 def test_killed_training_ends_with_the_same_routers(base, labels, tmp_path):
     arguments = training(base, labels, features="live", num_epochs=40, num_evaluations=10)
     run("train.py", *arguments, folder=tmp_path)
@@ -389,6 +390,7 @@ def test_cached_features_resume_and_notice_other_settings(base, tmp_path):
         torch.testing.assert_close(stored[name].float(), direct[name][0].float(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_gradient_accumulation_averages(base, labels, tmp_path):
     """Two accumulated batches of 4 take the same step as one of 8: the loss is not summed over them."""
     for size, steps in ((8, 1), (4, 2)):
