@@ -46,6 +46,14 @@ LAYERS, VOCAB, WINDOW = 5, 97, 4
 TOLERANCE = 1e-4
 
 
+# Real processes and kills: few tests, long ones. They go first, or one worker would end with them alone.
+LONG_FILES = ("test_stages.py", "test_sharding.py", "test_end_to_end_training.py", "test_evaluation.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONG_FILES)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _remove_modules_cache():
     yield

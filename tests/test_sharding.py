@@ -283,6 +283,7 @@ def test_accelerate_gives_the_bytes_of_one_process(base, questions, single, tmp_
     assert sum(done) == 24 and (len(done) == 2 or "is complete" in log.read_text())
 
 
+@pytest.mark.slow
 def test_a_killed_worker_of_accelerate(base, questions, single, tmp_path, monkeypatch):
     output, log = tmp_path / "out", tmp_path / "log"
     listed = arguments(base, questions, output)

@@ -285,6 +285,7 @@ def test_checkpoint_loads_in_a_new_environment(checkpoint, tmp_path):
     assert isolated(checkpoint, tmp_path, python) == isolated(checkpoint, tmp_path)
 
 
+@pytest.mark.slow
 def test_reference_checkpoint_loads_the_same_way(base, labels, checkpoint, tmp_path):
     run("train.py", *training(base, labels, name="small", save_base="reference"), folder=tmp_path)
     folder = tmp_path / "checkpoints" / "small"
