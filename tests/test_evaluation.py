@@ -177,6 +177,7 @@ def test_without_base_and_controls(checkpoint, monkeypatch):
     assert output.with_suffix(".html").exists()
 
 
+@pytest.mark.slow
 def test_a_rerun_repeats_nothing_and_other_settings_all(checkpoint, monkeypatch):
     asked = []
 
