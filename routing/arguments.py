@@ -138,9 +138,7 @@ class DataGenerationArguments:
                 for name, needed in (("verify", "none"), ("reward", "binary"))
                 if getattr(self, name) != needed
             ]
-        if self.tools_in_template and not self.apply_chat_template:
-            found.append("--tools_in_template needs --apply_chat_template, whose template lists the functions")
-        return found + device_problems(self.device)
+        return found + template_problems(self) + device_problems(self.device)
 
     def outside_problems(self) -> list[str]:
         return model_problems(self.model) + adapter_problems(self.adapters, self.model)
@@ -366,6 +364,13 @@ def model_problems(name: str) -> list[str]:
         load_base_config(name)
     except UserError as error:
         return [str(error)]
+    return []
+
+
+def template_problems(arguments) -> list[str]:
+    """What is wrong with the options of the chat template."""
+    if arguments.tools_in_template and not arguments.apply_chat_template:
+        return ["--tools_in_template needs --apply_chat_template, whose template lists the functions; give both"]
     return []
 
 

@@ -201,11 +201,12 @@ def read_config(folder: Path) -> dict:
     """
     try:
         fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        fields["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(
-            f"{folder / 'config.json'} cannot be read ({error!r}). Give the folder of a checkpoint of train.py."
+            f"{folder / 'config.json'} cannot be read ({error}). Give the folder of a checkpoint of train.py."
         ) from error
+    if not isinstance(fields, dict) or "model_type" not in fields:
+        raise UserError(f"{folder / 'config.json'} has no model_type. Give the folder of a checkpoint of train.py.")
     return fields
 
 

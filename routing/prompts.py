@@ -90,7 +90,7 @@ def build_prompt(example: Example, scoring: str, tokenizer, chat: bool, tools_in
         UserError: if the template is to list the functions and does not, or there is none.
     """
     if tools_in_template and not chat:
-        raise UserError("tools_in_template: functions are listed by a chat template, which is not applied here")
+        raise UserError("tools_in_template: a chat template lists the functions; give --apply_chat_template too")
     if tools_in_template and example.tools:
         return _with_listed_tools(example, tokenizer)
     text = prompt_text(example, scoring)

@@ -13,10 +13,11 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 
-from routing.arguments import TrainArguments, pick_device
+from routing.arguments import TrainArguments
 from routing.objectives import supervised
 from routing.run_folder import WholeCheckpoints, last_whole_checkpoint
 from routing.scoring import Evaluator, Request
+from routing.trainer_arguments import trainer_arguments
 
 SELECTION = "selection"  # the metric that chooses the kept checkpoint
 IGNORED = -100  # label of an example that does not count, as the Trainer knows it
@@ -185,9 +186,10 @@ def training_arguments(arguments: TrainArguments, folder: Path, examples: int) -
     """The Trainer's arguments; evaluation and saving happen at the same steps."""
     steps = steps_per_epoch(examples, arguments) * arguments.num_epochs
     every = max(steps // arguments.num_evaluations, 1)
-    return TrainingArguments(
-        output_dir=str(folder),
-        run_name=arguments.run_name,
+    return trainer_arguments(
+        arguments,
+        folder,
+        every,
         num_train_epochs=arguments.num_epochs,
         per_device_train_batch_size=arguments.batch_size,
         per_device_eval_batch_size=arguments.batch_size,
@@ -197,22 +199,11 @@ def training_arguments(arguments: TrainArguments, folder: Path, examples: int) -
         lr_scheduler_type="cosine",
         # 500 steps suit the published 4,000 examples; a short run must not spend itself on warming up.
         warmup_steps=min(arguments.warmup_steps, steps // 10),
-        eval_strategy="steps",
-        eval_steps=every,
-        save_strategy="steps",
-        save_steps=every,
-        save_total_limit=2,
         load_best_model_at_end=True,
         metric_for_best_model=f"eval_{SELECTION}",
         greater_is_better=True,
         logging_steps=max(steps // 50, 1),
-        report_to=arguments.report_to,
-        seed=arguments.seed,
-        data_seed=arguments.seed,
-        remove_unused_columns=False,
         label_names=["labels"],
-        use_cpu=pick_device(arguments.device).type == "cpu",
-        dataloader_num_workers=0,
     )
 
 

@@ -41,6 +41,7 @@ from routing.path_scoring import PathEvaluator
 from routing.scoring import Evaluator, request_of
 from routing.search.routes import full_route, to_path
 from routing.tasks.examples import Example
+from train_models import routed_model
 from train_models.layer_adapters import LayerAdapter
 from train_models.routed_model import small_parts
 
@@ -154,6 +155,26 @@ def test_cached_generation_equals_the_whole_forward(family, beams):
         for token in found:
             assert oracle(model, text, route)[-1].argmax() == token
             text = torch.cat([text, token[None]])
+
+
+@torch.no_grad()
+def test_a_plan_is_made_once_for_all_decoded_tokens(family, monkeypatch):
+    model = adapted(family)
+    rows = random_rows((4, 4, 4, 4))
+    output = model(torch.stack(rows), routes=torch.tensor(ROUTES), use_cache=True)
+    made, plan = [], routed_model.layer_plan
+    monkeypatch.setattr(routed_model, "layer_plan", lambda *given: made.append(given) or plan(*given))
+    cache, token = output.past_key_values, torch.tensor([[3], [4], [5], [6]])
+    for _ in range(3):
+        model(token, past_key_values=cache, use_cache=True)
+    assert len(made) == LAYERS
+    order = torch.tensor([2, 0])  # Rows that change places have other plans.
+    cache.batch_select_indices(order)
+    found = model(token[order], past_key_values=cache, use_cache=True).logits
+    assert len(made) == 2 * LAYERS
+    for at, row in enumerate(order.tolist()):
+        text = torch.cat([rows[row], *[token[row]] * 4])
+        assert_near(found[at, -1], oracle(model, text, ROUTES[row])[-1])
 
 
 @torch.no_grad()

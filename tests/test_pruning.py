@@ -20,7 +20,7 @@ from routing.errors import UserError
 from routing.families import load_tokenizer, routed_class
 from routing.path_scoring import PathEvaluator
 from routing.preferences.arguments import PreferenceArguments
-from routing.pruning import comparison, pipeline
+from routing.pruning import comparison, pictures, pipeline
 from routing.pruning.methods import (
     Method,
     fixed_method,
@@ -207,7 +207,12 @@ def test_the_comparison_has_all_methods_and_measured_speed(compared, place, requ
     assert result["generate_agrees"] == [{"name": "orpo", "questions": 16, "same_routes": 16, "same_answers": 16}]
     assert result["speed"]["orpo"][0]["decision_share"] > 0 and result["speed"]["unpruned"][0]["speedup"] > 0
     assert (compared / "comparison.png").stat().st_size > 10_000
+    # Baselines are timed as the router is.
+    assert {"static, 1 pruned, adapter", "influence, 2 pruned, adapter", "random 2 pruned, seed 0, adapter"} < set(
+        result["speed"]
+    )
     table = (compared / "comparison.md").read_text()
+    assert "Only 36 questions" in table  # Published comparisons rested on 20 to 33.
     assert "| orpo | adapters |" in table and "random 2 pruned, 2 seeds" in table
 
 
@@ -224,6 +229,17 @@ def test_a_rerun_computes_no_answer_anew(compared, place, monkeypatch):
         run(patch, *words(place, compared))
     after = json.loads((compared / "comparison.json").read_text())
     assert after["methods"] == before["methods"] and after["speed"] == before["speed"]
+
+
+def test_few_questions_are_warned_of_and_many_are_not():
+    assert "Give --num_samples 200 or more" in pictures.few_questions({"n": 199})
+    assert pictures.few_questions({"n": 200}) == ""
+
+
+def test_the_comparison_needs_neither_routers_nor_numbers(place, tmp_path, monkeypatch):
+    run(monkeypatch, *words(place, tmp_path, "--checkpoints=", "--counts=", "--num_samples=3"))
+    result = json.loads((tmp_path / "comparison.json").read_text())
+    assert [row["name"] for row in result["methods"]] == ["unpruned"] and list(result["speed"]) == ["unpruned"]
 
 
 def test_wrong_arguments_are_named_at_once(place, monkeypatch, tmp_path):

@@ -11,6 +11,7 @@ The forward mirrors the input preparation of transformers' Llama and Qwen models
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -48,12 +49,34 @@ def layer_steps(layer: int, counts: list[int]) -> list[Step]:
     return steps
 
 
+class LayerPlan(NamedTuple):
+    """What the rows of a batch do at one layer.
+
+    Attributes:
+        steps: those of the rows that run it.
+        idle: rows that skip it; None for all, empty for none.
+    """
+
+    steps: list[Step]
+    idle: tuple[int, ...] | None
+
+
+def layer_plan(layer: int, counts: list[int]) -> LayerPlan:
+    """The plan of one layer, given how often each row of the batch runs it."""
+    idle = tuple(row for row, count in enumerate(counts) if not count)
+    return LayerPlan(layer_steps(layer, counts), None if idle and len(idle) == len(counts) else idle)
+
+
+def run_plan(runner: LayerRunner, hidden: torch.Tensor, layer: int, plan: LayerPlan) -> torch.Tensor:
+    """Hidden states [B, T, D] after one layer."""
+    if plan.idle != ():
+        hidden = runner.stand_in(hidden, layer, plan.idle)
+    return run_steps(runner, hidden, plan.steps)
+
+
 def run_counts(runner: LayerRunner, hidden: torch.Tensor, layer: int, counts: list[int]) -> torch.Tensor:
     """Hidden states [B, T, D] after one layer, given how often each row of the batch runs it."""
-    idle = tuple(row for row, count in enumerate(counts) if not count)
-    if idle:
-        hidden = runner.stand_in(hidden, layer, None if len(idle) == len(counts) else idle)
-    return run_steps(runner, hidden, layer_steps(layer, counts))
+    return run_plan(runner, hidden, layer, layer_plan(layer, counts))
 
 
 class LayerRunner:

@@ -66,6 +66,7 @@ class PathCache(Cache):
     def _clear(self) -> None:
         self.slots: dict[Step, DynamicLayer] = {}
         self.routes: torch.LongTensor | None = None
+        self.plans: list | None = None
         self.executed: torch.LongTensor | None = None
         self.row_indices: dict[tuple, torch.LongTensor] = {}
         self.row_count: int | None = None
@@ -180,6 +181,7 @@ class PathCache(Cache):
             self.slots[Step(step.layer, step.visit, kept)] = slot
         if self.routes is not None:
             self.routes = self.routes[index]
+        self.plans = None
         if self.executed is not None:
             self.executed = self.executed[index]
         self.row_count = len(index)

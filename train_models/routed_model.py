@@ -16,7 +16,7 @@ from .checkpoint_card import CardOfCheckpoint
 from .global_routers import TOKEN_ROUTERS, GlobalRouter
 from .global_routing import GlobalRouting, make_routers
 from .layer_adapters import LayerAdapter, make_adapters
-from .layer_path import LayerPathForCausalLM, LayerPathModel, run_counts
+from .layer_path import LayerPathForCausalLM, LayerPathModel, layer_plan, run_counts, run_plan
 from .query_router import QueryRouter
 from .route_totals import RouteTotals
 from .routers import REPEAT, RouterLinear, pool_windows, prompt_mask, window_weights
@@ -219,10 +219,13 @@ class RoutedModel(GlobalRouting, RouterWeights, LayerPathModel):
                 f"routes={torch.as_tensor(routes).tolist()} contradicts the cache, which was filled along "
                 f"{runner.cache.routes.tolist()}. A route is fixed at prefill; start with a new cache."
             )
-        for layer, counts in enumerate(runner.cache.routes.T.tolist()):
+        cache = runner.cache
+        if cache.plans is None:  # Once for all tokens that follow, until rows change places.
+            cache.plans = [layer_plan(layer, counts) for layer, counts in enumerate(cache.routes.T.tolist())]
+        for layer, plan in enumerate(cache.plans):
             if states is not None:
                 states.append(hidden)
-            hidden = run_counts(runner, hidden, layer, counts)
+            hidden = run_plan(runner, hidden, layer, plan)
         return hidden
 
     def _record(self, routes: torch.LongTensor, cache) -> None:

@@ -15,6 +15,7 @@ from routing.arguments import (
     outside,
     reporting_problems,
     run_name_problems,
+    template_problems,
 )
 from routing.default_model import DEFAULT_MODEL
 from routing.prompts import SCORINGS
@@ -82,9 +83,8 @@ class AdapterArguments:
             found.append(f"--eval_fraction {self.eval_fraction} must lie between 0 and 1, neither of them")
         if not 0 < self.learning_rate < math.inf:
             found.append(f"--learning_rate {self.learning_rate} must be a number above 0")
-        if self.tools_in_template and not self.apply_chat_template:
-            found.append("--tools_in_template needs --apply_chat_template, whose template lists the functions")
-        return found + reporting_problems(self.report_to) + device_problems(self.device)
+        found += template_problems(self) + reporting_problems(self.report_to)
+        return found + device_problems(self.device)
 
     def outside_problems(self) -> list[str]:
         return model_problems(self.model_id) + checkpoint_problems(self.output_dir, self.run_name)

@@ -10,9 +10,9 @@ from torch.utils.data import Dataset
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from routing.adapters.arguments import AdapterArguments
-from routing.arguments import pick_device
 from routing.features import read_batch
 from routing.run_folder import last_whole_checkpoint
+from routing.trainer_arguments import trainer_arguments
 
 SMALLEST_MOVE = 1e-6  # mean squared change of a token's state below which a relative error is not divided further
 
@@ -82,9 +82,10 @@ def training_arguments(arguments: AdapterArguments, folder: Path, tokens: int) -
     """The Trainer's arguments."""
     steps = -(-tokens // arguments.batch_size) * arguments.num_epochs
     every = max(steps // arguments.num_evaluations, 1)
-    made = TrainingArguments(
-        output_dir=str(folder),
-        run_name=arguments.run_name,
+    return trainer_arguments(
+        arguments,
+        folder,
+        every,
         num_train_epochs=arguments.num_epochs,
         per_device_train_batch_size=arguments.batch_size,
         per_device_eval_batch_size=arguments.batch_size,
@@ -92,20 +93,8 @@ def training_arguments(arguments: AdapterArguments, folder: Path, tokens: int) -
         weight_decay=0.0,
         max_grad_norm=0.0,  # The norm of all layers together would let the largest decide.
         lr_scheduler_type=arguments.lr_schedule,
-        eval_strategy="steps",
-        eval_steps=every,
-        save_strategy="steps",
-        save_steps=every,
-        save_total_limit=2,
         logging_steps=max(steps // 50, 1),
-        report_to=arguments.report_to,
-        seed=arguments.seed,
-        data_seed=arguments.seed,
-        remove_unused_columns=False,
-        use_cpu=pick_device(arguments.device).type == "cpu",
     )
-    made._n_gpu = min(made.n_gpu, 1)  # More would take as many batches in a step.
-    return made
 
 
 def train_adapters(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import resource
 import sys
 import time
@@ -17,15 +15,14 @@ from torch import nn
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from routing.arguments import pick_device
 from routing.end_to_end.adapters import adapters_off
 from routing.end_to_end.alarms import alarms
 from routing.end_to_end.arguments import EndToEndArguments
 from routing.end_to_end.validation import Measured, validate
-from routing.files import write_text
 from routing.objectives.end_to_end import TrainingStep
 from routing.run_folder import WholeCheckpoints, last_whole_checkpoint
 from routing.text.sequences import Sequences, TextBatch, text_batch
+from routing.trainer_arguments import trainer_arguments, write_metrics
 
 # Columns of metrics.csv, a row for each validation. Losses of training are means since the row before.
 COLUMNS = (
@@ -207,7 +204,7 @@ class EndToEndTrainer(WholeCheckpoints, Trainer):
         # For the record, not for the terminal.
         self.state.log_history[-1] |= {"layer_shares": measured.layer_shares, "warnings": warnings}
         if self.is_world_process_zero():
-            write_metrics(self.table, self.state.log_history)
+            write_metrics(self.table, self.state.log_history, COLUMNS)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._forget()
         return metrics
@@ -229,21 +226,6 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-def write_metrics(path: Path, history: list[dict]) -> None:
-    """metrics.csv, anew from the log, so that a resumed run leaves no row twice."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    table.writeheader()
-    for entry in history:
-        if "eval_validation_loss" in entry:
-            found = {"step": entry["step"], "epoch": round(entry["epoch"], 4)}
-            for name in COLUMNS[2:]:
-                value = entry.get(f"eval_{name}")
-                found[name] = "" if value is None else f"{value:.6g}"
-            table.writerow(found)
-    write_text(path, text.getvalue())
-
-
 def training_arguments(arguments: EndToEndArguments, folder: Path, rows: int, processes: int) -> TrainingArguments:
     """The Trainer's arguments; validation and saving happen at the same steps."""
     batches = -(-rows // (arguments.batch_size * processes))
@@ -251,9 +233,10 @@ def training_arguments(arguments: EndToEndArguments, folder: Path, rows: int, pr
     if arguments.max_steps > 0:
         steps = arguments.max_steps
     every = -(-steps // arguments.num_evaluations)
-    made = TrainingArguments(
-        output_dir=str(folder),
-        run_name=arguments.run_name,
+    return trainer_arguments(
+        arguments,
+        folder,
+        every,
         num_train_epochs=arguments.num_epochs,
         max_steps=arguments.max_steps,
         per_device_train_batch_size=arguments.batch_size,
@@ -263,23 +246,10 @@ def training_arguments(arguments: EndToEndArguments, folder: Path, rows: int, pr
         max_grad_norm=arguments.max_grad_norm,
         lr_scheduler_type="cosine",
         warmup_steps=arguments.warmup_steps,
-        eval_strategy="steps",
-        eval_steps=every,
-        save_strategy="steps",
-        save_steps=every,
-        save_total_limit=2,
         logging_steps=max(steps // 50, 1),
-        report_to=arguments.report_to,
-        seed=arguments.seed,
-        data_seed=arguments.seed,
-        remove_unused_columns=False,
         label_names=["targets"],
-        use_cpu=pick_device(arguments.device).type == "cpu",
         ddp_find_unused_parameters=True,  # A skipped layer's adapters take no part in a step.
-        dataloader_num_workers=0,
     )
-    made._n_gpu = min(made.n_gpu, 1)  # One process uses one GPU; several are for `accelerate launch`.
-    return made
 
 
 def train_end_to_end(

@@ -62,11 +62,14 @@ class PathRunner:
         """Normalised states [N, D] of tokens behind the last layer of a path; `compute` came before."""
         # Counted from the end, since of a segment the last tokens may be there alone.
         states = [node.segment.states[path].hidden[node.offset - len(node.segment)] for node, path in nodes]
-        skipped = [_between(path, len(self.layers)) for _, path in nodes]
-        return self.model.model.norm(self._stand_in(torch.stack(states), [1] * len(states), skipped))
+        hidden = torch.stack(states)
+        if len(self.model.model.stand_ins):
+            skipped = [_between(path, len(self.layers)) for _, path in nodes]
+            hidden = self._stand_in(hidden, [1] * len(states), skipped)
+        return self.model.model.norm(hidden)
 
     def _stand_in(self, hidden: torch.Tensor, sizes: Sequence[int], skipped: Sequence[range]) -> torch.Tensor:
-        """Packed states [N, D] behind the adapters of layers that were skipped; as they are without adapters.
+        """Packed states [N, D] behind the adapters of layers that were skipped.
 
         What is stored of a prefix is its state behind the last layer that ran, which serves paths that go on with any
         layer: so the adapters in between are computed for each.
@@ -76,8 +79,6 @@ class PathRunner:
             skipped: layers that each item skips.
         """
         adapters = self.model.model.stand_ins
-        if not len(adapters):
-            return hidden
         for layer in sorted(set().union(*skipped)):
             taken = [layer in layers for layers in skipped]
             if all(taken):
@@ -114,7 +115,8 @@ class PathRunner:
         segments = [segment for segment, _ in items]
         hidden = torch.cat([segment.states[prefix[:-1]].hidden for segment, prefix in items])
         sizes = list(map(len, segments))
-        hidden = self._stand_in(hidden, sizes, [_between(prefix[:-1], prefix[-1]) for _, prefix in items])
+        if len(self.model.model.stand_ins):
+            hidden = self._stand_in(hidden, sizes, [_between(prefix[:-1], prefix[-1]) for _, prefix in items])
         sources, context = _sources(items)
         window = self._window(step.layer)
         key = (*segments, *sources, window)

@@ -6,8 +6,6 @@ the language-model loss of validation, without noise.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import sys
 import time
@@ -18,15 +16,14 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from routing.arguments import pick_device
 from routing.end_to_end.training import OwnNoise, TextRows, collator, peak_memory
-from routing.files import write_text
 from routing.language_model.alarms import alarms
 from routing.language_model.arguments import LanguageModelArguments
 from routing.language_model.validation import Measured, learns_to_route, needed_mask, validate
 from routing.objectives.hybrid import balance_loss, gumbel_noise, mechanism_gates, temperature_at
 from routing.run_folder import WholeCheckpoints, last_whole_checkpoint
 from routing.text.sequences import Sequences, TextBatch
+from routing.trainer_arguments import trainer_arguments, write_metrics
 
 # Columns of metrics.csv, a row for each validation, and behind them softmax_share_N for each routed block N. Losses of
 # training are means since the row before, with noise in the gates; train_loss is that of the language model alone.
@@ -150,7 +147,7 @@ class LanguageModelTrainer(WholeCheckpoints, Trainer):
         self.log(metrics)
         self.state.log_history[-1]["warnings"] = warnings  # For the record, not for the terminal.
         if self.is_world_process_zero():
-            write_metrics(self.table, self.state.log_history, blocks)
+            write_metrics(self.table, self.state.log_history, (*COLUMNS, *(f"{SHARE}{block}" for block in blocks)))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._tokens, self._began = 0, None
         return metrics
@@ -170,21 +167,6 @@ class ValidateAtTheEnd(TrainerCallback):
             control.should_evaluate = control.should_log = control.should_save = True
 
 
-def write_metrics(path: Path, history: list[dict], blocks: list[int]) -> None:
-    """metrics.csv, anew from the log, so that a resumed run leaves no row twice."""
-    text, columns = io.StringIO(), (*COLUMNS, *(f"{SHARE}{block}" for block in blocks))
-    table = csv.DictWriter(text, columns, lineterminator="\n")
-    table.writeheader()
-    for entry in history:
-        if "eval_validation_loss" in entry:
-            found = {"step": entry["step"], "epoch": round(entry["epoch"], 4)}
-            for name in columns[2:]:
-                value = entry.get(f"eval_{name}")
-                found[name] = "" if value is None else f"{value:.6g}"
-            table.writerow(found)
-    write_text(path, text.getvalue())
-
-
 def updates(arguments: LanguageModelArguments, rows: int, processes: int) -> int:
     if arguments.max_steps > 0:
         return arguments.max_steps
@@ -200,9 +182,10 @@ def training_arguments(
     steps = updates(arguments, rows, processes)
     logging = max(steps // (arguments.num_evaluations * LOGS_BETWEEN), 1)
     every = math.ceil(math.ceil(steps / arguments.num_evaluations) / logging) * logging
-    made = TrainingArguments(
-        output_dir=str(folder),
-        run_name=arguments.run_name,
+    return trainer_arguments(
+        arguments,
+        folder,
+        every,
         max_steps=steps,
         per_device_train_batch_size=arguments.batch_size,
         gradient_accumulation_steps=arguments.gradient_accumulation,
@@ -211,26 +194,13 @@ def training_arguments(
         max_grad_norm=arguments.max_grad_norm,
         lr_scheduler_type="cosine",
         warmup_steps=min(arguments.warmup_steps, steps // 10),
-        eval_strategy="steps",
-        eval_steps=every,
-        save_strategy="steps",
-        save_steps=every,
-        save_total_limit=2,
         load_best_model_at_end=True,
         metric_for_best_model="eval_validation_loss",
         greater_is_better=False,
         logging_steps=logging,
         bf16=arguments.bf16,
-        report_to=arguments.report_to,
-        seed=arguments.seed,
-        data_seed=arguments.seed,
-        remove_unused_columns=False,
         label_names=["targets"],
-        use_cpu=pick_device(arguments.device).type == "cpu",
-        dataloader_num_workers=0,
     )
-    made._n_gpu = min(made.n_gpu, 1)  # One process uses one GPU; several are for `accelerate launch`.
-    return made
 
 
 def train_language_model(

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from routing.arguments import pick_device
 from routing.objectives.preference import PreferenceStep
 from routing.objectives.set_probability import log_policy
 from routing.preferences.arguments import PreferenceArguments
 from routing.preferences.data import LayerSets, read_batch
 from routing.preferences.embeddings import embed_queries
 from routing.run_folder import WholeCheckpoints, last_whole_checkpoint
+from routing.trainer_arguments import trainer_arguments
 from train_models.query_router import QueryRouter, QueryScores, pruned_counts
 from train_models.query_text import encoder_inputs
 
@@ -193,9 +193,10 @@ def training_arguments(
     """The Trainer's arguments; evaluation and saving happen at the same steps."""
     steps = -(-examples // (arguments.batch_size * processes)) * arguments.num_epochs
     every = -(-steps // arguments.num_evaluations)
-    made = TrainingArguments(
-        output_dir=str(folder),
-        run_name=arguments.run_name,
+    return trainer_arguments(
+        arguments,
+        folder,
+        every,
         num_train_epochs=arguments.num_epochs,
         per_device_train_batch_size=arguments.batch_size,
         learning_rate=arguments.learning_rate,
@@ -203,26 +204,13 @@ def training_arguments(
         max_grad_norm=arguments.max_grad_norm,
         lr_scheduler_type="cosine",
         warmup_steps=arguments.warmup_steps,
-        eval_strategy="steps",
-        eval_steps=every,
-        save_strategy="steps",
-        save_steps=every,
-        save_total_limit=2,
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
         greater_is_better=False,
         logging_steps=max(steps // 50, 1),
-        report_to=arguments.report_to,
-        seed=arguments.seed,
-        data_seed=arguments.seed,
-        remove_unused_columns=False,
         label_names=["winners"],
-        use_cpu=pick_device(arguments.device).type == "cpu",
         ddp_broadcast_buffers=False,  # Embeddings are the same in all processes.
-        dataloader_num_workers=0,
     )
-    made._n_gpu = min(made.n_gpu, 1)  # One process uses one GPU; several are for `accelerate launch`.
-    return made
 
 
 def train_preferences(

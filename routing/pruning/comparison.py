@@ -19,7 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from routing.answers import SCORES
-from routing.arguments import DTYPES, device_problems, files_without_splits, pick_device
+from routing.arguments import DTYPES, device_problems, files_without_splits, pick_device, template_problems
 from routing.checkpoint import (
     adapter_weights,
     check_adapters,
@@ -76,9 +76,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="seeds of random layers")
     parser.add_argument("--apply_chat_template", action="store_true", help="as the routers were trained")
     parser.add_argument("--tools_in_template", action="store_true", help="let the chat template list the functions")
-    parser.add_argument("--speed_prompts", type=int, default=5, help="test prompts on which speed is measured; 0: none")
-    parser.add_argument("--speed_tokens", default="4,16", help="tokens generated for each of them, with commas between")
-    parser.add_argument("--repeats", type=int, default=2, help="times each of them is measured; the fastest counts")
+    parser.add_argument("--speed_prompts", type=int, default=8, help="test prompts on which speed is measured; 0: none")
+    parser.add_argument("--speed_tokens", default="4,32", help="tokens generated for each of them, with commas between")
+    parser.add_argument("--repeats", type=int, default=3, help="times each of them is measured; the fastest counts")
     parser.add_argument("--batch_size", type=int, default=64, help="paths evaluated together, at most")
     parser.add_argument("--dtype", default="float32", choices=sorted(DTYPES))
     parser.add_argument("--device", default="auto", help="torch device; auto: cuda if there is one, else cpu")
@@ -129,8 +129,7 @@ def problems_of(arguments: argparse.Namespace) -> list[str]:
     for name, least in (("num_samples", 1), ("control_samples", 1), ("seeds", 1), ("repeats", 1), ("batch_size", 1)):
         if getattr(arguments, name) < least:
             found.append(f"--{name} {getattr(arguments, name)} must be at least {least}")
-    if arguments.tools_in_template and not arguments.apply_chat_template:
-        found.append("--tools_in_template needs --apply_chat_template, whose template lists the functions")
+    found += template_problems(arguments)
     if arguments.speed_prompts < 0:
         found.append(f"--speed_prompts {arguments.speed_prompts} must be at least 0")
     found += [problem.replace("--dataset", "--data", 1) for problem in unknown_names(arguments.data)]
@@ -174,9 +173,17 @@ class Comparison:
             hardware(),
         ]
 
-    def fixed_routes(self, family: str, most: int, skip_action: str) -> list[Route]:
-        """The routes without 1, 2, ... layers that are the same for all queries; kept in a file."""
-        path = self.output / "parts" / f"{family}-{skip_action}.json"
+    def influence_routes(self, most: int) -> list[Route]:
+        """The routes without the 1, 2, ... layers of least block influence on validation prompts."""
+        evaluator = PathEvaluator(self.model, self.tokenizer, self.arguments.batch_size)
+        evaluator.prepare(self.tuning)
+        order = influence_order(evaluator.influence(self.tuning))
+        evaluator.release()
+        return [leave_out(self.depth, order[:size]) for size in range(1, most + 1)]
+
+    def static_routes(self, most: int, skip_action: str) -> list[Route]:
+        """The best routes without 1, 2, ... layers that are the same for all queries; kept in a file."""
+        path = self.output / "parts" / f"static-{skip_action}.json"
         asked = [request.prompt for request in self.tuning]
         key = json.loads(json.dumps([self.key, self.arguments.score, asked], default=str))
         saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -184,14 +191,8 @@ class Comparison:
         if len(found) < most:
             size, score = self.arguments.batch_size, self.arguments.score
             evaluator = PathEvaluator(self.model, self.tokenizer, size, score=score)
-            if family == "static":
-                with config_with(self.model, skip_action=skip_action):
-                    found = static_routes(evaluator, self.tuning, self.depth, most)
-            else:
-                evaluator.prepare(self.tuning)
-                order = influence_order(evaluator.influence(self.tuning))
-                evaluator.release()
-                found = [leave_out(self.depth, order[:size]) for size in range(1, most + 1)]
+            with config_with(self.model, skip_action=skip_action):
+                found = static_routes(evaluator, self.tuning, self.depth, most)
             write_json(path, {"key": key, "routes": found})
         return [tuple(route) for route in found]
 
@@ -209,13 +210,14 @@ class Comparison:
         own = [method for method in routers if method.name in {f.name for f in self.arguments.checkpoints}]
         around = [size for method in own for size in skips_around(self.depth, self.depth - method.pruned)]
         sizes, most = sorted({*self.arguments.counts, *around}), self.arguments.max_static
+        influence = self.influence_routes(max(sizes)) if sizes else []
         found = [unpruned(self.depth, count), *routers]
         for skip_action in ACTIONS:
             # Around a router's own number the baselines have adapters, as it has.
             own_sizes = sizes if skip_action == "adapter" else self.arguments.counts
             fixed_sizes = [size for size in own_sizes if size <= max(self.arguments.counts, default=0) or size <= most]
-            for family, chosen in (("static", fixed_sizes), ("influence", own_sizes)):
-                routes = self.fixed_routes(family, max(chosen, default=0), skip_action)
+            static = self.static_routes(max(fixed_sizes, default=0), skip_action)
+            for family, routes, chosen in (("static", static, fixed_sizes), ("influence", influence, own_sizes)):
                 found += [fixed_method(family, routes[size - 1], skip_action, count) for size in chosen]
             for size in self.arguments.counts:
                 seeds = self.arguments.seeds
@@ -260,7 +262,11 @@ class Comparison:
         return found
 
     def speeds(self, methods: Sequence[Method]) -> dict[str, list[dict]]:
-        """Measured speed of routers as they are and of the largest static set with adapters, method by method kept."""
+        """Measured speed of routers as they are, and of baselines with adapters; kept in a file, method by method.
+
+        Time hangs on the number of pruned layers, hardly on which: the baselines are static sets of all numbers, and of
+        the largest number block influence and the first seed of random layers too.
+        """
         path, arguments = self.output / "parts" / "speed.json", self.arguments
         step = max(len(self.test) // max(arguments.speed_prompts, 1), 1)
         places = list(range(0, len(self.test), step))[: arguments.speed_prompts]  # From all data sets.
@@ -271,13 +277,16 @@ class Comparison:
         done = saved.get("done", {}) if saved.get("key") == key else {}
         stock = AutoModelForCausalLM.from_pretrained(locate_model(self.base_name), dtype=self.dtype)
         stock = stock.to(self.device).eval()
-        folders = {folder.name: folder for folder in arguments.checkpoints}
+        folders, timed = {folder.name: folder for folder in arguments.checkpoints}, []
         for method in methods if prompts else ():
-            name = f"{method.name}, {method.skip_action}" if method.family == "static" else method.name
-            static = method.family == "static" and method.skip_action == "adapter"
-            static = static and method.pruned == max(arguments.counts)
-            if not (name in folders or static or method.family == "unpruned"):
+            largest = method.pruned == max(arguments.counts, default=None)
+            baseline = method.family == "static" or (largest and method.family == "influence")
+            baseline |= largest and method.family == "random" and method.name.endswith("pruned, seed 0")
+            baseline = baseline and method.skip_action == "adapter"
+            name = f"{method.name}, {method.skip_action}" if baseline else method.name
+            if not (name in folders or baseline or method.family == "unpruned"):
                 continue
+            timed.append(name)
             routes = [list(method.routes[at]) for at in places]
             made_of = file_stamps(folders[name], "*.safetensors", "config.json") if name in folders else []
             if done.get(name, {}).get("of") == [routes, made_of]:
@@ -292,7 +301,7 @@ class Comparison:
                 ]
             done[name] = {"of": [routes, made_of], "results": results}
             write_json(path, {"key": key, "done": done})
-        return {name: entry["results"] for name, entry in done.items()}
+        return {name: done[name]["results"] for name in timed}
 
 
 def score_interval(scores: Sequence[float]) -> list[float]:

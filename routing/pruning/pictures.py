@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 from rich.console import Console
 from rich.table import Table
 
+FEW = 200  # questions, below which an interval is too wide to tell methods apart
 COLUMNS = ("method", "stands in", "pruned", "score", "95 % interval", "− unpruned", "p", "− bare", "p", "speed-up")
 STYLES = {"static": ("tab:orange", "s"), "influence": ("tab:green", "^"), "random": ("tab:gray", "x")}
 
@@ -70,8 +71,15 @@ def markdown_table(result: dict) -> str:
         + f"\n\n{result['n']} test questions ({result['data']}), score {result['score']}, {result['model']} with "
         f"{result['depth']} layers; p: McNemar's test of right answers, or for graded scores of random signs; bare: "
         "the same layers with nothing in their place; speed-up: over the stock model at batch 1, router included, with "
-        f"{tokens} generated tokens. {result['hardware']}, {result['date']}.\n"
+        f"{tokens} generated tokens. {result['hardware']}, {result['date']}.\n" + few_questions(result)
     )
+
+
+def few_questions(result: dict) -> str:
+    """A warning where there are too few questions; published comparisons rested on 20 to 33."""
+    if result["n"] >= FEW:
+        return ""
+    return f"\nOnly {result['n']} questions: small differences are noise. Give --num_samples {FEW} or more.\n"
 
 
 def print_comparison(result: dict) -> None:
@@ -82,6 +90,7 @@ def print_comparison(result: dict) -> None:
     for cells in table_rows(result):
         table.add_row(*cells)
     Console(width=160).print(table)
+    print(few_questions(result), end="")
     for test in result["router_tests"]:
         print(
             f"{test['router']} ({test['pruned']:.2f} pruned) against {test['control']} ({test['control_pruned']:.2f}): "

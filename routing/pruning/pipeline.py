@@ -21,6 +21,7 @@ from routing.arguments import (
     files_without_splits,
     model_problems,
     read_arguments,
+    template_problems,
 )
 from routing.default_model import DEFAULT_MODEL
 from routing.errors import UserError, raise_all, run_command
@@ -65,7 +66,8 @@ def parse_arguments() -> argparse.Namespace:
     for name in (*counted, "test_samples", "control_samples"):
         if getattr(arguments, name) < 1:
             problems.append(f"--{name} {getattr(arguments, name)} must be at least 1")
-    raise_all(problems + model_problems(arguments.model) + device_problems(arguments.device))
+    problems += template_problems(arguments) + device_problems(arguments.device)
+    raise_all(problems + model_problems(arguments.model))
     return arguments
 
 
