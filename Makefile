@@ -1,10 +1,11 @@
 # make demo: the whole job on a real model and real questions, into demo/
 # make test: the test suite
+# make gpu: what needs a GPU, proved and timed; make gpu-smoke: the same script at tiny shapes, without one
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow lint clean
+.PHONY: demo test slow lint clean gpu gpu-smoke gpu-wheels
 
 demo: $(VENV)/runtime
 	$(BIN)/python -m routing.demo
@@ -19,6 +20,18 @@ test: $(VENV)/development
 slow: $(VENV)/development
 	$(BIN)/python -m routing.default_model
 	$(BIN)/python -m pytest -m slow
+
+# Wheels that were brought along (make gpu-wheels) are for the Python of a machine without a package index; elsewhere
+# the environment of this project has all. GPU_ARGS="--sections decode --seconds 120" for a part.
+gpu:
+	if [ -d .gpu-wheels ]; then $(PYTHON) benchmarks/gpu.py --wheels .gpu-wheels $(GPU_ARGS); \
+	else $(MAKE) $(VENV)/runtime && $(BIN)/python benchmarks/gpu.py $(GPU_ARGS); fi
+
+gpu-smoke: $(VENV)/runtime
+	$(BIN)/python benchmarks/gpu.py --smoke --output $$(mktemp -d)
+
+gpu-wheels: $(VENV)/runtime
+	$(BIN)/python benchmarks/gpu_wheels.py
 
 $(VENV)/runtime: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

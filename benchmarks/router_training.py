@@ -24,7 +24,8 @@ from pathlib import Path
 from random import Random
 
 import torch
-from transformers import TrainerCallback, set_seed
+from stop_training import Stop
+from transformers import set_seed
 
 import train
 from routing.arguments import DTYPES, TrainArguments, pick_device
@@ -60,16 +61,6 @@ class Run:
     seconds: float
     pass_seconds: float
     epoch_seconds: float
-
-
-class Stop(TrainerCallback):
-    """Ends training after some epochs of a longer schedule."""
-
-    def __init__(self, epochs: int):
-        self.epochs = epochs
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        control.should_training_stop = state.epoch >= self.epochs
 
 
 def write_labels(

@@ -58,10 +58,12 @@ class Gates:
     """Random gates in place of the router's, which is computed all the same."""
 
     def __init__(self, skip: float, hard: bool):
-        self.skip, self.hard, self.generator = skip, hard, torch.Generator().manual_seed(0)
+        self.skip, self.hard, self.generator = skip, hard, None
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        gates = torch.rand(logits.shape, generator=self.generator).to(logits.device) >= self.skip
+        if self.generator is None:
+            self.generator = torch.Generator(logits.device).manual_seed(0)
+        gates = torch.rand(logits.shape, generator=self.generator, device=logits.device) >= self.skip
         return gates if self.hard else gates.float()
 
 

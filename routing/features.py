@@ -73,8 +73,9 @@ def router_inputs(model, examples: list[RouterExample], pad_id: int) -> dict[str
         output_hidden_states=True,
     ).hidden_states[:-1]
     weights, windows = window_weights(inner.routing_mask(ids, mask, states[0]), inner.config.num_windows)
-    features = torch.stack([pool_windows(state, weights.to(state.device)).cpu() for state in states], dim=1)
-    return {"features": features, "windows": windows.cpu(), "labels": labels}
+    # On the device of the first layer, then to the host at once: a copy a layer would make the device wait for each.
+    features = torch.stack([pool_windows(state, weights).to(device) for state in states], dim=1)
+    return {"features": features.cpu(), "windows": windows.cpu(), "labels": labels}
 
 
 def fingerprint(examples: list[RouterExample], **settings) -> str:

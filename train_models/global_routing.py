@@ -11,7 +11,7 @@ from .global_routers import LEARNED, TOKEN_ROUTERS, GlobalRouter, hidden_sizes, 
 from .layer_path import run_counts
 from .path_cache import Step
 from .query_router import QueryRouter
-from .routers import RouterBlock
+from .routers import RouterBlock, is_padding
 from .token_layers import ATTENTION, blend, gatherings, run_tokens
 
 
@@ -66,7 +66,7 @@ class GlobalRouting:
         if gates.ndim == 3:
             if runner.cache is not None and not runner.cache.is_empty and input_ids is not None:
                 # Rows that have ended are fed padding while others go on.
-                mask = mask & ~torch.isin(input_ids, torch.tensor(self.padding_ids(), device=input_ids.device))
+                mask = mask & ~is_padding(input_ids, self.padding_ids())
             self._record_tokens(gates.detach() > 0, mask, runner.cache)
         else:
             routes = nn.functional.pad((gates.detach() > 0).long().cpu(), (config.kept_layers, 0), value=1)

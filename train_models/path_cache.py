@@ -167,6 +167,17 @@ class PathCache(Cache):
     # Batch operations are all one: new row i continues old row index[i].
 
     def _select_rows(self, index: torch.Tensor) -> None:
+        if all(step.rows is None for step in self.slots):
+            # One route for all rows, and the host need not know which row goes where.
+            for slot in self.layers:
+                if slot.is_initialized:
+                    slot.reorder_cache(index)
+            self.row_count = len(index)
+            if self.routes is not None:
+                self.routes = self.routes[:1].expand(len(index), -1).contiguous()
+            if self.executed is not None:
+                self.executed = self.executed.index_select(0, index.to(self.executed.device))
+            return
         index = index.tolist()
         old_slots, self.slots, self.row_indices = self.slots, {}, {}
         for step, slot in old_slots.items():
@@ -182,8 +193,6 @@ class PathCache(Cache):
         if self.routes is not None:
             self.routes = self.routes[index]
         self.plans = None
-        if self.executed is not None:
-            self.executed = self.executed[index]
         self.row_count = len(index)
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:

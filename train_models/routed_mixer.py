@@ -206,11 +206,11 @@ class SoftmaxAttention(Qwen3NextAttention):
         else:
             # Mostly while decoding. Row by row, since keys and values of some rows together would have to be copied.
             masks = [None] * len(query) if mask is None else mask.split(1)
-            rows = zip(some.rows.tolist(), query.split(1), masks, columns.split(1), strict=True)
+            rows = zip(some.running, query.split(1), masks, columns.split(1), strict=True)
             parts = [self._attended(own, key[at][None], value[at][None], *others) for at, own, *others in rows]
             attended = torch.cat(parts)
         attended = (attended.flatten(2) * gate.flatten(2).sigmoid()).flatten(0, 1)
-        return self.o_proj(attended if some.valid is None else attended[some.valid.flatten()])
+        return self.o_proj(attended if some.chosen is None else attended.index_select(0, some.chosen))
 
     def _attended(self, query, key, value, mask, columns: torch.LongTensor) -> torch.Tensor:
         """[b, n, H, D_head] of queries [b, H, n, D_head] under a mask [b, 1, n, T_kv].

@@ -55,6 +55,15 @@ class RouterBlock(nn.Module):
         return self.down((share[:, None] @ features)[:, 0])
 
 
+def is_padding(input_ids: torch.LongTensor, padding_ids: tuple[int, ...]) -> torch.BoolTensor:
+    """[B, T], which tokens have one of the padding ids. Compared one by one: a tensor of the ids would have to be sent
+    to the device, for which the host waits."""
+    found = torch.zeros_like(input_ids, dtype=torch.bool)
+    for padding_id in padding_ids:
+        found |= input_ids == padding_id
+    return found
+
+
 def prompt_mask(
     input_ids: torch.LongTensor | None,
     attention_mask: torch.Tensor | None,
@@ -92,8 +101,7 @@ def prompt_mask(
             "Give the 2-D mask, or force the routes with routes=."
         )
     if input_ids is not None and padding_ids:
-        ids = torch.tensor(padding_ids, device=device)
-        content = real & ~torch.isin(input_ids, ids)
+        content = real & ~is_padding(input_ids, padding_ids)
         # Reversed running maximum: True up to the last token that is no padding.
         up_to_last = content.flip(1).cummax(1).values.flip(1)
         real = real & (up_to_last | ~content.any(1, keepdim=True))

@@ -24,40 +24,54 @@ class Gathering(NamedTuple):
 
     Attributes:
         count: tokens that run, in all rows together.
-        rows: [b], rows with a token that runs; None for all.
+        running: rows with a token that runs, on the host; None for all.
+        rows: [b], the same on the device; None for all.
         order: [b, n], for each of these rows the places of its tokens that run, filled up with others.
-        valid: [b, n], which of them run; None for all.
+        chosen: [count], which of these [b * n] run; None for all.
         flat: [count], places of the tokens that run in [B * T].
     """
 
     count: int
+    running: tuple[int, ...] | None
     rows: torch.LongTensor | None
     order: torch.LongTensor
-    valid: torch.BoolTensor | None
+    chosen: torch.LongTensor | None
     flat: torch.LongTensor
 
 
 def gatherings(gates: torch.BoolTensor) -> list[Gathering | None]:
-    """One Gathering for each layer, of gates [B, T, R]; None where all tokens run."""
+    """One Gathering for each layer, of gates [B, T, R]; None where all tokens run.
+
+    The host learns how many tokens of each row run in each layer, once for all layers. All else is computed on the
+    device, with sizes that the host knows, so that it need not wait again.
+    """
     batch, tokens, layers = gates.shape
-    counts = gates.sum(1).T.tolist()  # The one transfer to the host.
+    counts = gates.sum(1)  # [B, R]
+    on_host = counts.T.tolist()  # The one transfer.
     order = torch.argsort((~gates).transpose(1, 2).to(torch.uint8), dim=2, stable=True) if tokens > 1 else None
     found = []
-    for layer, own in enumerate(counts):
+    for layer, own in enumerate(on_host):
         if min(own) == tokens:
             found.append(None)
             continue
-        running = [row for row, count in enumerate(own) if count]
-        rows = None if len(running) == batch else torch.tensor(running, dtype=torch.long, device=gates.device)
-        places = gates.new_zeros(batch, 1, dtype=torch.long) if order is None else order[:, layer, : max(own)]
-        valid = gates[..., layer].gather(1, places)
-        if rows is not None:
-            places, valid = places[rows], valid[rows]
+        running = tuple(row for row, count in enumerate(own) if count)
+        total, widest = sum(own), max(own)
+        rows = None
+        if len(running) < batch:  # Those that run first, in their order.
+            rows = torch.argsort((counts[:, layer] == 0).to(torch.uint8), stable=True)[: len(running)]
+        places = gates.new_zeros(batch, 1, dtype=torch.long) if order is None else order[:, layer, :widest]
         start = torch.arange(batch, device=gates.device) * tokens
-        flat = places + (start if rows is None else start[rows])[:, None]
-        even = len({own[row] for row in running}) <= 1
-        flat = flat.flatten() if even else flat[valid]
-        found.append(Gathering(sum(own), rows, places, None if even else valid, flat))
+        if rows is not None:
+            places, start = places.index_select(0, rows), start.index_select(0, rows)
+        flat, chosen = (places + start[:, None]).flatten(), None
+        if len({own[row] for row in running}) > 1:
+            sizes = counts[:, layer] if rows is None else counts[:, layer].index_select(0, rows)
+            # The first ones of each row: token i of all that run, moved by what the rows before it are filled up with.
+            filled = torch.arange(len(running), device=gates.device) * widest - (sizes.cumsum(0) - sizes)
+            chosen = torch.arange(total, device=gates.device)
+            chosen = chosen + filled.repeat_interleave(sizes, output_size=total)
+            flat = flat.index_select(0, chosen)
+        found.append(Gathering(total, None if rows is None else running, rows, places, chosen, flat))
     return found
 
 
@@ -88,7 +102,7 @@ def run_tokens(runner, hidden: torch.Tensor, layer: int, some: Gathering | None)
         return others
     query = rotated(_heads(attention, "q", pick(normed, some)), pick(cos, some), pick(sin, some))
     if some.rows is not None:
-        key, value = key[some.rows], value[some.rows]
+        key, value = key.index_select(0, some.rows), value.index_select(0, some.rows)
     attended = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)(
         attention,
         query,
@@ -99,8 +113,8 @@ def run_tokens(runner, hidden: torch.Tensor, layer: int, some: Gathering | None)
         scaling=attention.scaling,
         sliding_window=getattr(attention, "sliding_window", None),
     )[0]
-    attended = attended.flatten(2)
-    attended = attended.flatten(0, 1) if some.valid is None else attended[some.valid]
+    attended = attended.flatten(2).flatten(0, 1)
+    attended = attended if some.chosen is None else attended.index_select(0, some.chosen)
     # From here on one row of all tokens that run: no place is filled up.
     states = hidden.flatten(0, 1)
     own = states.index_select(0, some.flat) + attention.o_proj(attended)
@@ -132,13 +146,13 @@ def _on(some: Gathering, device: torch.device) -> Gathering:
     """The same on the device of a layer, where a model lies on several."""
     if some.order.device == device:
         return some
-    return Gathering(some.count, *(None if part is None else part.to(device) for part in some[1:]))
+    return Gathering(some.count, some.running, *(None if part is None else part.to(device) for part in some[2:]))
 
 
 def pick(tensor: torch.Tensor, some: Gathering) -> torch.Tensor:
     """[b, n, D], the gathered tokens of a tensor [1 or B, T, D]."""
     if some.rows is not None and tensor.shape[0] > 1:
-        tensor = tensor[some.rows]
+        tensor = tensor.index_select(0, some.rows)
     tensor = tensor.expand(len(some.order), -1, -1)
     return tensor.gather(1, some.order[..., None].expand(-1, -1, tensor.shape[2]))
 

@@ -1,0 +1,1 @@
+"""Sections of benchmarks/gpu.py, one a file: each has `run(job)`."""
