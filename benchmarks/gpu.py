@@ -4,9 +4,9 @@
     make gpu-smoke    on any machine: every section at tiny shapes on the processor, under 2 minutes
 
 Sections come in order of worth (see SECTIONS below and gpu_sections/). Each runs in a process of its own under a time
-limit of its own and writes <output>/<card>/<section>.json row by row: a run that is cut off keeps what it had. A
-section that fails says so in its JSON, with the error, and the next one starts. Models have random weights at real shapes:
-nothing is fetched. `--page` makes the page of all results, and runs nothing.
+limit of its own and writes <output>/<card>/<section>.json row by row: what is cut off keeps what it had. A section that
+fails says so in its JSON, with the error, and the next one starts. Models have random weights at real shapes: nothing
+is fetched. `--page` makes the page of all results, and runs nothing.
 
 With --wheels FOLDER (from `make gpu-wheels`) packages that the machine lacks are installed from there, into a folder
 of their own that is removed at the end. Nothing else of this file needs more than Python until then.
@@ -30,14 +30,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 # name -> seconds it may take; in order of worth
 SECTIONS = {
-    "exact": 70,
+    "exact": 40,
     "decode": 95,
     "prefill": 65,
     "search": 60,
     "training": 50,
-    "tokens": 40,
-    "hybrid": 50,
-    "quantized": 30,
+    "tokens": 35,
+    "hybrid": 85,
+    "quantized": 35,
 }
 SECONDS = 480
 # What sections import, by the names of their distributions; transformers exactly as pinned, others as they are.
@@ -93,62 +93,50 @@ def git_commit() -> str | None:
     return found.stdout.strip() if found.returncode == 0 else None
 
 
-def section_process(name: str, options: dict) -> None:
-    """What runs in the process of a section."""
+def section_process(name: str, go, options: dict) -> None:
+    """What runs in the process of a section: it imports what it needs, and waits until it is its turn."""
     from gpu_sections.job import Job
 
+    section, parent = importlib.import_module(f"gpu_sections.{name}"), os.getppid()
+    while not go.wait(1):
+        if os.getppid() != parent:
+            return  # The whole was killed.
     with Job(name, **options) as job:
-        importlib.import_module(f"gpu_sections.{name}").run(job)
-
-
-def start_method() -> str:
-    """fork, which shares the imports, if a forked process can use the card; else spawn."""
-    context = multiprocessing.get_context("fork")
-    probe = context.Process(target=_touch)
-    probe.start()
-    probe.join(60)
-    if probe.is_alive():
-        probe.kill()
-    return "fork" if probe.exitcode == 0 else "spawn"
-
-
-def _touch() -> None:
-    import torch
-
-    torch.ones(1, device="cuda").sum().item()
+        section.run(job)
 
 
 def run_sections(names: list[str], arguments: argparse.Namespace, folder: Path, facts: dict) -> list[str]:
     """Run sections one after the other; returns those that did not end well."""
     from gpu_sections.job import cut_off
 
-    import routing.path_scoring
-    import routing.training  # noqa: F401 - slow imports, once for all processes that are forked
-
+    if arguments.device == "cpu":
+        # Slow imports, once for all processes; with a card some of them touch it, and forked processes could not.
+        import routing.path_scoring
+        import routing.training  # noqa: F401
     deadline = time.monotonic() + arguments.seconds
-    context = multiprocessing.get_context("fork" if arguments.device == "cpu" else start_method())
-    bad = []
+    context = multiprocessing.get_context("fork" if arguments.device == "cpu" else "spawn")
+    waiting, bad = {}, []
     for name in names:
-        left = deadline - time.monotonic()
-        limit = min(SECTIONS[name] if arguments.limit is None else arguments.limit, left)
-        if limit < 5:
-            print(f"{name}: no time left", flush=True)
-            bad.append(name)
-            continue
-        path = folder / f"{name}.json"
+        path, go = folder / f"{name}.json", context.Event()
         path.unlink(missing_ok=True)
+        limit = (120 if arguments.smoke else SECTIONS[name]) if arguments.limit is None else arguments.limit
         options = {"path": path, "device": arguments.device, "smoke": arguments.smoke, "limit": limit, "facts": facts}
-        process = context.Process(target=section_process, args=(name, options))
+        waiting[name] = context.Process(target=section_process, args=(name, go, options)), go, path, limit
+        waiting[name][0].start()
+    for name, (process, go, path, limit) in waiting.items():
         start = time.monotonic()
-        process.start()
-        process.join(limit)
+        limit = min(limit, deadline - start)
+        if limit >= 5:
+            go.set()
+            process.join(limit)
+        why = None
         if process.is_alive():
             process.kill()
             process.join()
-            cut_off(path, name, facts, f"cut off after {limit:.0f} s")
+            why = f"cut off after {limit:.0f} s" if limit >= 5 else "no time left"
         elif not path.exists() or process.exitcode not in (0, 1):
-            cut_off(path, name, facts, f"the process ended with code {process.exitcode}")
-        status = cut_off(path)
+            why = f"the process ended with code {process.exitcode}"
+        status = cut_off(path, name, facts, why)
         print(f"{name}: {status}, {time.monotonic() - start:.0f} s of {limit:.0f} s", flush=True)
         if status != "done":
             bad.append(name)
@@ -187,8 +175,6 @@ def main() -> None:
             install_wheels(Path(arguments.wheels), Path(place))
         if (problem := missing_packages()) is not None:
             sys.exit(problem)
-        # So that asking whether there is a card leaves forked processes able to use it.
-        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         import torch
 

@@ -91,15 +91,20 @@ class LayerRunner:
         extra: further keyword arguments of the decoder layers.
         scales: factor of each layer's change to the state, or None.
         adapters: what stands in for each layer where it is skipped; none: the identity.
+        in_place: whether the rows that ran may be written into states that this runner made itself; neither a gradient
+            nor a list of states holds these then.
     """
 
     def __init__(
-        self, layers, layer_types, cache, masks, position_ids, position_embeddings, extra, scales=None, adapters=()
-    ):
-        self.scales, self.adapters = scales, adapters
+        self, layers, layer_types, cache, masks, position_ids, position_embeddings, extra, scales=None, adapters=(),
+        in_place=False,
+    ):  # fmt: skip
+        self.scales, self.adapters, self.in_place = scales, adapters, in_place
         self.layers, self.layer_types, self.cache, self.extra = layers, layer_types, cache, extra
         self.masks, self.position_ids, self.position_embeddings = masks, position_ids, position_embeddings
         self._gathered: dict[tuple, dict] = {}
+        self._rotary: torch.Tensor | None = None
+        self._own: torch.Tensor | None = None
         self._causal: torch.Tensor | None = None
         self._indices: dict[tuple, torch.Tensor] = {} if cache is None else cache.row_indices
 
@@ -132,9 +137,26 @@ class LayerRunner:
             self._gathered[key] = {
                 "attention_mask": _take(self._mask(step.layer), index),
                 "position_ids": _take(self.position_ids, index),
-                "position_embeddings": tuple(_take(t, index) for t in self.position_embeddings),
+                "position_embeddings": self._row_rotary(index),
             }
         return self._gathered[key]
+
+    def _row_rotary(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(cos, sin) of some rows, taken together: on a GPU a decoded token costs as much as it has kernels."""
+        cos, sin = self.position_embeddings
+        if cos.shape[0] == 1:
+            return cos, sin
+        if self._rotary is None:
+            self._rotary = torch.stack([cos, sin])
+        return self._rotary.index_select(1, index.to(cos.device)).unbind(0)
+
+    def _put_rows(self, hidden: torch.Tensor, rows: tuple[int, ...], output: torch.Tensor) -> torch.Tensor:
+        """Hidden states [B, T, D] with those of some rows replaced."""
+        index = self._index(rows, output.device)
+        if self.in_place and hidden is self._own and hidden.device == output.device:
+            return hidden.index_copy_(0, index, output)
+        self._own = hidden.to(output.device).index_copy(0, index, output)
+        return self._own
 
     def run(self, hidden: torch.Tensor, step: Step) -> torch.Tensor:
         """Hidden states [B, T, D] after one step; rows that do not take part pass unchanged."""
@@ -157,7 +179,7 @@ class LayerRunner:
         output = layer(own, **self._row_arguments(step, index), **arguments)
         if scale is not None:
             output = torch.lerp(own.to(output.device), output, scale)
-        return hidden.to(output.device).index_copy(0, self._index(step.rows, output.device), output)
+        return self._put_rows(hidden, step.rows, output)
 
     def stand_in(self, hidden: torch.Tensor, layer: int, rows: tuple[int, ...] | None = None) -> torch.Tensor:
         """Hidden states [B, T, D] where some rows (None: all) skip a layer; the others pass unchanged."""
@@ -167,7 +189,7 @@ class LayerRunner:
             return self.adapters[layer](hidden)
         index = self._index(rows, hidden.device)
         output = self.adapters[layer](hidden.index_select(0, index))
-        return hidden.to(output.device).index_copy(0, self._index(rows, output.device), output)
+        return self._put_rows(hidden, rows, output)
 
 
 def _take(tensor: torch.Tensor | None, index: torch.Tensor):
@@ -253,6 +275,7 @@ class LayerPathModel:
             # Like dropout, it evens out what training does at random.
             scales=None if self.training else getattr(self.config, "residual_scale", None),
             adapters=getattr(self, "stand_ins", ()),
+            in_place=states is None and not torch.is_grad_enabled(),
         )
         if cache is not None and cache.is_empty:
             cache.start(inputs_embeds.shape[0])

@@ -19,7 +19,7 @@ from .layer_adapters import LayerAdapter, make_adapters
 from .layer_path import LayerPathForCausalLM, LayerPathModel, layer_plan, run_counts, run_plan
 from .query_router import QueryRouter
 from .route_totals import RouteTotals
-from .routers import REPEAT, RouterLinear, pool_windows, prompt_mask, window_weights
+from .routers import REPEAT, RouterLinear, pool_windows, prompt_mask, window_shares, window_weights
 
 LM_EVAL_PADDING_ID = 0  # lm-eval pads loglikelihood requests with this id, whatever the tokenizer says.
 ROUTER_FILE = "routers.safetensors"
@@ -195,12 +195,12 @@ class RoutedModel(GlobalRouting, RouterWeights, LayerPathModel):
         """Function (layer, hidden [B, T, D]) -> how often each row runs the layer. Rows without prompt run once."""
         weights, windows = window_weights(mask, self.config.num_windows)
         *empty, padded = torch.cat([~windows.any(1), ~mask.all()[None]]).tolist()
-        bias = self.config.route_bias * torch.arange(REPEAT + 1, device=mask.device)
+        shares, bias = window_shares(windows), float(self.config.route_bias)
 
         def decide(layer: int, hidden: torch.Tensor) -> list[int]:
-            logits = self.routers[layer](pool_windows(hidden, weights, padded), windows.to(hidden.device))
-            counts = (logits + bias.to(logits.device)).argmax(-1).tolist()
-            return [1 if blank else count for blank, count in zip(empty, counts, strict=True)]
+            # Few and small operations: on a GPU they are what a decision costs, until prompts are long.
+            logits = self.routers[layer].decide(pool_windows(hidden, weights, padded), shares.to(hidden.device))
+            return [1 if blank else _best_count(row, bias) for blank, row in zip(empty, logits.tolist(), strict=True)]
 
         return decide
 
@@ -234,6 +234,11 @@ class RoutedModel(GlobalRouting, RouterWeights, LayerPathModel):
             cache.routes = routes
         if self.totals is not None:
             self.totals.add(routes)
+
+
+def _best_count(logits: list[float], bias: float) -> int:
+    """How often a layer runs, of the logits of a router; of equals the lowest."""
+    return max(range(len(logits)), key=lambda count: logits[count] + bias * count)
 
 
 @torch.no_grad()

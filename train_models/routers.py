@@ -48,11 +48,13 @@ class RouterBlock(nn.Module):
             pooled: [B, W, D], the mean hidden state of each window.
             windows: [B, W] bool, which windows hold a token.
         """
+        return self.decide(pooled, window_shares(windows))
+
+    def decide(self, pooled: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+        """The same with what all routers share: [B, 1, W], see `window_shares`."""
         features = nn.functional.gelu(self.up(pooled.to(self.up.weight.dtype)))
-        share = windows.to(features.dtype)
-        share = share / share.sum(1, keepdim=True).clamp(min=1)
         # The mean of what a linear layer gives is what it gives for the mean, at a W-th of the work.
-        return self.down((share[:, None] @ features)[:, 0])
+        return self.down((shares @ features)[:, 0])
 
 
 def is_padding(input_ids: torch.LongTensor, padding_ids: tuple[int, ...]) -> torch.BoolTensor:
@@ -132,6 +134,12 @@ def window_weights(mask: torch.BoolTensor, num_windows: int) -> tuple[torch.Tens
     member = (window[:, None] == torch.arange(num_windows, device=mask.device)[:, None]) & mask[:, None]
     size = member.sum(2, keepdim=True)
     return member / size.clamp(min=1).float(), size[..., 0] > 0
+
+
+def window_shares(windows: torch.BoolTensor) -> torch.Tensor:
+    """[B, 1, W] fp32, the part that each window has in a mean over those used, of windows [B, W]."""
+    used = windows.float()
+    return (used / used.sum(1, keepdim=True).clamp(min=1))[:, None]
 
 
 def pool_windows(hidden: torch.Tensor, weights: torch.Tensor, padded: bool = True) -> torch.Tensor:

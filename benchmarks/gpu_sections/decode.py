@@ -109,7 +109,8 @@ def compiled(job: Job, models: RandomModels, shape: str, batch: int, tokens: int
     dense, ours = (decoder.median(steps) * 1000 for decoder in decoders)
     job.row(
         shape=shape, batch=batch, prompt_tokens=tokens, skipped=0.25, mixed=False, compiled=True,
-        compile_seconds=seconds, ms=ours, dense_ms=dense, speedup=dense / ours, ms_plain=plain[1], dense_ms_plain=plain[0],
+        compile_seconds=seconds, ms=ours, dense_ms=dense, speedup=dense / ours, ms_plain=plain[1],
+        dense_ms_plain=plain[0],
     )  # fmt: skip
 
 

@@ -50,9 +50,9 @@ def write_page(folder: Path) -> Path:
     lines = [
         "# On a GPU",
         "",
-        "Made by `python benchmarks/gpu.py --page` from the JSON files below this folder, which `make gpu` writes. "
-        "What each section measures is told at the top of its file in `benchmarks/gpu_sections/`. Expectations were written "
-        f"{expected['written']}.",
+        "Made by `python benchmarks/gpu.py --page` from the JSON files below this folder, which `make gpu` writes. What"
+        " each section measures is told at the top of its file in `benchmarks/gpu_sections/`. Expectations were "
+        f"written {expected['written']}.",
         "",
     ]
     cards = sorted({path.parent for path in folder.glob("*/*.json")})
