@@ -20,6 +20,7 @@ from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
+from .attention_shapes import changing_shapes
 from .path_cache import PathCache, Step, checked_cache
 
 
@@ -176,7 +177,8 @@ class LayerRunner:
             return output if scale is None else torch.lerp(hidden.to(output.device), output, scale)
         index = self._index(step.rows, hidden.device)
         own = hidden.index_select(0, index)
-        output = layer(own, **self._row_arguments(step, index), **arguments)
+        with changing_shapes(own):
+            output = layer(own, **self._row_arguments(step, index), **arguments)
         if scale is not None:
             output = torch.lerp(own.to(output.device), output, scale)
         return self._put_rows(hidden, step.rows, output)

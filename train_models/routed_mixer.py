@@ -48,6 +48,7 @@ from transformers.models.qwen3_next.modeling_qwen3_next import (
     eager_attention_forward,
 )
 
+from .attention_shapes import changing_shapes
 from .gdn_hybrid_cache import GdnHybridCache
 from .token_layers import Gathering, gatherings, pick, query_masks, rotated
 
@@ -228,7 +229,8 @@ class SoftmaxAttention(Qwen3NextAttention):
                 (own, key[:, :, :end], value[:, :, :end], own_mask[..., :end])
                 for own, own_mask, end in zip(query.split(QUERIES, 2), mask.split(QUERIES, 2), ends.tolist())
             ]
-        return torch.cat([attend(self, *part, dropout=dropout, scaling=self.scaling)[0] for part in parts], 1)
+        with changing_shapes(query):
+            return torch.cat([attend(self, *part, dropout=dropout, scaling=self.scaling)[0] for part in parts], 1)
 
     def whole(self, hidden: torch.Tensor, shared: Shared) -> torch.Tensor:
         """States [B, T, D] where all tokens write and read: the stock forward."""

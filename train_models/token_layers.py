@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers.models.llama.modeling_llama import ALL_ATTENTION_FUNCTIONS, eager_attention_forward, rotate_half
 
+from .attention_shapes import changing_shapes
 from .path_cache import Step
 
 ATTENTION = ("sdpa", "eager")  # What takes a mask for each query.
@@ -103,16 +104,18 @@ def run_tokens(runner, hidden: torch.Tensor, layer: int, some: Gathering | None)
     query = rotated(_heads(attention, "q", pick(normed, some)), pick(cos, some), pick(sin, some))
     if some.rows is not None:
         key, value = key.index_select(0, some.rows), value.index_select(0, some.rows)
-    attended = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)(
-        attention,
-        query,
-        key,
-        value,
-        query_masks(runner.query_mask(layer, hidden, key.shape[2]), some),
-        dropout=attention.attention_dropout if attention.training else 0.0,
-        scaling=attention.scaling,
-        sliding_window=getattr(attention, "sliding_window", None),
-    )[0]
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
+    with changing_shapes(query):
+        attended = attend(
+            attention,
+            query,
+            key,
+            value,
+            query_masks(runner.query_mask(layer, hidden, key.shape[2]), some),
+            dropout=attention.attention_dropout if attention.training else 0.0,
+            scaling=attention.scaling,
+            sliding_window=getattr(attention, "sliding_window", None),
+        )[0]
     attended = attended.flatten(2).flatten(0, 1)
     attended = attended if some.chosen is None else attended.index_select(0, some.chosen)
     # From here on one row of all tokens that run: no place is filled up.

@@ -91,6 +91,21 @@ def measure(job: Job, models: RandomModels, shape: str, batch: int, tokens: int,
 
 
 @torch.inference_mode()
+def first_lengths(job: Job, models: RandomModels, shape: str, steps: int) -> None:
+    """The stock model at lengths that it has not seen, with cuDNN's attention, PyTorch's choice, and without."""
+    prompts = models.prompts(1, 300)
+    if job.device.type != "cuda":
+        return
+    without = timed(job, steps, models.dense, prompts, 1)["ms"]
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    try:
+        new, again = (timed(job, steps, models.dense, prompts, 1)["ms"] for _ in range(2))
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    job.row(shape=shape, stock="lengths seen first", ms=new, ms_again=again, ms_without_cudnn=without)
+
+
+@torch.inference_mode()
 def compiled(job: Job, models: RandomModels, shape: str, batch: int, tokens: int, steps: int) -> None:
     """The same with the layers compiled, which all routes share; and what the compilation takes."""
     prompts = models.prompts(batch, tokens)
@@ -124,6 +139,7 @@ def run(job: Job) -> None:
     kept = None
     for shape in shapes:
         models = RandomModels(shape, dtype, job.device)
+        first_lengths(job, models, shape, steps)
         for batch in batches:
             for tokens in lengths:
                 # A case takes some 11 caches and 15 steps each; large ones need memory for two of the largest.

@@ -10,12 +10,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
-from unittest.mock import patch
 
 import torch
 
 from gpu_sections.job import Job
 from gpu_sections.models import RandomModels, empty_memory
+from gpu_sections.plain import plain_rules
 from train_models.configuration_gdn_hybrid import GdnHybridConfig
 
 TOLERANCE = 1e-3
@@ -167,13 +167,6 @@ def hybrids(job: Job) -> None:
             job.check("hybrid cached equals uncached", difference, allowed, **about)
 
 
-def unwrapped(function: Callable) -> Callable:
-    """The reference that transformers put a fused kernel in front of."""
-    while hasattr(function, "__wrapped__"):
-        function = function.__wrapped__
-    return function
-
-
 def waits(call: Callable[[], object]) -> int:
     """How often the host waits for the device while `call` runs."""
     torch.cuda.synchronize()
@@ -275,10 +268,5 @@ def run(job: Job) -> None:
                 synchronisations(job, models, by_token)
     empty_memory()
     # Fused kernels take long to compile: section hybrid checks what it times with them.
-    from transformers.models.qwen3_5 import modeling_qwen3_5 as stock
-
-    import train_models.routed_mixer as mixer
-
-    names = ("torch_chunk_gated_delta_rule", "torch_recurrent_gated_delta_rule")
-    with patch.multiple(mixer, **{name: unwrapped(getattr(stock, name)) for name in names}):
+    with plain_rules():
         hybrids(job)

@@ -16,6 +16,8 @@ import torch
 from routing.files import write_json
 from routing.run_info import hardware, today
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def about(device: str, packages: tuple[str, ...], commit: str | None) -> dict:
     """What results depend on besides the code of a section."""
@@ -32,8 +34,18 @@ def about(device: str, packages: tuple[str, ...], commit: str | None) -> dict:
         first = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]
         card, driver, memory = (part.strip() for part in first.split(","))
         versions["memory"] = memory
-    command = " ".join(["python", *sys.argv])
+    command = " ".join(["python", "benchmarks/gpu.py", *_without_places(sys.argv[1:])])
     return {"card": card, "driver": driver, "versions": versions, "date": today(), "commit": commit, "command": command}
+
+
+def _without_places(arguments: list[str]) -> list[str]:
+    """Arguments but for those that name folders of one machine, or the commit, which stands beside them."""
+    kept, skip = [], False
+    for argument in arguments:
+        if not skip and argument not in ("--output", "--wheels", "--commit"):
+            kept.append(argument)
+        skip = argument in ("--output", "--wheels", "--commit")
+    return kept
 
 
 def slug(card: str) -> str:
@@ -70,6 +82,10 @@ class Job:
         if self.smoke:
             torch.set_num_threads(1)
         torch.manual_seed(0)
+        if self.device.type == "cuda" and self.name != "exact":
+            # It builds a plan for each new shape, so whoever comes first would pay for all that are measured behind.
+            torch.backends.cuda.enable_cudnn_sdp(False)
+            self.facts["attention"] = "without cuDNN's, in all models"
         self.write("running")
         return self
 
@@ -78,7 +94,8 @@ class Job:
             failed = [row["check"] for row in self.rows if row.get("passed") is False]
             self.write(f"failed: {', '.join(dict.fromkeys(failed))}" if failed else "done")
             return False
-        self.facts["error"] = traceback.format_exception(error)[-12:]
+        lines = traceback.format_exception(error)[-12:]
+        self.facts["error"] = [line.replace(f"{ROOT}/", "") for line in lines]
         self.write(f"failed: {kind.__name__}: {str(error)[:300]}")
         traceback.print_exception(error)
         sys.exit(1)

@@ -8,7 +8,7 @@ from pathlib import Path
 from routing.files import write_text
 
 EXPECTED = Path(__file__).with_name("expected.json")
-HIDDEN = ("phase", "passed")
+NOTES = "notes.md"
 
 
 def cell(value) -> str:
@@ -70,6 +70,8 @@ def write_page(folder: Path) -> Path:
         lines += [f"## {first['card']}", "", f"Driver {first['driver']}; {packages}.", ""]
         runs = sorted({(r["date"], r["commit"], r["command"]) for r in results}, key=str)
         lines += [f"{date}, commit {commit}: `{command}`" for date, commit, command in runs] + [""]
+        notes = card / NOTES  # By hand: what the tables show, and what was mended because of them.
+        lines += [notes.read_text().strip(), ""] if notes.exists() else []
         for result in results:
             lines += section_page(result, expected["sections"][result["section"]])
     if not found:

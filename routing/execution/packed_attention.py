@@ -15,6 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from routing.execution.segments import Segment
+from train_models.attention_shapes import changing_shapes
 
 NAME = "packed_segments"
 
@@ -159,7 +160,8 @@ def _attend_batch(batch: Batch, query, keys, values, scaling) -> torch.Tensor:
     keys = keys.index_select(0, batch.keys).view(rows, widest, heads, size).transpose(1, 2)
     values = values.index_select(0, batch.keys).view(rows, widest, heads, size).transpose(1, 2)
     mask = batch.mask.expand(rows, groups, longest, widest).reshape(rows, 1, groups * longest, widest)
-    output = scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scaling)
+    with changing_shapes(query):
+        output = scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scaling)
     output = output.view(rows, heads, groups, longest, size).permute(0, 3, 1, 2, 4)
     return output.reshape(rows * longest, heads * groups, size)
 
