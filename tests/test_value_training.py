@@ -86,7 +86,8 @@ def test_cross_fitting_equals_a_loop_over_the_folds():
     np.testing.assert_allclose(fit.errors, squared.mean(1), atol=1e-9)
     for row in range(40):
         seen = squared[:, [other for other in range(40) if folds[other] != folds[row]]].sum(1)
-        full, differences = seen[:, 0].argmin(), seen[:, 1:].sum(1).argmin()
+        spread = actual[[other for other in range(40) if folds[other] != folds[row]]].var(0)
+        full, differences = seen[:, 0].argmin(), (seen[:, 1] / spread[1] + seen[:, 2] / spread[2]).argmin()
         expected = predicted[full, row, 0] + np.r_[0, predicted[differences, row, 1:]]
         np.testing.assert_allclose(fit.estimates[row], expected, atol=1e-9)
 
@@ -107,8 +108,11 @@ def test_parts_settings_and_folds():
     np.testing.assert_array_equal(to_parts(rewards), [[0.5, -0.25, 0.5]])
     np.testing.assert_array_equal(from_parts(to_parts(rewards)), rewards)
     errors = np.array([[3.0, 1.0, 5.0], [1.0, 3.0, 2.0]])
-    assert chosen_setting(errors) == (1, 1) and chosen_setting(errors[:, [0, 1, 1]]) == (1, 0)
-    assert chosen_setting(errors[:, [0, 1, 1]], joint=True) == (0, 0)
+    spread = np.array([1.0, 2.0, 2.0])
+    assert chosen_setting(errors, spread) == (1, 1) and chosen_setting(errors[:, [0, 1, 1]], spread) == (1, 0)
+    assert chosen_setting(errors[:, [0, 1, 1]], spread, joint=True) == (0, 0)
+    assert chosen_setting(errors, np.array([1.0, 1.0, 9.0])) == (1, 0)  # Of 9, a 3 more or less is little.
+    assert chosen_setting(errors, np.array([1.0, 0.0, 1.0])) == (1, 1)  # A path like the full one says nothing.
     counts = np.bincount([fold_of(str(number), 5) for number in range(2000)], minlength=5)
     assert len(counts) == 5 and counts.min() > 300
 
@@ -354,7 +358,7 @@ def prompts_of(folder: Path, base: Path) -> list[tuple[int, ...]]:
 
 def test_a_run_learns_the_planted_table(tmp_path, base, monkeypatch, capsys):
     data = write_labels(tmp_path / "labels", base, dense=True)
-    folder = train_with(tmp_path, base, data, monkeypatch, "--cost", "0.01")
+    folder = train_with(tmp_path, base, data, monkeypatch, "--cost", "0.01", "--caution", "0.5")
     training, config = (json.loads((folder / name).read_text()) for name in ("training.json", "config.json"))
     assert config["router"] == "menu" and config["cost"] == 0.01 and config["menu"] == MENU
     assert config["kept_layers"] == 2 and max(config["router_reads"]) <= 2
@@ -372,7 +376,7 @@ def test_a_run_learns_the_planted_table(tmp_path, base, monkeypatch, capsys):
     # The same again: features are taken from the disk, and the weights are the same.
     before = (folder / "model.safetensors").read_bytes()
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs" / "r" / "prompts").glob("*.safetensors")}
-    train_with(tmp_path, base, data, monkeypatch, "--cost", "0.01")
+    train_with(tmp_path, base, data, monkeypatch, "--cost", "0.01", "--caution", "0.5")
     assert (folder / "model.safetensors").read_bytes() == before
     assert stamps and stamps == {path: path.stat().st_mtime_ns for path in stamps}
 
@@ -445,7 +449,7 @@ def test_bad_input_is_refused_before_a_model_is_loaded(tmp_path, base, monkeypat
     refused(["--cost", "inf"], "--cost inf", dense)
     refused(["--router", "per_layer", "--shuffle_questions"], "--shuffle_questions is for --router menu", dense)
     refused(["--data", str(tmp_path / "none")], "holds no labels", dense)
-    assert parse(ValueArguments, ["--run_name", "r", "--data", str(dense), "--model_id", str(base)]).cost == 0.005
+    assert parse(ValueArguments, ["--run_name", "r", "--data", str(dense), "--model_id", str(base)]).cost == 0.01
 
 
 def test_other_routes_of_a_question_share_what_enters_the_first_layer():
