@@ -460,3 +460,22 @@ def test_other_routes_of_a_question_share_what_enters_the_first_layer():
     assert not torch.equal(found["features"][0, 4], found["features"][2, 4])
     ids, mask = padded([torch.tensor(prompt)])
     assert ids.shape == mask.shape and held_out_key(examples()[0]) != held_out_key(examples()[1])
+
+
+@pytest.mark.slow
+def test_the_benchmark_compares_both_kinds_of_labels(tmp_path, base, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[1] / "benchmarks")
+    import value_labels
+
+    data = write_labels(tmp_path / "labels", base, dense=True)
+    words = ["--labels", str(data), "--model", str(base), "--num_samples", "8", "--targets", "4", "--seeds", "1"]
+    result = tmp_path / "result.json"
+    monkeypatch.setattr(sys, "argv", ["x", *words, "--work_dir", str(tmp_path / "work"), "--json", str(result)])
+    value_labels.main()
+    rows = json.loads(result.read_text())["rows"]
+    assert [(row["name"], row["target_layers"]) for row in rows] == [
+        ("full path", None), ("hindsight", None), ("hindsight", 4.0), ("value", None), ("value", 4.0)
+    ]  # fmt: skip
+    assert rows[0]["layers"] == LAYERS and "against_hindsight" in rows[4] and "against_hindsight" not in rows[2]
+    monkeypatch.setattr(value_labels, "run_stage", lambda *_: pytest.fail("trained twice"))
+    value_labels.main()

@@ -117,7 +117,7 @@ class MenuRouter(nn.Module):
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Estimated rewards [B, K], and the errors [K]."""
         logits = self.logits(features)
-        return logits if len(self.linears) == 1 else logits.sigmoid(), self.errors
+        return logits if len(self.linears) == 1 else logits.sigmoid(), self.errors.detach()
 
     @torch.no_grad()
     def choose(self, states: list[torch.Tensor], mask: torch.BoolTensor, config) -> list[int]:
