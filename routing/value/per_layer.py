@@ -213,6 +213,7 @@ def train_stack(arguments: ValueArguments, stack: ValueStack, sets, rate: float,
             learning_rate=arguments.learning_rate,
             weight_decay=arguments.weight_decay,
             lr_scheduler_type="cosine",
+            warmup_steps=steps * arguments.num_epochs // 10,  # Without, the first epoch unlearns the mean.
             load_best_model_at_end=True,
             metric_for_best_model="eval_log_loss",
             greater_is_better=False,
