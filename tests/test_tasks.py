@@ -221,14 +221,14 @@ def test_duplicates_are_left_out_also_across_data_sets(monkeypatch):
         "answerKey": "C",
     }
     same_words_other_choices = ARC_ROW | {
-        "choices": {"text": ["iron", "oil", "salt", "wood"], "label": ["A", "B", "C", "D"]},
+        "choices": {"text": ["iron", "mud", "salt", "wood"], "label": ["A", "B", "C", "D"]},
         "answerKey": "B",
     }
     easy, hard = [ARC_ROW, ARC_ROW, ARC_FIVE], [shuffled, ARC_NUMBERED, same_words_other_choices]
     rows = {("allenai/ai2_arc", "ARC-Easy", "train"): easy, ("allenai/ai2_arc", "ARC-Challenge", "train"): hard}
     monkeypatch.setattr(datasets, "load_dataset", Loader(rows))
     examples = load_examples("arc", "search", None, seed=0)
-    assert sorted(e.answer for e in examples) == ["Mercury", "balance", "oil", "water"]
+    assert sorted(e.answer for e in examples) == ["Mercury", "balance", "mud", "water"]
     assert len({e.id for e in examples}) == 4
     assert [e.dataset for e in examples].count("arc_easy") == 2
 
