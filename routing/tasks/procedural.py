@@ -4,10 +4,10 @@ Every question is there in one form only, of 35 + 13 and 13 + 35 the first, so t
 different ones. What comes to the same (the number after 34, and 34 + 1) shares a key, by which the splits go; sums,
 differences and products share theirs with those of the data set `arithmetic`, so that they are in the same split.
 
-The default model answers 0.47 of 640 validation questions rightly, at full depth: numerals 0.62, rising 0.57, successors
-0.56, decimals 0.45, sums 0.44, products 0.39, quotients 0.30, differences 0.24, falling 0.23 (17 to 183 questions each;
-`benchmarks/base_accuracy.py --datasets procedural --limit 1000` measures all). Kinds on which it guesses (the larger of
-two numbers, remainders) or fails (the number before, halves, percentages, sums of three numbers) are left out.
+The default model answers 0.47 of 640 validation questions rightly, at full depth: numerals 0.62, rising 0.57,
+successors 0.56, decimals 0.45, sums 0.44, products 0.39, quotients 0.30, differences 0.24, falling 0.23 (17 to 183
+questions each; `benchmarks/base_accuracy.py --datasets procedural --limit 1000` takes all). Kinds on which it guesses
+(the larger of two numbers, remainders) or fails (the number before, halves, percentages, sums of three) are left out.
 """
 
 from __future__ import annotations
