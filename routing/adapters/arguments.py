@@ -62,7 +62,7 @@ class AdapterArguments:
     num_epochs: int = option(10, "epochs over the stored states; 0: none")
     batch_size: int = option(256, "tokens a step and process")
     heal_epochs: int = option(
-        0, "epochs of healing afterwards: the full model's own answers are distilled into the adapters along whole paths"
+        0, "epochs of healing afterwards: the full model's own answers, distilled into the adapters along whole paths"
     )
     heal_menu: str = option(
         "influence:2,4,6,9,12",
@@ -77,8 +77,8 @@ class AdapterArguments:
     heal_batch_size: int = option(16, "prompts a step and process in healing, all along one path")
     heal_dataset: str = option(
         "",
-        'data sets whose prompts are healed on, or files of prompts (.txt: one a line; .jsonl: {"prompt": text}); right '
-        "answers are not needed; default --dataset",
+        'data sets whose prompts are healed on, or files of prompts (.txt: one a line; .jsonl: {"prompt": text}); '
+        "right answers are not needed; default --dataset",
     )
     heal_split: str = option("search", "split of the prompts that are healed on", SPLITS)
     heal_samples: int = option(5000, "prompts of each data set that are healed on, at most")
@@ -112,7 +112,9 @@ class AdapterArguments:
         found += below(self, heal_epochs=0, heal_batch_size=1, heal_samples=1, heal_answer_tokens=1)
         found += outside(self, eval_fraction=(0, 1), heal_random_share=(0, 1), seed=(0, 2**32 - 1))
         if not self.num_epochs and not self.heal_epochs and self.start == "random":
-            found.append("--num_epochs 0 leaves random adapters; give --start least_squares, --heal_epochs or more epochs")
+            found.append(
+                "--num_epochs 0 leaves random adapters; give --start least_squares, --heal_epochs or more of it"
+            )
         if self.heal_epochs:
             found += menu_problems(self.heal_menu)
             for name in expand_names(self.heal_dataset):

@@ -12,7 +12,7 @@ from routing.labels.reading import HEADER
 from routing.search.menu import FromFile, Nested, joined, nested_routes, parse_spec, read_routes
 from routing.search.routes import REPEAT, RUN, SKIP, Route, full_route, pruned_layers
 
-WANTED = "give influence:2,4,6 (layers of least block influence to leave out), a JSON file or a folder of labels of a menu"
+WANTED = "give influence:2,4,6 (layers of least block influence to leave out), a JSON file or labels of --search menu"
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def menu_problems(spec: str) -> list[str]:
     except ValueError as error:
         return [f"--heal_menu {error}"]
     return [
-        f"--heal_menu {spec!r}: it may be of block influence or of a file; make labels with this menu for another one and "
+        f"--heal_menu {spec!r}: it may be of block influence or of a file; for another one make labels with it and "
         "give their folder"
         for source in sources
         if not (isinstance(source, FromFile) or (isinstance(source, Nested) and source.order == "influence"))

@@ -1,9 +1,9 @@
 """Healing: the full model's own answers are distilled into the adapters, along whole paths and not layer by layer.
 
 The loss is KL(full || path) of the next token, mean over all real tokens of prompts and answers, in nats; teacher and
-student are the same weights, at full depth and along the path. Each batch follows one path, so it costs a forward at full
-depth, and a forward and a backward along the path. The base is frozen; adapters on the path get their gradients through
-the frozen layers behind them.
+student are the same weights, at full depth and along the path. Each batch follows one path, so it costs a forward at
+full depth, and a forward and a backward along the path. The base is frozen; adapters on the path get their gradients
+through the frozen layers behind them.
 
 Source: self-data distillation (arXiv 2410.09982): targets written by the full model are what heals a pruned one.
 Deviations: probabilities and not answers alone are the target, and adapters are trained, not the model.

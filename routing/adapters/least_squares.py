@@ -1,14 +1,14 @@
 """Adapters in closed form: for each layer the linear map that explains best, by ridge least squares, how the layer
 moves a token's state, within the rank that the bottleneck allows.
 
-Sources: ReplaceMe (arXiv 2505.02819, section 3: one linear map by least squares in the place of a cut) and LinearPatch
-(arXiv 2505.24680). Deviations: one map for each layer (a cut of several is a chain, so that every path can use them), with
-a bias, of limited rank (reduced-rank regression: Izenman, Journal of Multivariate Analysis 5, 1975), written into the
+Sources: ReplaceMe (arXiv 2505.02819: one linear map by least squares in the place of a cut) and LinearPatch (arXiv
+2505.24680). Deviations: one map for each layer (a cut of several is a chain, so that every path can use them), with a
+bias, of limited rank (reduced-rank regression: Izenman, Journal of Multivariate Analysis 5, 1975), written into the
 weights of the adapter as it is.
 
-How a linear map fits into x + W2 ReLU(W1 x + b1) + b2: b1 lifts each unit so far that it is open for every state that was
-seen, and b2 takes that back. So a bottleneck of m holds a map of rank m; both signs of ReLU would hold m / 2. Beyond the
-states that were seen a unit stays at 0.
+How a linear map fits into x + W2 ReLU(W1 x + b1) + b2: b1 lifts each unit so far that it is open for every state that
+was seen, and b2 takes that back. So a bottleneck of m holds a map of rank m; with both signs of ReLU it would be m / 2.
+Beyond the states that were seen a unit stays at 0.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SLACK = 1e-3  # of the range of a unit: how far it is open beyond the states tha
 
 
 class Moments:
-    """Weighted sums of states in front of each layer and moves, float64: memory of 2 L D^2 numbers, whatever the tokens.
+    """Weighted sums of states in front of each layer and moves, float64: 2 L D^2 numbers, however many the tokens.
 
     Attributes:
         weight: [L], total weight of the tokens.
@@ -84,8 +84,8 @@ def reduced_rank(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Ridge regression of a layer's move on the state in front of it, within a rank.
 
-    With B the full solution and A = covariance + ridge I, the best map of a rank keeps of A^(1/2) B the leading singular
-    directions (Eckart and Young in the metric of A). The bias is not penalised.
+    With B the full solution and A = covariance + ridge I, the best map of a rank keeps of A^(1/2) B the leading
+    singular directions (Eckart and Young in the metric of A). The bias is not penalised.
 
     Args:
         ridge: added to the diagonal, as a share of its mean.

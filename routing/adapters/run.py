@@ -84,9 +84,15 @@ def save_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
 
 
 def run_healing(
-    arguments: AdapterArguments, model, tokenizer, requests: list[Request], prompts: list[Request], key: str, folder: Path,
+    arguments: AdapterArguments,
+    model,
+    tokenizer,
+    requests: list[Request],
+    prompts: list[Request],
+    key: str,
+    folder: Path,
     processes: PartialState,
-) -> dict:  # fmt: skip
+) -> dict:
     """The second stage: paths, texts, training; see `heal` for what it returns.
 
     Args:
@@ -108,8 +114,8 @@ def run_healing(
         )
     if not rows["train"] or not rows["held_out"]:
         raise UserError(
-            f"{len(prompts)} prompts leave {len(rows['train'])} to heal on and {len(rows['held_out'])} held out. Give more "
-            "--heal_samples, another --heal_dataset or --eval_fraction."
+            f"{len(prompts)} prompts leave {len(rows['train'])} to heal on and {len(rows['held_out'])} held out. Give "
+            "more --heal_samples, another --heal_dataset or --eval_fraction."
         )
     sets = (rows["train"], rows["held_out"], folder / "healing")
     return heal(arguments, model, paths, *sets, processes.process_index, processes.num_processes)
@@ -169,8 +175,8 @@ def run(arguments: AdapterArguments) -> None:
             )
         if processes.is_main_process:
             print(
-                f"{counts['right']} of {counts['questions']} questions are answered rightly: {len(train_set)} tokens to "
-                f"train on, {len(eval_set)} held out",
+                f"{counts['right']} of {counts['questions']} questions are answered rightly: {len(train_set)} tokens "
+                f"to train on, {len(eval_set)} held out",
                 file=sys.stderr,
             )
         if arguments.start == "least_squares":
@@ -183,9 +189,7 @@ def run(arguments: AdapterArguments) -> None:
             stages["trained"] = weights_of(adapters)
         healing = None
         if arguments.heal_epochs:
-            healing = run_healing(
-                arguments, model, tokenizer, requests, prompts, made_from["texts"], folder, processes
-            )
+            healing = run_healing(arguments, model, tokenizer, requests, prompts, made_from["texts"], folder, processes)
             stages["healed"] = weights_of(adapters)
         gc.collect()  # What the trainers held of the process group: it must be the last to hold itself, or never ends.
         several = processes.num_processes

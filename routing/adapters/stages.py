@@ -1,4 +1,4 @@
-"""What each stage of adapter training brings: the task score along paths, with nothing, and with the adapters of each."""
+"""What each stage of adapter training brings: the task score along paths, with nothing and with its adapters."""
 
 from __future__ import annotations
 
@@ -70,8 +70,9 @@ def worth_of_stages(right: Mapping[str, Sequence[Sequence[bool]]], routes: Seque
         routes: the full one first.
 
     Returns:
-        n; `base`, accuracy of the full path; of each other path its route, name, skipped layers, for each stage accuracy
-        with interval and paired test against the full path, and `brought`: what each stage brings over the one before.
+        n; `base`, accuracy of the full path; of each other path its route, name, skipped layers, for each stage
+        accuracy with interval and paired test against the full path, and `brought`: what each stage brings over the
+        one before.
     """
     names = list(right)
     base = right[names[0]][0]
