@@ -30,9 +30,12 @@ from routing.checkpoint import adapter_weights
 from routing.errors import UserError
 from routing.search.routes import SKIP
 
-ROUTES = ((1, 0, 1, 0, 1), (1, 0, 0, 0, 1), (1, 2, 1, 0, 1))
-REPO = Path(__file__).parents[1]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
+import healing as healing_benchmark
+
+ROUTES = ((1, 0, 1, 0, 1), (1, 0, 0, 0, 1), (1, 2, 1, 0, 1))
+REPO = Path(__file__).resolve().parents[1]
 
 # Closed form.
 
@@ -196,8 +199,8 @@ def test_the_divergence_counts_real_tokens_alone(any_family, monkeypatch):
     assert min(expected) > 0.05
     batches = [[row.tolist() for row in rows]]
     assert path_divergences(model, batches, ROUTES) == pytest.approx(expected, rel=1e-3)
-    alone = Healing(model, HealPaths((ROUTES[0],), (1, 3), 0.0), seed=0)
-    assert float(alone(**right_padded(batches[0]))["loss"]) == pytest.approx(expected[0], rel=1e-3)
+    alone = Healing(model, HealPaths((ROUTES[0],), (1, 3), 0.0), seed=0)(**right_padded(batches[0]))["loss"]
+    assert float(alone.detach()) == pytest.approx(expected[0], rel=1e-3)
 
 
 def test_the_divergence_has_the_gradient_of_the_plain_formula():
@@ -229,7 +232,7 @@ def test_a_step_changes_the_adapters_of_its_path_and_nothing_else():
     losses = []
     for _ in range(20):
         loss = module(**batch)["loss"]
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -427,3 +430,21 @@ def test_adapters_of_a_fresh_model_are_the_identity_for_healing():
             adapter.down.weight.normal_()  # Whatever it is: what comes out is zero.
     expected = [by_hand(model, [torch.tensor(row) for row in rows], route) for route in ROUTES]
     assert path_divergences(model, [rows], ROUTES) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs_over_seeds_and_goes_on(base, tmp_path):
+    given = [f"--model={base}", "--dataset=openbookqa", "--split=validation", "--num_samples=6", "--train_samples=40"]
+    given += ["--heal_samples=24", "--menu=influence:1,2", "--num_epochs=2", "--heal_epochs=1", "--seeds=2"]
+    given += [f"--work_dir={tmp_path}/work", f"--json={tmp_path}/healing.json", f"--plot={tmp_path}/healing.png"]
+    healing_benchmark.main(given)
+    found = json.loads((tmp_path / "healing.json").read_text())
+    assert found["seeds"] == 2 and found["n"] == 6 and [path["skipped"] for path in found["paths"]] == [1, 2]
+    stages = ("nothing", "least squares", "mse", "mse healed", "least squares healed")
+    assert all(tuple(path["stages"]) == stages for path in found["paths"])
+    gain = found["paths"][0]["brought"]["mse healed - mse"]
+    assert gain["ci95"][0] <= gain["difference"] <= gain["ci95"][1] and len(gain["p_by_seed"]) == 2
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "work/checkpoints").glob("*/model.safetensors")}
+    healing_benchmark.main(given)
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    assert json.loads((tmp_path / "healing.json").read_text())["paths"] == found["paths"]

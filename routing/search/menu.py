@@ -7,8 +7,8 @@ several sources give is there once. A source is one of
   questions is highest;
 - `labels:FOLDER[,FOLDER...]:K`: K paths that a search found, chosen by how many questions they serve beside the one
   that they were found on;
-- a JSON file: a list of paths (layer indices in order, each at most twice), or an object with `routes` (a list of counts
-  for each layer), such as the header of the labels of a menu.
+- a JSON file: a list of paths (layer indices in order, each at most twice), or an object with `routes` (lists with the
+  count of each layer), such as the header of the labels of a menu.
 
 `routing.value.menus` makes the routes.
 """
@@ -50,6 +50,7 @@ class FromFile:
 
 Source = Nested | Pooled | FromFile
 KINDS = ("influence", "greedy")
+ALLOWED = "influence:0,2,4, greedy:0,2,4, labels:FOLDER:8 or the path of a .json file"
 
 
 def parse_spec(spec: str) -> list[Source]:
@@ -64,8 +65,7 @@ def parse_spec(spec: str) -> list[Source]:
 def _parse_source(part: str, spec: str) -> Source:
     kind, colon, rest = part.partition(":")
     if not part:
-        raise ValueError(f"{spec!r} names no paths; give {', '.join(f'{k}:0,2,4' for k in KINDS)}, labels:FOLDER:8 or a "
-                         "JSON file, several joined by +")  # fmt: skip
+        raise ValueError(f"{spec!r} has an empty part; give {ALLOWED}, several of them joined by +")
     if kind in KINDS and colon:
         try:
             skips = tuple(int(number) for number in rest.split(","))
@@ -82,8 +82,7 @@ def _parse_source(part: str, spec: str) -> Source:
         return Pooled(folders, int(count))
     if part.endswith(".json"):
         return FromFile(Path(part))
-    allowed = ", ".join(f"{name}:..." for name in (*KINDS, "labels"))
-    raise ValueError(f"{part!r} is unknown; allowed are {allowed} and the path of a .json file")
+    raise ValueError(f"{part!r} is unknown; give {ALLOWED}")
 
 
 def spec_problems(spec: str, depth: int, kept: int) -> list[str]:
@@ -125,7 +124,9 @@ def read_routes(path: Path, depth: int) -> list[Route]:
     counts = content.get("routes") if isinstance(content, dict) else None
     listed = counts if isinstance(content, dict) else content
     if not isinstance(listed, list) or not listed:
-        raise ValueError(f'{path} must hold a list of paths, or an object with "routes"; it holds {type(content).__name__}')
+        raise ValueError(
+            f'{path} must hold a list of paths, or an object with "routes"; it holds {type(content).__name__}'
+        )
     try:
         return [_checked(entry, depth, counts is not None) for entry in listed]
     except ValueError as error:
