@@ -366,7 +366,7 @@ def test_wrong_arguments_of_healing_are_named_at_once(base):
 def launch(base, name: str, *more: str, processes: int = 1) -> subprocess.Popen:
     command = [sys.executable]
     if processes > 1:
-        command += ["-m", "accelerate.commands.launch", "--cpu", "--multi_gpu", f"--num_processes={processes}"]
+        command += ["-m", "accelerate.commands.launch", "--multi_gpu", f"--num_processes={processes}"]
         command += ["--main_process_port=0"]
     command += ["train.py", "--objective=adapters", *words(base, name, *more)]
     environment = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}

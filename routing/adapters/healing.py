@@ -34,8 +34,8 @@ WARMUP = 0.05  # of the steps
 def divergence(student: torch.Tensor, teacher: torch.Tensor, head: nn.Module) -> torch.Tensor:
     """Sum over tokens of KL(teacher || student) in nats, of normalised states [N, D].
 
-    Logits are made ROWS at a time. Their gradient is p - q, so that of the states is known with the value, and no logits
-    are kept or made again: they are a third of all work of a small model.
+    Logits are made ROWS at a time. Their gradient is p - q, so that of the states is known with the value, and no
+    logits are kept or made again: they are a third of all work of a small model.
 
     Args:
         head: linear, without bias, frozen.
