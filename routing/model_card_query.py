@@ -21,6 +21,11 @@ def introduction(base: str, config: dict, training: dict) -> str:
         if config.get("skip_action") == "adapter"
         else ""
     )
+    if adapters and training.get("healing"):
+        adapters += (
+            f" Then all were healed together, by distilling the full model's own answers into them along "
+            f"{len(training['healing']['routes'])} paths and random ones (see `adapters.json`)."
+        )
     if is_adapters(config):
         what = (
             "and an adapter for each layer. It has no router: by itself it runs every layer; `forward(..., routes=)` "

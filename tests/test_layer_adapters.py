@@ -458,13 +458,13 @@ def test_training_brings_adapters_nearer_to_their_layers(trained_checkpoint, bas
 def test_a_run_goes_on_to_the_same_adapters(trained_checkpoint, base, monkeypatch):
     from routing.adapters import training
 
-    class Killed(training.Trainer):
+    class Killed(training.AdapterTrainer):
         def _save_checkpoint(self, *args, **kwargs):
             super()._save_checkpoint(*args, **kwargs)
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training, "Trainer", Killed)
+        patch.setattr(training, "AdapterTrainer", Killed)
         trained(base, "two")
     found = adapter_weights(trained(base, "two", "--resume"))
     expected = adapter_weights(trained_checkpoint)

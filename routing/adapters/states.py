@@ -31,21 +31,27 @@ GROUP = 64  # questions
 PARTS = ("train", "held_out")
 
 
-def right_answers(evaluator: PathEvaluator, requests: Sequence[Request]) -> list[tuple[int, ...] | None]:
-    """Tokens of prompt and answer of each request that the full model answers rightly, else None."""
+def own_answers(evaluator: PathEvaluator, requests: Sequence[Request]) -> list[tuple[tuple[int, ...], bool]]:
+    """Tokens of each prompt and the full model's own answer (where there are choices, the one it prefers), and whether
+    that is right."""
     evaluator.prepare(requests)
     depth = evaluator.model.config.num_hidden_layers
     verdicts = evaluator.verdicts(requests, [full_route(depth)] * len(requests))
     evaluator.release()
-    found: list[tuple[int, ...] | None] = []
+    found = []
     for request, verdict in zip(requests, verdicts, strict=True):
-        if not verdict.correct:
-            found.append(None)
-        elif request.choice_ids:
-            found.append(request.prompt_ids + request.choice_ids[request.example.gold])
+        if request.choice_ids:
+            picked = request.example.choices.index(verdict.output)
+            tokens = request.prompt_ids + request.choice_ids[picked]
         else:
-            found.append(tuple(encode(evaluator.tokenizer, request.prompt + verdict.output)))
+            tokens = tuple(encode(evaluator.tokenizer, request.prompt + verdict.output))
+        found.append((tokens, verdict.correct))
     return found
+
+
+def right_answers(evaluator: PathEvaluator, requests: Sequence[Request]) -> list[tuple[int, ...] | None]:
+    """Tokens of prompt and answer of each request that the full model answers rightly, else None."""
+    return [tokens if correct else None for tokens, correct in own_answers(evaluator, requests)]
 
 
 @torch.inference_mode()

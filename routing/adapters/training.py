@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from routing.adapters.arguments import AdapterArguments
 from routing.features import read_batch
-from routing.run_folder import last_whole_checkpoint
+from routing.run_folder import WholeCheckpoints, last_whole_checkpoint
 from routing.trainer_arguments import trainer_arguments
 
 SMALLEST_MOVE = 1e-6  # mean squared change of a token's state below which a relative error is not divided further
@@ -72,6 +73,18 @@ def layer_errors(prediction) -> dict[str, list[float]]:
     return {"mse": errors.mean(0).tolist(), "identity_mse": identity.mean(0).tolist(), "relative": relative.tolist()}
 
 
+@torch.no_grad()
+def held_out_errors(adapters: nn.ModuleList, stored, batch_size: int) -> dict[str, list[float]]:
+    """`layer_errors` of adapters on StoredStates."""
+    stack = AdapterStack(adapters, relative=False)
+    found = []
+    for start in range(0, len(stored), batch_size):
+        states = stored.__getitems__(list(range(start, min(start + batch_size, len(stored)))))["states"]
+        output = stack(states.to(stack.down_weight.device))
+        found.append((output["errors"].cpu(), output["identity"].cpu()))
+    return layer_errors(EvalPrediction([torch.cat(part) for part in zip(*found)], None))
+
+
 def mean_relative_error(prediction: EvalPrediction) -> dict[str, float]:
     """The mean over layers of `layer_errors`' relative ones."""
     relative = layer_errors(prediction)["relative"]
@@ -80,7 +93,7 @@ def mean_relative_error(prediction: EvalPrediction) -> dict[str, float]:
 
 def training_arguments(arguments: AdapterArguments, folder: Path, tokens: int) -> TrainingArguments:
     """The Trainer's arguments."""
-    steps = -(-tokens // arguments.batch_size) * arguments.num_epochs
+    steps = -(-tokens // (arguments.batch_size * PartialState().num_processes)) * arguments.num_epochs
     every = max(steps // arguments.num_evaluations, 1)
     return trainer_arguments(
         arguments,
@@ -97,12 +110,16 @@ def training_arguments(arguments: AdapterArguments, folder: Path, tokens: int) -
     )
 
 
+class AdapterTrainer(WholeCheckpoints, Trainer):
+    """The Trainer, whose checkpoints tell when they are whole."""
+
+
 def train_adapters(
     arguments: AdapterArguments, adapters: nn.ModuleList, train_set: Dataset, eval_set: Dataset, folder: Path
 ) -> Trainer:
-    """Train to the end and write the adapters back; the trainer's last evaluation has the held-out errors."""
+    """Train to the end and write the adapters back."""
     stack = AdapterStack(adapters, arguments.loss == "relative")
-    trainer = Trainer(
+    trainer = AdapterTrainer(
         model=stack,
         args=training_arguments(arguments, folder, len(train_set)),
         train_dataset=train_set,
