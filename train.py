@@ -15,6 +15,10 @@ Or train a router that reads the query and prunes layers, on layer sets that dat
 
     python train.py --objective orpo --router query --data data/explored --run_name my-run
 
+Or train a router that estimates what each path of a menu is worth, on a dense table of --search menu:
+
+    python train.py --objective value --data data/menu --adapters checkpoints/my-adapters --run_name my-run
+
 Or train a small language model from scratch whose blocks choose linear or softmax attention for each token:
 
     python train.py --objective lm --config dynamic --run_name my-run
@@ -30,35 +34,37 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 from transformers import set_seed
 
-from routing.adapters.arguments import AdapterArguments
-from routing.adapters.run import run as run_adapters
 from routing.arguments import DTYPES, TrainArguments, as_dict, expanded, is_first_process, parse, pick_device
 from routing.checkpoint import adapter_fields, adapter_hashes, load_adapters, save_checkpoint
 from routing.dataset import TrainingData, load_training_data
-from routing.end_to_end.arguments import EndToEndArguments
-from routing.end_to_end.run import run as run_end_to_end
 from routing.errors import run_command
 from routing.families import load_base_config, load_tokenizer, locate_model, routed_class
 from routing.features import CachedFeatures, LiveExamples, cache_features, fingerprint, live_collator, read_batch
 from routing.labels.reading import label_hashes
-from routing.language_model.arguments import LanguageModelArguments
-from routing.language_model.run import run as run_language_model
 from routing.locks import only_run
 from routing.model_card import write_model_card
 from routing.objectives.supervised import CLASSES, class_counts, class_weights
 from routing.objectives.table import END_TO_END, PREFERENCE
-from routing.preferences.arguments import PreferenceArguments
-from routing.preferences.run import run as run_preferences
 from routing.run_folder import prepare_folder
 from routing.run_info import git_commit, hardware, versions
 from routing.training import executor, train_routers
 from train_models.routed_model import small_parts
+
+# --objective -> package with arguments.py and run.py, and the class of its arguments. They are imported when asked for.
+ROOMS = {
+    **dict.fromkeys(END_TO_END, ("routing.end_to_end", "EndToEndArguments")),
+    **dict.fromkeys(PREFERENCE, ("routing.preferences", "PreferenceArguments")),
+    "adapters": ("routing.adapters", "AdapterArguments"),
+    "value": ("routing.value", "ValueArguments"),
+    "lm": ("routing.language_model", "LanguageModelArguments"),
+}
 
 
 def make_sets(arguments: TrainArguments, model, data: TrainingData, pad_id: int, work: Path):
@@ -88,16 +94,11 @@ def make_sets(arguments: TrainArguments, model, data: TrainingData, pad_id: int,
 
 def main() -> None:
     objective = chosen_objective(sys.argv[1:])
-    if objective in END_TO_END:
-        run_end_to_end(parse(EndToEndArguments))
-    elif objective == "adapters":
-        run_adapters(parse(AdapterArguments))
-    elif objective in PREFERENCE:
-        run_preferences(parse(PreferenceArguments))
-    elif objective == "lm":
-        run_language_model(parse(LanguageModelArguments))
-    else:
-        train_on_labels(parse(TrainArguments))
+    if objective not in ROOMS:
+        return train_on_labels(parse(TrainArguments))
+    room, kind = ROOMS[objective]
+    arguments = parse(getattr(import_module(f"{room}.arguments"), kind))
+    import_module(f"{room}.run").run(arguments)
 
 
 def chosen_objective(argv: list[str]) -> str:

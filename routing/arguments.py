@@ -25,7 +25,7 @@ from routing.search.exploration import EXPLORATIONS
 from routing.search.results import REWARDS
 from routing.tasks import expand_names, unknown_names
 from routing.tasks.examples import SPLITS
-from train_models.global_routers import LEARNED
+from train_models.global_routing import MAKERS
 
 CONTROLS = ("static", "random")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -157,9 +157,9 @@ class TrainArguments:
     objective: str = option(
         "supervised",
         f"training objective; {', '.join(END_TO_END)} train end to end on text, {', '.join(PREFERENCE)} on explored "
-        "layer sets, adapters trains adapters for skipped layers, lm a small hybrid language model from scratch; they "
-        "have arguments of their own: train.py --objective gumbel --help",
-        ("supervised", "adapters", "lm", *END_TO_END, *PREFERENCE),
+        "layer sets, value on what paths are worth, adapters trains adapters for skipped layers, lm a small hybrid "
+        "language model from scratch; they have arguments of their own: train.py --objective gumbel --help",
+        ("supervised", "value", "adapters", "lm", *END_TO_END, *PREFERENCE),
     )
     num_epochs: int = option(25, "epochs over the training examples")
     learning_rate: float = option(1e-3, "peak learning rate of AdamW, cosine decay")
@@ -286,7 +286,7 @@ class EvaluationArguments:
             record = training_record(Path(self.checkpoint))
         except UserError as error:
             return [f"--checkpoint: {error}"] if self.checkpoint else []
-        if self.check and config.get("router", "per_layer") not in ("per_layer", "query", *LEARNED):
+        if self.check and config.get("router", "per_layer") not in MAKERS:
             return [f"--check: {self.checkpoint} has router {config['router']!r}, which decides nothing to be checked"]
         if "static" in self.control_names() and not (self.control_data or record.get("datasets")):
             return [

@@ -23,7 +23,7 @@ from routing.run_info import git_commit, hardware, today, versions
 from routing.scoring import draw_requests
 from routing.tasks import unknown_names
 from routing.tasks.examples import SPLITS
-from train_models.global_routers import LEARNED
+from train_models.global_routing import MAKERS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +57,7 @@ def problems_of(arguments: argparse.Namespace, name: str, targets: list[str]) ->
     try:
         config = check_checkpoint(Path(arguments.checkpoint))
         depth = config["num_hidden_layers"]
-        if config.get("router", "per_layer") not in ("per_layer", "query", *LEARNED) or config.get("fixed_route"):
+        if config.get("router", "per_layer") not in MAKERS or config.get("fixed_route"):
             found.append(f"{arguments.checkpoint} has router {config['router']!r}, whose decisions no bias changes")
     except UserError as error:
         found.append(str(error))

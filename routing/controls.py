@@ -32,7 +32,7 @@ def random_route(depth: int, length: float, rng: Random, first: int = 0) -> Rout
 
 def first_routed_layer(config) -> int:
     """The first layer that a routed model's router may skip."""
-    return config.kept_layers if config.router in (*ROW_ROUTERS, *TOKEN_ROUTERS) else 0
+    return config.kept_layers if config.router in (*ROW_ROUTERS, *TOKEN_ROUTERS, "menu") else 0
 
 
 def random_like(routes: Sequence[Route], seed: int, first: int = 0) -> list[Route]:

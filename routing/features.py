@@ -10,7 +10,9 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -99,6 +101,8 @@ def cache_features(
     key: str,
     dtype: torch.dtype = torch.float32,
     show: bool = True,
+    inputs: Callable[..., dict[str, torch.Tensor]] = router_inputs,
+    size: int | None = None,
 ) -> None:
     """Write the features of all examples as safetensors shards; shards that are there are kept.
 
@@ -110,12 +114,15 @@ def cache_features(
         key: from `fingerprint`.
         dtype: of the stored features; float32 is exact.
         show: whether to show progress.
+        inputs: what computes them, called and answering as `router_inputs` does; tensors may be others, but for
+            `features`.
+        size: bytes of an example on disk; None: as those of `router_inputs`.
 
     Raises:
         UserError: before anything is computed, if the disk has too little room; for features beyond float16.
     """
     config = model.config
-    size = feature_bytes(config.num_hidden_layers, config.num_windows, config.hidden_size, dtype)
+    size = size or feature_bytes(config.num_hidden_layers, config.num_windows, config.hidden_size, dtype)
     with held(folder / ".lock", wait=True):
         _prepare(folder, len(examples), key, size)
     starts = range(0, len(examples), SHARD_SIZE)
@@ -124,7 +131,8 @@ def cache_features(
         for wait in (False, True):
             for start in starts:
                 part = examples[start : start + SHARD_SIZE]
-                _make_shard(shard_path(folder, start), model, part, pad_id, batch_size, dtype, wait)
+                compute = partial(inputs, model, pad_id=pad_id)
+                _make_shard(shard_path(folder, start), compute, part, batch_size, dtype, wait)
                 progress.update(len(part) if not wait else 0)
 
 
@@ -149,7 +157,7 @@ def _prepare(folder: Path, count: int, key: str, size: int) -> None:
         write_json(manifest, wanted)
 
 
-def _make_shard(path: Path, model, part: list[RouterExample], pad_id: int, batch_size: int, dtype, wait: bool) -> None:
+def _make_shard(path: Path, compute: Callable, part: list[RouterExample], batch_size: int, dtype, wait: bool) -> None:
     """Write one shard, unless it is there, or another process is at work on it and `wait` is not set."""
     if path.exists():
         return
@@ -159,18 +167,18 @@ def _make_shard(path: Path, model, part: list[RouterExample], pad_id: int, batch
             return
         if not path.exists():
             temporary = path.with_suffix(".tmp")
-            save_file(_shard(model, part, pad_id, batch_size, dtype), temporary)
+            save_file(_shard(compute, part, batch_size, dtype), temporary)
             temporary.replace(path)
         lock.unlink(missing_ok=True)
 
 
-def _shard(model, part: list[RouterExample], pad_id: int, batch_size: int, dtype) -> dict[str, torch.Tensor]:
+def _shard(compute: Callable, part: list[RouterExample], batch_size: int, dtype) -> dict[str, torch.Tensor]:
     """Tensors of a shard; examples of like length share a batch, so that little is padding."""
     order = sorted(range(len(part)), key=lambda at: len(part[at].prompt_ids))
     tensors: dict[str, torch.Tensor] = {}
     for first in range(0, len(part), batch_size):
         rows = order[first : first + batch_size]
-        for name, tensor in router_inputs(model, [part[row] for row in rows], pad_id).items():
+        for name, tensor in compute(examples=[part[row] for row in rows]).items():
             stored = tensor.to(dtype) if name == "features" else tensor
             if name not in tensors:
                 tensors[name] = stored.new_empty((len(part), *stored.shape[1:]))

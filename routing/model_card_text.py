@@ -10,7 +10,9 @@ from routing.default_model import DEFAULT_MODEL
 from routing.hub import is_repo_id
 from routing.labels.card import table
 from routing.model_card_end_to_end import COLUMNS as TEXT_COLUMNS
-from routing.model_card_end_to_end import facts, introduction, is_end_to_end, text_rows
+from routing.model_card_end_to_end import facts as end_to_end_facts
+from routing.model_card_end_to_end import introduction as end_to_end_introduction
+from routing.model_card_end_to_end import is_end_to_end, text_rows
 from routing.model_card_query import facts as query_facts
 from routing.model_card_query import introduction as query_introduction
 from routing.model_card_query import is_query
@@ -27,6 +29,9 @@ from routing.report.words import (
     signed,
     verdict,
 )
+from routing.value.card import facts as value_facts
+from routing.value.card import introduction as value_introduction
+from routing.value.card import is_value
 
 TAGS = ["dynamic-layer-routing", "layer-skipping", "dynamic-depth"]
 CONFIGS = Path(__file__).resolve().parents[1] / "eval_configs"
@@ -90,15 +95,7 @@ def card_text(
         if reference
         else "The folder holds base and routers."
     )
-    if is_end_to_end(training):
-        about = introduction(base, config, training)
-    elif is_query(config):
-        about = query_introduction(base, config, training)
-    else:
-        about = f"""`{base}` ({config["num_hidden_layers"]} layers), its weights unchanged, with a small router at each
-layer. For each input the routers decide once, from the prompt, which layers to skip, run once or run twice. They
-learned from execution paths that a tree search found to answer correctly (Dr.LLM,
-[arXiv 2510.12773](https://arxiv.org/abs/2510.12773))."""
+    about = _introduction(base, config, training)
     return f"""---
 {metadata(name, training, results).to_yaml()}
 ---
@@ -142,6 +139,25 @@ read, write and fetch only what `from_pretrained` and `push_to_hub` do. `is_stat
 
 None is claimed here. The base model keeps its own.
 """
+
+
+# Which kind of training it was (of config and training record), what it introduces the model by, and its facts; the
+# first that fits counts.
+KINDS = (
+    (lambda config, training: is_end_to_end(training), end_to_end_introduction, end_to_end_facts),
+    (lambda config, training: is_value(training), value_introduction, value_facts),
+    (lambda config, training: is_query(config), query_introduction, query_facts),
+)
+
+
+def _introduction(base: str, config: dict, training: dict) -> str:
+    for fits, introduction, _ in KINDS:
+        if fits(config, training):
+            return introduction(base, config, training)
+    return f"""`{base}` ({config["num_hidden_layers"]} layers), its weights unchanged, with a small router at each
+layer. For each input the routers decide once, from the prompt, which layers to skip, run once or run twice. They
+learned from execution paths that a tree search found to answer correctly (Dr.LLM,
+[arXiv 2510.12773](https://arxiv.org/abs/2510.12773))."""
 
 
 def _evaluation(results: list[dict], on_text: dict | None) -> str:
@@ -194,9 +210,9 @@ and accuracies may differ from those of the toolkit's `evaluation.py`, where rou
 
 def _training(training: dict, config: dict) -> str:
     arguments = training["arguments"]
-    if is_end_to_end(training) or is_query(config):
-        own = facts(training) if is_end_to_end(training) else query_facts(training)
-        return table(["fact", "value"], [[n, v] for n, v in (own | _made_with(training)).items()])
+    for fits, _, facts in KINDS:
+        if fits(config, training):
+            return table(["fact", "value"], [[n, v] for n, v in (facts(training) | _made_with(training)).items()])
 
     def joined(values: dict) -> str:
         return ", ".join(f"{name} {value}" for name, value in values.items()) or UNKNOWN

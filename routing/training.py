@@ -36,28 +36,21 @@ OBJECTIVES = {
 }
 
 
-class RouterStack(nn.Module):
-    """The routers of a model as one module for the Trainer, with the training loss.
+class StackedRouters(nn.Module):
+    """The routers of a model as one module, all layers at once, on stacked copies of their weights.
 
-    All layers compute at once, on stacked copies of their weights; `write_to` puts these back. Hidden units are
-    averaged over windows before the last linear map, not logits after it, which is the same and a W-th of the work.
+    Hidden units are averaged over windows before the last linear map, not logits after it, which is the same and a W-th
+    of the work.
 
     Args:
         routers: `model.model.routers`, not changed.
-        weights: class weights [3].
-        arguments: name the objective and its settings.
     """
 
-    accepts_loss_kwargs = True  # The Trainer then passes num_items_in_batch.
-
-    def __init__(self, routers: nn.ModuleList, weights: torch.Tensor, arguments: TrainArguments):
+    def __init__(self, routers: nn.ModuleList):
         super().__init__()
-        self.arguments = arguments
         for name, (part, kind) in STACKED.items():
             own = torch.stack([getattr(getattr(router, part), kind).detach() for router in routers])
             setattr(self, name, nn.Parameter(own))
-        self.objective = OBJECTIVES[arguments.objective]
-        self.register_buffer("weights", weights, persistent=False)
 
     @torch.no_grad()
     def write_to(self, routers: nn.ModuleList) -> None:
@@ -75,6 +68,24 @@ class RouterStack(nn.Module):
         share = windows.to(hidden.dtype) / windows.sum(1, keepdim=True).clamp(min=1)
         pooled = (hidden.unflatten(2, (batch, count)) * share).sum(3)  # [L, H, B]
         return torch.baddbmm(self.down_bias[..., None], self.down, pooled).permute(2, 0, 1)
+
+
+class RouterStack(StackedRouters):
+    """The routers of a model as one module for the Trainer, with the training loss on labelled routes.
+
+    Args:
+        routers: `model.model.routers`, not changed.
+        weights: class weights [3].
+        arguments: name the objective and its settings.
+    """
+
+    accepts_loss_kwargs = True  # The Trainer then passes num_items_in_batch.
+
+    def __init__(self, routers: nn.ModuleList, weights: torch.Tensor, arguments: TrainArguments):
+        super().__init__(routers)
+        self.arguments = arguments
+        self.objective = OBJECTIVES[arguments.objective]
+        self.register_buffer("weights", weights, persistent=False)
 
     def loss(self, logits: torch.Tensor, labels: torch.LongTensor) -> torch.Tensor:
         """The objective over the examples [B, L] that count; 0 where none does."""

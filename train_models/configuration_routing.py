@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-ROUTERS = ("per_layer", "embedding", "prefix", "prefix_token", "random_token", "query", "none")
+ROUTERS = ("per_layer", "embedding", "prefix", "prefix_token", "random_token", "query", "menu", "none")
 SKIP_ACTIONS = ("identity", "adapter")
 
 
@@ -21,6 +21,10 @@ def _finite(value) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def _is_route(route, depth: int) -> bool:
+    return isinstance(route, (list, tuple)) and len(route) == depth and all(count in (0, 1, 2) for count in route)
+
+
 @dataclass(kw_only=True, repr=False)
 class RoutingFields:
     """Mixin for config classes.
@@ -30,14 +34,20 @@ class RoutingFields:
         router_hidden_size: width of each router's hidden layer.
         route_bias: added to a router's logits once for each time that the layer would run: above 0 more layers run,
             below 0 fewer. A global router's threshold: it runs a layer where the logit is above -route_bias. A query
-            router takes it from the logit of the share to prune. Set by `python -m routing.calibrate`.
+            router takes it from the logit of the share to prune, a menu router from `cost`. Set by `python -m
+            routing.calibrate`.
         is_static_routing: run every layer once and no router (checks that the base loads right).
         skip_action: what a skipped layer does to the state: identity, or adapter (see layer_adapters.py).
         adapter_size: bottleneck of the adapters.
         router: per_layer (Dr.LLM), embedding, prefix, prefix_token, random_token (see global_routers.py), query (see
-            query_router.py), or none.
-        kept_layers: K, how many first layers a global router always runs.
-        router_sizes: widths of the hidden layers of a global router; None: as published.
+            query_router.py), menu (see menu_router.py), or none.
+        kept_layers: K, how many first layers a global or menu router always runs.
+        router_sizes: widths of the hidden layers of a global router (None: as published) or a menu router (None: none).
+        menu: of a menu router, its paths as counts of each layer; the first is the full one.
+        router_reads: of a menu router, behind how many first layers it reads states, 0 (embeddings) to `kept_layers`.
+        cost: what a layer costs, taken once for each time that it would run: by a menu router from the estimated
+            reward of each path, by routers of layers from their logits. Above 0 fewer layers run.
+        caution: how many standard errors a menu router's path must be better by than the full one.
         router_bias_init: what the last biases of a global router start from; above 0 it starts by running layers.
         sink_tokens: of routers that decide for each token, how many first tokens of each row run every layer. Others
             attend to them whatever they say (attention sinks, Xiao et al., arXiv 2309.17453), so much hangs on them.
@@ -74,6 +84,10 @@ class RoutingFields:
     query_max_tokens: int = 256
     pruned_layers: int | None = None
     sample_ratio: bool = False
+    menu: list | None = None
+    router_reads: list | None = None
+    cost: float = 0.0
+    caution: float = 0.0
     fixed_route: list | None = None
     residual_scale: list | None = None
     trained_num_windows: int | None = None
@@ -87,7 +101,7 @@ class RoutingFields:
         for name in ("num_windows", "router_hidden_size", "adapter_size", "query_max_tokens"):
             if not _whole(getattr(self, name), 1):
                 problems.append(f"{name} must be a whole number >= 1, got {getattr(self, name)!r}")
-        for name in ("route_bias", "router_bias_init"):
+        for name in ("route_bias", "router_bias_init", "cost"):
             if not _finite(getattr(self, name)):
                 problems.append(f"{name} must be a finite number, got {getattr(self, name)!r}")
         for name in ("is_static_routing", "sample_ratio"):
@@ -100,9 +114,31 @@ class RoutingFields:
                 f"num_windows={self.num_windows!r} contradicts the checkpoint, whose routers were trained with "
                 f"num_windows={self.trained_num_windows}; leave the argument out or give {self.trained_num_windows}"
             )
-        problems += self._global_problems() + self._query_problems()
+        problems += self._global_problems() + self._query_problems() + self._menu_problems()
         if problems:
             raise ValueError("; ".join(problems) + ".")
+
+    def _menu_problems(self) -> list[str]:
+        if not (_finite(self.caution) and self.caution >= 0):
+            return [f"caution must be a number >= 0, got {self.caution!r}"]
+        if self.router != "menu":
+            return []
+        depth, kept, found = self.num_hidden_layers, self.kept_layers, []
+        if not (_whole(kept, 0) and kept < depth):
+            found.append(f"kept_layers must be a whole number from 0 to {depth - 1}, got {kept!r}")
+        elif not self.router_reads or not all(_whole(read, 0) and read <= kept for read in self.router_reads):
+            found.append(
+                f"router_reads must be numbers of layers from 0 to {kept}, kept_layers, got {self.router_reads!r}"
+            )
+        if not self.menu or not all(_is_route(route, depth) for route in self.menu):
+            return [*found, f"menu must hold routes of {depth} counts in 0, 1, 2, got {self.menu!r}"]
+        if list(self.menu[0]) != [1] * depth:
+            found.append(f"menu must begin with the full path, every layer once, got {self.menu[0]!r}")
+        if len(set(map(tuple, self.menu))) < len(self.menu):
+            found.append("menu holds a path twice; leave one out")
+        if _whole(kept, 0) and any(count != 1 for route in self.menu for count in route[:kept]):
+            found.append(f"kept_layers={kept}: a path of the menu does not run each of the first {kept} layers once")
+        return found
 
     def _query_problems(self) -> list[str]:
         depth, found = self.num_hidden_layers, []
@@ -132,9 +168,7 @@ class RoutingFields:
         for name in ("random_seed", "sink_tokens"):
             if not _whole(getattr(self, name), 0):
                 found.append(f"{name} must be a whole number >= 0, got {getattr(self, name)!r}")
-        if self.fixed_route is not None and not (
-            len(self.fixed_route) == depth and all(count in (0, 1, 2) for count in self.fixed_route)
-        ):
+        if self.fixed_route is not None and not _is_route(self.fixed_route, depth):
             found.append(f"fixed_route must be {depth} counts in 0, 1, 2, got {self.fixed_route!r}")
         if self.residual_scale is not None and "token" in self.router:
             found.append(f"residual_scale does not go with router={self.router!r}, which runs a layer for some tokens")

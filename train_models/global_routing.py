@@ -9,24 +9,31 @@ from torch import nn
 
 from .global_routers import LEARNED, TOKEN_ROUTERS, GlobalRouter, hidden_sizes, masked_mean, random_gates
 from .layer_path import run_counts
+from .menu_router import MenuRouter
 from .path_cache import Step
 from .query_router import QueryRouter
 from .routers import RouterBlock
 from .token_layers import ATTENTION, blend, gatherings, run_tokens
 
 
-def make_routers(config) -> nn.Module:
-    """The routers that a config asks for."""
-    if config.router == "per_layer":
-        blocks = (RouterBlock(config.hidden_size, config.router_hidden_size) for _ in range(config.num_hidden_layers))
-        return nn.ModuleList(blocks)
-    if config.router == "query":
-        return QueryRouter(config)
-    if config.router not in LEARNED:
-        return nn.ModuleList()
+def _per_layer(config) -> nn.ModuleList:
+    blocks = (RouterBlock(config.hidden_size, config.router_hidden_size) for _ in range(config.num_hidden_layers))
+    return nn.ModuleList(blocks)
+
+
+def _global(config) -> GlobalRouter:
     sizes = config.router_sizes or hidden_sizes(config.router, config.hidden_size)
     routable = config.num_hidden_layers - config.kept_layers
     return GlobalRouter(config.router, config.hidden_size, sizes, routable, config.router_bias_init)
+
+
+# `config.router` -> what makes it; those that have no weights are not here.
+MAKERS = {"per_layer": _per_layer, "query": QueryRouter, "menu": MenuRouter.of, **dict.fromkeys(LEARNED, _global)}
+
+
+def make_routers(config) -> nn.Module:
+    """The routers that a config asks for."""
+    return MAKERS[config.router](config) if config.router in MAKERS else nn.ModuleList()
 
 
 class GlobalRouting:

@@ -17,6 +17,7 @@ from .global_routers import TOKEN_ROUTERS, GlobalRouter
 from .global_routing import GlobalRouting, make_routers
 from .layer_adapters import LayerAdapter, make_adapters
 from .layer_path import LayerPathForCausalLM, LayerPathModel, layer_plan, run_counts, run_plan
+from .menu_router import MenuRouter, menu_decider
 from .query_router import QueryRouter
 from .route_totals import RouteTotals
 from .routers import REPEAT, RouterLinear, pool_windows, prompt_mask, window_weights
@@ -51,6 +52,8 @@ class RouterWeights:
             module.reset_parameters()
         elif isinstance(module, GlobalRouter):
             module.reset_bias()  # Its linear maps were drawn before it.
+        elif isinstance(module, MenuRouter):
+            module.reset_statistics()  # Likewise.
         elif isinstance(module, LayerAdapter):
             module.reset_parameters()
         else:
@@ -58,8 +61,8 @@ class RouterWeights:
 
 
 class RoutedModel(GlobalRouting, RouterWeights, LayerPathModel):
-    """Mixin over a decoder: `routers` is one RouterBlock per layer, or one GlobalRouter or QueryRouter for all, or
-    nothing; `adapters` is one LayerAdapter per layer, or nothing.
+    """Mixin over a decoder: `routers` is one RouterBlock per layer, or one GlobalRouter, QueryRouter or MenuRouter
+    for all, or nothing; `adapters` is one LayerAdapter per layer, or nothing.
 
     Attributes:
         last_routes: [B, L] counts in {0 skip, 1 run, 2 repeat} of the last prefill, on the CPU; None before. Of a
@@ -86,8 +89,7 @@ class RoutedModel(GlobalRouting, RouterWeights, LayerPathModel):
 
     def init_routers(self) -> None:
         """Draw all routers anew: Xavier weights, zero biases (from torch's global generator). Encoders stay."""
-        one = isinstance(self.routers, (GlobalRouter, QueryRouter))
-        for router in [self.routers] if one else self.routers:
+        for router in self.routers if isinstance(self.routers, torch.nn.ModuleList) else [self.routers]:
             _draw(router)
 
     def init_adapters(self) -> None:
@@ -158,11 +160,11 @@ class RoutedModel(GlobalRouting, RouterWeights, LayerPathModel):
                 mask = self.routing_mask(input_ids, attention_mask, hidden, None if by_token else prompt_lengths)
                 if self.config.router == "query":
                     forced = self._query_routes(input_ids, mask)
-                elif self.config.router != "per_layer":
+                elif self.config.router in DECIDERS:
+                    decide = self._decider(mask)
+                else:
                     real = prompt_mask(None, attention_mask, tuple(hidden.shape[:2]), hidden.device, ())
                     return self._run_globally(hidden, runner, states, input_ids, mask, real, draw_gates)
-                else:
-                    decide = self._decider(mask)
             taken = []
             for layer in range(len(self.layers)):
                 if states is not None:
@@ -192,17 +194,8 @@ class RoutedModel(GlobalRouting, RouterWeights, LayerPathModel):
         return torch.where(mask.any(1, keepdim=True).cpu(), routes, 1).tolist()
 
     def _decider(self, mask: torch.BoolTensor):
-        """Function (layer, hidden [B, T, D]) -> how often each row runs the layer. Rows without prompt run once."""
-        weights, windows = window_weights(mask, self.config.num_windows)
-        *empty, padded = torch.cat([~windows.any(1), ~mask.all()[None]]).tolist()
-        bias = self.config.route_bias * torch.arange(REPEAT + 1, device=mask.device)
-
-        def decide(layer: int, hidden: torch.Tensor) -> list[int]:
-            logits = self.routers[layer](pool_windows(hidden, weights, padded), windows.to(hidden.device))
-            counts = (logits + bias.to(logits.device)).argmax(-1).tolist()
-            return [1 if blank else count for blank, count in zip(empty, counts, strict=True)]
-
-        return decide
+        """Function (layer, hidden [B, T, D]) -> how often each row runs it. Rows without prompt run all layers once."""
+        return DECIDERS[self.config.router](self.routers, mask, self.config)
 
     def _replay(self, hidden, runner, states, routes):
         if runner.cache.executed is not None:
@@ -234,6 +227,24 @@ class RoutedModel(GlobalRouting, RouterWeights, LayerPathModel):
             cache.routes = routes
         if self.totals is not None:
             self.totals.add(routes)
+
+
+def layer_decider(routers, mask: torch.BoolTensor, config):
+    """Of routers that decide for one layer each, what `RoutedModel._decider` gives."""
+    weights, windows = window_weights(mask, config.num_windows)
+    *empty, padded = torch.cat([~windows.any(1), ~mask.all()[None]]).tolist()
+    bias = (config.route_bias - config.cost) * torch.arange(REPEAT + 1, device=mask.device)
+
+    def decide(layer: int, hidden: torch.Tensor) -> list[int]:
+        logits = routers[layer](pool_windows(hidden, weights, padded), windows.to(hidden.device))
+        counts = (logits + bias.to(logits.device)).argmax(-1).tolist()
+        return [1 if blank else count for blank, count in zip(empty, counts, strict=True)]
+
+    return decide
+
+
+# `config.router` -> maker of what `RoutedModel._decider` gives, of routers that are asked layer by layer.
+DECIDERS = {"per_layer": layer_decider, "menu": menu_decider}
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from lm_eval.tasks import TaskManager
 
 from routing.config_fields import config_with
 from routing.evaluation.check_global import plain_global_route
+from routing.evaluation.check_menu import plain_menu_route
 from routing.evaluation.check_query import plain_query_route
 from routing.evaluation.lm import PromptRoutedLM
 from routing.prompts import left_pad
@@ -58,7 +59,8 @@ def plain_route(base, routed, prompt: list[int]) -> tuple[Route, float]:
     for layer, router, kind in zip(base.model.layers, routed.model.routers, kinds, strict=True):
         pooled = torch.stack([hidden[0, a:b].float().mean(0) for a, b in zip(cuts, cuts[1:])])
         logits = router.down(torch.nn.functional.gelu(router.up(pooled))).mean(0)
-        logits = logits + routed.config.route_bias * torch.arange(3, device=logits.device)
+        bias = routed.config.route_bias - routed.config.cost
+        logits = logits + bias * torch.arange(3, device=logits.device)
         route.append(int(logits.argmax()))
         best, second, _ = logits.sort(descending=True).values.tolist()
         margin = min(margin, best - second)
@@ -71,6 +73,14 @@ def plain_route(base, routed, prompt: list[int]) -> tuple[Route, float]:
         for _ in range(route[-1]):
             hidden = layer(hidden, attention_mask=seen[None, None], position_ids=positions, position_embeddings=rotary)
     return tuple(route), margin
+
+
+# `config.router` -> function (stock model, checkpoint, prompt) -> route, and how near a tie it came.
+PLAIN = {
+    "per_layer": plain_route,
+    "query": lambda base, routed, prompt: plain_query_route(routed, prompt),
+    "menu": plain_menu_route,
+}
 
 
 @torch.inference_mode()
@@ -96,9 +106,8 @@ def _decisions(base, routed, prompts, ids, mask) -> Proof:
     for prompt, route in zip(prompts, found, strict=True):
         if routed.config.router in LEARNED:
             expected, slack = plain_global_route(base, routed, prompt, TOLERANCE[routed.dtype])
-        else:  # A tie of one layer changes what all behind it read, or which other one is pruned.
-            query = routed.config.router == "query"
-            expected, margin = plain_query_route(routed, prompt) if query else plain_route(base, routed, prompt)
+        else:  # A tie changes the whole path, or what all layers behind it read, or which other one is pruned.
+            expected, margin = PLAIN[routed.config.router](base, routed, prompt)
             slack = [REPEAT if margin < TOLERANCE[routed.dtype] else 0.0] * len(expected)
         off = [abs(a - b) for a, b in zip(expected, route, strict=True)]
         alike += max(off) < SHARE
