@@ -210,7 +210,7 @@ def main(argv: list[str] | None = None) -> None:
         {
             "promises": results,
             "power": powers,
-            "arguments": {name: str(value) for name, value in vars(arguments).items()},
+            "arguments": {name: str(value) for name, value in vars(arguments).items() if name != "output"},
             "hardware": hardware(),
             "date": today(),
             "versions": versions(),

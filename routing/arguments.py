@@ -104,6 +104,11 @@ class DataGenerationArguments:
         "loglikelihood_bytes (acc_bytes); auto: loglikelihood where there are choices, else generate",
         SCORINGS,
     )
+    wording: int = option(
+        0,
+        "0: the questions as they are; 1: the same ones in other words, for python -m routing.headroom --again",
+        (0, 1),
+    )
     apply_chat_template: bool = option(False, "wrap prompts in the chat template, as lm-eval does with this flag")
     tools_in_template: bool = option(
         False,
@@ -138,6 +143,8 @@ class DataGenerationArguments:
                 for name, needed in (("verify", "none"), ("reward", "binary"))
                 if getattr(self, name) != needed
             ]
+        if self.wording and self.verify == "paraphrase":
+            found.append("--verify paraphrase would ask in the words of --wording 1 again; leave one of them out")
         return found + template_problems(self) + device_problems(self.device)
 
     def outside_problems(self) -> list[str]:

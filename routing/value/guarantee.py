@@ -11,7 +11,10 @@ Boos, JASA 89, 1994). Outcomes are ordered by the score statistic, as in Liu, Hs
 Medicine 21, 2002), with the variance on the boundary of H0 at the observed discordance. Deviation: the supremum is
 taken over a grid that is finer than a quarter of the standard deviation of the observed discordance.
 
-{POWER}
+Power, the share of 1,000 draws in which a true loss of 0 is shown to be at most 0.02 with 95 % confidence (`python
+benchmarks/guarantee.py`), of 1,500 questions of which 5, 10 and 20 % are discordant: 0.96, 0.79 and 0.52; of the normal
+approximation, which promises nothing for finite samples, 0.96, 0.80 and 0.52; of a betting martingale (Waudby-Smith and
+Ramdas, arXiv 2010.09686) 0.75, 0.42 and 0.20. So the martingale, which would let one look at any time, is not used.
 """
 
 from __future__ import annotations
