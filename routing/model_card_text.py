@@ -32,6 +32,7 @@ from routing.report.words import (
 from routing.value.card import facts as value_facts
 from routing.value.card import introduction as value_introduction
 from routing.value.card import is_value
+from routing.value.promise import promise_words
 
 TAGS = ["dynamic-layer-routing", "layer-skipping", "dynamic-depth"]
 CONFIGS = Path(__file__).resolve().parents[1] / "eval_configs"
@@ -77,7 +78,13 @@ def _entry(result: dict) -> EvalResult:
 
 
 def card_text(
-    name: str, config: dict, training: dict, results: list[dict], repo_id: str | None, on_text: dict | None = None
+    name: str,
+    config: dict,
+    training: dict,
+    results: list[dict],
+    repo_id: str | None,
+    on_text: dict | None = None,
+    promise: dict | None = None,
 ) -> str:
     """The card without its mark: metadata, then the text.
 
@@ -87,6 +94,7 @@ def card_text(
         training: what train.py wrote beside the weights.
         results: of evaluation.py; may be empty.
         on_text: of routing.text_evaluation, for routers that were trained on text.
+        promise: of routing.calibrate --max_loss.
     """
     base, place = base_name(training["arguments"]["model_id"]), repo_id or "path/of/this/folder"
     reference = config.get("base_model")
@@ -126,7 +134,7 @@ read, write and fetch only what `from_pretrained` and `push_to_hub` do. `is_stat
 {_evaluation(results, on_text)}
 
 {_lm_eval(place, results)}
-
+{_guarantee(promise)}
 ## Training
 
 {_training(training, config)}
@@ -158,6 +166,10 @@ def _introduction(base: str, config: dict, training: dict) -> str:
 layer. For each input the routers decide once, from the prompt, which layers to skip, run once or run twice. They
 learned from execution paths that a tree search found to answer correctly (Dr.LLM,
 [arXiv 2510.12773](https://arxiv.org/abs/2510.12773))."""
+
+
+def _guarantee(promise: dict | None) -> str:
+    return f"\n## Guarantee\n\n{promise_words(promise)}\n" if promise else ""
 
 
 def _evaluation(results: list[dict], on_text: dict | None) -> str:

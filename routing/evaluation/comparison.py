@@ -10,7 +10,7 @@ from accelerate import PartialState
 from transformers import AutoModelForCausalLM
 
 from routing.arguments import DTYPES, EvaluationArguments, pick_device
-from routing.checkpoint import load_checkpoint
+from routing.checkpoint import checkpoint_hash, load_checkpoint
 from routing.controls import first_routed_layer, skips_around, static_routes
 from routing.evaluation.check import check_prompts, proofs
 from routing.evaluation.check_global import stock_twin
@@ -61,6 +61,7 @@ class Comparison:
             "batch_size": arguments.batch_size,
             "hardware": hardware(),
         }
+        self.checkpoint_sha256 = checkpoint_hash(folder)
         self.has_own_weights = training["arguments"].get("trainable") == "lora"
         self.control_data = arguments.control_data or ",".join(training.get("datasets", ()))
         self.tuning = []
@@ -129,6 +130,7 @@ class Comparison:
             **route_facts(routed.routes),
             "model": self.base_name,
             "checkpoint": self.arguments.checkpoint,
+            "checkpoint_sha256": self.checkpoint_sha256,
             "dtype": self.arguments.dtype,
             "seeds": self.arguments.seeds,
             "control_data": self.control_data if self.tuning else None,

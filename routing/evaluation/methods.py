@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 
-from routing.controls import random_route
+from routing.controls import drawn_like, like_route
 from routing.evaluation.flops import Flops
 from routing.evaluation.lm import Key, PromptRoutedLM, Row
 from routing.evaluation.statistics import wilson_interval
@@ -119,9 +119,24 @@ def random_of(routed: TaskResult, seed: int, first: int) -> Callable[[Key], Rout
 
     def route(key: Key) -> Route:
         own = routed.rows[key].route
-        return random_route(len(own), sum(own), Random(f"{seed}/{key.question}"), first)
+        return like_route(own, Random(f"{seed}/{key.question}"), first)
 
     return route
+
+
+def drawn_of(routed: TaskResult, seed: int) -> Callable[[Key], Route]:
+    """The routes of the routed model, dealt out to other questions at random; choice by choice, where a question has
+    several requests."""
+    own = {key: row.route for key, row in routed.rows.items()}
+    questions = sorted({key.question for key in own})
+    by_choices: dict[tuple[int, ...], list[int]] = {}
+    for question in questions:  # Only questions of as many requests change places.
+        choices = tuple(sorted(key.choice for key in own if key.question == question))
+        by_choices.setdefault(choices, []).append(question)
+    source = {}
+    for number, alike in enumerate(by_choices.values()):
+        source |= dict(zip(alike, drawn_like(alike, seed + number), strict=True))
+    return lambda key: own[Key(source[key.question], key.choice)]
 
 
 def summary(result: TaskResult, depth: int) -> dict:

@@ -41,6 +41,7 @@ $pictures
 FACTS = {
     "model": "base model",
     "checkpoint": "checkpoint",
+    "checkpoint_sha256": "SHA-256 of config and weights",
     "hardware": "hardware",
     "date": "date",
     "dtype": "dtype",
