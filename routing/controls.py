@@ -54,9 +54,9 @@ def like_route(route: Route, rng: Random, first: int = 0) -> Route:
     return (*route[:first], *counts)
 
 
-def drawn_like(routes: Sequence[Route], seed: int) -> list[Route]:
-    """The routes themselves, dealt out to the inputs at random: as often each, whatever the input."""
-    return Random(seed).sample(list(routes), len(routes))
+def drawn_like(items: Sequence, seed: int) -> list:
+    """The same items, routes say, dealt out anew at random: as often each, whatever they were of."""
+    return Random(seed).sample(list(items), len(items))
 
 
 def around(menu: Sequence[Route], mean_layers: float) -> list[Route]:

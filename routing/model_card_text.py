@@ -27,6 +27,7 @@ from routing.report.words import (
     sentence,
     shares,
     signed,
+    static_sentence,
     verdict,
 )
 from routing.value.card import facts as value_facts
@@ -189,7 +190,8 @@ def _evaluation(results: list[dict], on_text: dict | None) -> str:
             table(list(COLUMNS), rows(result)),
         ]
         if compared := comparisons(result):
-            part.append("\n".join(f"- {sentence(*pair)}" for pair in compared))
+            said = [sentence(*pair) for pair in compared] + [static_sentence(result)]
+            part.append("\n".join(f"- {text}" for text in said if text))
         parts.append("\n\n".join(part))
     first = results[0]
     setting = (
@@ -198,8 +200,10 @@ def _evaluation(results: list[dict], on_text: dict | None) -> str:
     )
     if any(result["controls"] for result in results):
         setting += (
-            " Of the controls, a static path is one fixed route for all inputs, chosen on other questions; a random "
-            "one is as long as the routed model's, input by input."
+            " Of the controls, a static path is one fixed route for all inputs, chosen on other questions or from the "
+            "router's menu; a random one has the counts of the routed model's on other layers, input by input; drawn "
+            "ones are the routed model's own, dealt out to other questions; the data set's path is what one who only "
+            "knows the task would take; a shuffled router learned from the prompts of other questions."
         )
     return "\n\n".join([*parts, setting])
 

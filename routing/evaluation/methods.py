@@ -125,18 +125,17 @@ def random_of(routed: TaskResult, seed: int, first: int) -> Callable[[Key], Rout
 
 
 def drawn_of(routed: TaskResult, seed: int) -> Callable[[Key], Route]:
-    """The routes of the routed model, dealt out to other questions at random; choice by choice, where a question has
-    several requests."""
-    own = {key: row.route for key, row in routed.rows.items()}
-    questions = sorted({key.question for key in own})
-    by_choices: dict[tuple[int, ...], list[int]] = {}
-    for question in questions:  # Only questions of as many requests change places.
-        choices = tuple(sorted(key.choice for key in own if key.question == question))
-        by_choices.setdefault(choices, []).append(question)
+    """The routes of the routed model, dealt out to the questions at random: as often each, whatever is asked."""
+    choices: dict[int, tuple[int, ...]] = {}
+    for key in routed.rows:
+        choices[key.question] = (*choices.get(key.question, ()), key.choice)
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for question, requests in sorted(choices.items()):  # Only questions of as many requests change places.
+        alike.setdefault(requests, []).append(question)
     source = {}
-    for number, alike in enumerate(by_choices.values()):
-        source |= dict(zip(alike, drawn_like(alike, seed + number), strict=True))
-    return lambda key: own[Key(source[key.question], key.choice)]
+    for number, questions in enumerate(alike.values()):
+        source |= dict(zip(questions, drawn_like(questions, seed + number), strict=True))
+    return lambda key: routed.rows[Key(source[key.question], key.choice)].route
 
 
 def summary(result: TaskResult, depth: int) -> dict:

@@ -53,9 +53,9 @@ def biases(model, tokenizer, prompts: Sequence, batch_size: int, tolerance: floa
 
 
 @torch.inference_mode()
-def deciding(model, tokenizer, requests: Sequence[Request], batch_size: int) -> Callable[[float], list[Route]]:
-    """Function that gives the routes of questions under a setting. A menu router reads the prompts once for all."""
-    config, prompts = model.config, [request.prompt_ids for request in requests]
+def deciding(model, tokenizer, prompts: Sequence, batch_size: int) -> Callable[[float], list[Route]]:
+    """Function that gives the routes of prompts (token ids) under a setting. A menu router reads them once for all."""
+    config = model.config
     if config.router != "menu":
 
         def decide(setting: float) -> list[Route]:
@@ -108,7 +108,7 @@ def tested_settings(
         folder: of the verdicts.
         key: what they depend on besides questions and routes: the checkpoint, dtype.
     """
-    decide = deciding(model, tokenizer, requests, batch_size)
+    decide = deciding(model, tokenizer, [request.prompt_ids for request in requests], batch_size)
     known: dict[tuple[int, Route], bool] = {}
     settings: list[Setting] = []
 
