@@ -12,7 +12,6 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -101,7 +100,7 @@ def cache_features(
     key: str,
     dtype: torch.dtype = torch.float32,
     show: bool = True,
-    inputs: Callable[..., dict[str, torch.Tensor]] = router_inputs,
+    inputs: Callable[..., dict[str, torch.Tensor]] | None = None,
     size: int | None = None,
 ) -> None:
     """Write the features of all examples as safetensors shards; shards that are there are kept.
@@ -114,8 +113,8 @@ def cache_features(
         key: from `fingerprint`.
         dtype: of the stored features; float32 is exact.
         show: whether to show progress.
-        inputs: what computes them, called and answering as `router_inputs` does; tensors may be others, but for
-            `features`.
+        inputs: what computes them, called and answering as `router_inputs` does, which is the default; tensors may be
+            others, but for `features`.
         size: bytes of an example on disk; None: as those of `router_inputs`.
 
     Raises:
@@ -126,12 +125,15 @@ def cache_features(
     with held(folder / ".lock", wait=True):
         _prepare(folder, len(examples), key, size)
     starts = range(0, len(examples), SHARD_SIZE)
+
+    def compute(part: list[RouterExample]) -> dict[str, torch.Tensor]:
+        return (inputs or router_inputs)(model, part, pad_id)
+
     with tqdm(total=len(examples), desc="router inputs", unit="example", disable=not show) as progress:
         # First what is free, then what another process had: it is finished by now, or its maker died.
         for wait in (False, True):
             for start in starts:
                 part = examples[start : start + SHARD_SIZE]
-                compute = partial(inputs, model, pad_id=pad_id)
                 _make_shard(shard_path(folder, start), compute, part, batch_size, dtype, wait)
                 progress.update(len(part) if not wait else 0)
 
@@ -178,7 +180,7 @@ def _shard(compute: Callable, part: list[RouterExample], batch_size: int, dtype)
     tensors: dict[str, torch.Tensor] = {}
     for first in range(0, len(part), batch_size):
         rows = order[first : first + batch_size]
-        for name, tensor in compute(examples=[part[row] for row in rows]).items():
+        for name, tensor in compute([part[row] for row in rows]).items():
             stored = tensor.to(dtype) if name == "features" else tensor
             if name not in tensors:
                 tensors[name] = stored.new_empty((len(part), *stored.shape[1:]))

@@ -245,6 +245,13 @@ def test_checkpoints_load_and_decide_alike(tmp_path, save_base):
     assert again.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
     assert torch.equal(again.model.routers.errors, model.model.routers.errors)
     again.eval()(ids, attention_mask=mask)
+    places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    places |= {f"model.layers.{layer}": "disk" if layer % 2 else "cpu" for layer in range(LAYERS)}
+    places |= {"model.routers": "disk", "model.adapters": "cpu"}
+    arguments = {"trust_remote_code": True, "device_map": places, "offload_folder": tmp_path / "offload"}
+    offloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "again", **arguments).eval()
+    assert offloaded.model.routers.errors.device.type == "meta"
+    assert torch.equal(offloaded(ids, attention_mask=mask).routes, expected.routes)
     config = json.loads((tmp_path / "checkpoint" / "config.json").read_text())
     assert config["menu"] == MENU and config["cost"] == 0.01 and config["caution"] == 0.5
 

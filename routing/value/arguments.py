@@ -23,8 +23,11 @@ from routing.default_model import DEFAULT_MODEL
 
 ROUTERS = ("menu", "per_layer")
 ESTIMATORS = ("ridge", "mlp")
-# What is asked for with no number, by router.
-DEFAULTS = {"menu": {"cost": 0.005, "num_epochs": 30}, "per_layer": {"cost": 0.0, "num_epochs": 8}}
+# What is taken where nothing is given, by router.
+DEFAULTS = {
+    "menu": {"cost": 0.01, "num_epochs": 30, "learning_rate": 3e-4, "weight_decay": 1.0},
+    "per_layer": {"cost": 0.0, "num_epochs": 8, "learning_rate": 1e-3, "weight_decay": 0.01},
+}
 
 
 @dataclass
@@ -48,21 +51,21 @@ class ValueArguments:
     )
     cost: float | None = option(
         None,
-        "what a layer costs: for menu a share of right answers (default 0.005: a path with two layers less is taken "
+        "what a layer costs: for menu a share of right answers (default 0.01: a path with one layer less is taken "
         "if at most 1 in 100 answers fewer is expected to be right), for per_layer logits (default 0)",
     )
     estimator: str = option("ridge", "menu: linear, in closed form; or mlp, a small network", ESTIMATORS)
     reads: str = option(
         "auto",
         "menu: behind how many first layers states are read, with commas between; at most as many as all paths of the "
-        "menu run once; auto: see the docs",
+        "menu run once; auto: behind all of these",
     )
-    caution: float = option(0.0, "menu: standard errors that a path must be better by than the full one, at least 0")
+    caution: float = option(2.0, "menu: standard errors that a path must be better by than the full one, at least 0")
     folds: int = option(10, "menu: parts, by question hash, for cross-fitting, 2 or more")
     shuffle_questions: bool = option(
         False, "menu: a control that learns from the prompts of other questions than the rewards are of"
     )
-    router_sizes: str = option("64", "menu, mlp: widths of hidden layers, with commas between")
+    router_sizes: str = option("128", "menu, mlp: widths of hidden layers, with commas between")
     tried_per_question: int = option(8, "per_layer: tried paths of each question, drawn at random, at most")
     num_windows: int = option(8, "per_layer: windows W of prompt tokens pooled for the routers")
     router_hidden_size: int = option(128, "per_layer: width of each router's hidden layer")
@@ -72,8 +75,10 @@ class ValueArguments:
         None, "mlp: epochs at most (default 30), of which cross-fitting chooses; per_layer: epochs (default 8)"
     )
     batch_size: int = option(64, "questions a step (mlp), or paths a step and device (per_layer)")
-    learning_rate: float = option(1e-3, "learning rate of AdamW, with cosine decay for per_layer")
-    weight_decay: float = option(0.01, "weight decay of AdamW")
+    learning_rate: float | None = option(
+        None, "learning rate of AdamW (default 3e-4 for mlp, 1e-3 with cosine decay for per_layer)"
+    )
+    weight_decay: float | None = option(None, "weight decay of AdamW (default 1.0 for mlp, 0.01 for per_layer)")
     model_batch_size: int = option(16, "prompts that the base computes together")
     save_base: str = option(
         "copy",

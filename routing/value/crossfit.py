@@ -51,14 +51,19 @@ class CrossFit:
     errors: np.ndarray
 
 
-def chosen_setting(errors: np.ndarray, joint: bool = False) -> tuple[int, int]:
+def chosen_setting(errors: np.ndarray, spread: np.ndarray, joint: bool = False) -> tuple[int, int]:
     """Settings of least error for the full path's reward, and for all differences together.
+
+    Each difference counts by the share of its spread that is left (1 - R^2): those of short paths spread most and are
+    easiest to tell, and would decide alone.
 
     Args:
         errors: [S, K] of parts.
+        spread: [K], variance of parts.
         joint: both are to be the same, that of the differences.
     """
-    of_differences = int(errors[:, 1:].sum(1).argmin())
+    left = errors[:, 1:] / np.where(spread[1:] > 0, spread[1:], np.inf)
+    of_differences = int(left.sum(1).argmin())
     return of_differences if joint else int(errors[:, 0].argmin()), of_differences
 
 
@@ -95,11 +100,12 @@ def crossfit(
             learned = learned[shuffle.permutation(len(learned))]
         found[number] = estimator(learned, rewards[others], features[own])
         squared[number] = ((to_parts(found[number]) - to_parts(rewards[own])) ** 2).sum(1)
-    total = sum(squared.values())
+    total, parts = sum(squared.values()), to_parts(rewards)
     estimates = np.empty_like(rewards)
     for number in numbers:
-        estimates[folds == number] = with_setting(found[number], chosen_setting(total - squared[number], joint))
-    return CrossFit(estimates, chosen_setting(total, joint), total / len(rewards))
+        setting = chosen_setting(total - squared[number], parts[folds != number].var(0), joint)
+        estimates[folds == number] = with_setting(found[number], setting)
+    return CrossFit(estimates, chosen_setting(total, parts.var(0), joint), total / len(rewards))
 
 
 def explained(rewards: np.ndarray, estimates: np.ndarray) -> tuple[list[float], list[float | None]]:

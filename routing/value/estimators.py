@@ -77,7 +77,8 @@ class Mlp:
         optimizer = torch.optim.AdamW(router.linears.parameters(), self.learning_rate, weight_decay=self.weight_decay)
         for _ in range(epochs):
             for rows in torch.randperm(len(inputs), generator=generator).split(self.batch_size):
-                loss = nn.functional.binary_cross_entropy_with_logits(router.logits(inputs[rows]), targets[rows])
+                with torch.enable_grad():
+                    loss = nn.functional.binary_cross_entropy_with_logits(router.logits(inputs[rows]), targets[rows])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

@@ -75,6 +75,20 @@ def frontier(
     return found
 
 
+def paths_table(paths: list[dict]) -> RichTable:
+    """The menu, for the terminal: what each path is worth, and how much of it the router can tell."""
+    table = RichTable(title="paths: mean reward, and the shares of its variance that prompts tell (cross-fitted)")
+    for column in ("layers", "reward", "± of the difference to the full path", "R²", "R² of the difference"):
+        table.add_column(column, justify="right")
+    for path in paths:
+        told = path["r2_difference"]
+        last = "" if told is None else f"{told:.3f}"
+        table.add_row(
+            str(path["layers"]), f"{path['reward']:.3f}", f"{path['difference_error']:.3f}", f"{path['r2']:.3f}", last
+        )
+    return table
+
+
 def frontier_table(routed: list[dict], shuffled: list[dict], title: str) -> RichTable:
     """Both, cost by cost, for the terminal."""
     table = RichTable(title=title)

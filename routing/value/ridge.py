@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 # From hardly any shrinkage, of features of variance 1, to nothing but the mean.
-STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10_000.0, np.inf)
+STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10_000.0, np.inf)
 
 
 class Standard(NamedTuple):
