@@ -1,7 +1,9 @@
-"""Stage 1: search layer paths and write labels: with a tree search, or by exploring sets of layers to prune.
+"""Stage 1: layer paths and their verdicts, as labels: by a tree search, an exploration of sets of layers to prune, or
+along the same menu of paths for every question.
 
     python data_generation.py --model M --dataset arc,dart --output_dir data/mcts_paths --num_simulations 50 --budget 2
     python data_generation.py --model M --search dfs --dataset dart --output_dir data/explored
+    python data_generation.py --search menu --menu influence:0,2,4,6,9,12 --dataset procedural --output_dir data/menu
 
 Without hub access: --dataset arithmetic (or piqa, openbookqa, …), and the default model. A run that was
 interrupted continues when it is started again with the same arguments.
@@ -9,8 +11,10 @@ interrupted continues when it is started again with the same arguments.
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from routing.arguments import DTYPES, DataGenerationArguments, as_dict, is_first_process, parse, pick_device
@@ -27,9 +31,13 @@ from routing.run_info import git_commit, versions
 from routing.scoring import Request, request_of
 from routing.search.exploration import EXPLORATIONS, ExplorationSettings
 from routing.search.mcts import SearchSettings, search
+from routing.search.menu import MenuSettings, along_menu, parse_spec
+from routing.tasks import load_examples
 from routing.tasks.drawn import DrawnExamples, draw
 from routing.tasks.examples import Example
 from routing.tasks.variants import permuted, rephrased
+from routing.value.menus import MenuQuestions, make_menu, menu_hashes
+from routing.value.table import menu_routes
 from routing.verification import StableScorer, VerifiedScorer
 
 # A run may be continued with others of these.
@@ -38,21 +46,27 @@ NOT_IN_HEADER = ("output_dir", "device", "batch_size", "cache_gib")
 OF_SEARCH = {
     "mcts": (
         "num_simulations", "budget", "exploration_constant", "length_penalty", "random_prob", "widening", "focus",
-        "stop_saving", "prior", "reward", "verify",
+        "stop_saving", "prior", "move_order", "reward", "verify",
     ),
     "dfs": ("search", "score", "num_scenarios", "branching", "min_branching"),
     "random": ("search", "score", "subsets", "stop_score"),
+    "menu": ("search", "score", "menu", "menu_kept", "menu_samples", "reward", "verify"),
 }  # fmt: skip
+MENU_PARTS = "menu.parts"  # folder of the steps of a menu that is being made
 
 
 def make_header(arguments: DataGenerationArguments, config) -> dict:
     others = {name for names in OF_SEARCH.values() for name in names} - set(OF_SEARCH[arguments.search])
     # Headers of older folders lack these, which then were as they are where nobody asks for them.
     newer = {name for name in ("adapters", "tools_in_template", "wording") if not getattr(arguments, name)}
+    if arguments.move_order == ("late" if arguments.focus else "random"):
+        newer.add("move_order")
     left_out = others | set(NOT_IN_HEADER) | newer
     chosen = {key: value for key, value in as_dict(arguments).items() if key not in left_out}
     if arguments.adapters:
         chosen["adapters_sha256"] = adapter_hashes(arguments.adapters)
+    if arguments.search == "menu":
+        chosen["menu_sha256"] = menu_hashes(arguments.menu)
     return {
         "format": FORMAT,
         "model": arguments.model,
@@ -101,8 +115,12 @@ def scoring_problems(example: Example, arguments: DataGenerationArguments) -> li
     return found
 
 
-def make_search(arguments: DataGenerationArguments) -> tuple[Callable, SearchSettings | ExplorationSettings]:
+def make_search(
+    arguments: DataGenerationArguments, folder: LabelFolder
+) -> tuple[Callable, SearchSettings | ExplorationSettings | MenuSettings]:
     """The search that is asked for, and its settings."""
+    if arguments.search == "menu":
+        return along_menu, MenuSettings(tuple(menu_routes(folder.folder, folder.header)))
     if arguments.search in EXPLORATIONS:
         settings = ExplorationSettings(
             num_scenarios=arguments.num_scenarios,
@@ -122,6 +140,7 @@ def make_search(arguments: DataGenerationArguments) -> tuple[Callable, SearchSet
         focus=arguments.focus,
         stop_saving=arguments.stop_saving,
         reward=arguments.reward,
+        move_order=arguments.move_order,
     )
     return search, settings
 
@@ -135,9 +154,31 @@ def load_model(arguments: DataGenerationArguments, config):
     return model.to(device).eval()
 
 
+def score_of_answers(arguments: DataGenerationArguments) -> str | None:
+    """The score that verdicts have: none where nothing but right and wrong is asked for."""
+    plain = arguments.search == "mcts" or (arguments.search == "menu" and arguments.score == "accuracy")
+    return None if plain else arguments.score
+
+
+def menu_field(arguments: DataGenerationArguments, header: dict, model: Callable, tokenizer, make) -> dict:
+    """The menu as a field of the header; `model` loads the model."""
+    asked = MenuQuestions(
+        model,
+        tokenizer,
+        lambda split: [make(e) for e in load_examples(arguments.dataset, split, arguments.menu_samples, seed=0)],
+        Path(arguments.output_dir) / MENU_PARTS,
+        arguments.batch_size,
+        score_of_answers(arguments),
+        [header["model"], header["revision"], header["arguments"].get("adapters_sha256"), arguments.dtype],
+    )
+    sources = parse_spec(arguments.menu)
+    routes = make_menu(sources, header["num_layers"], arguments.menu_kept, asked.order, asked.rewards)
+    return {"menu": {"spec": arguments.menu, "routes": [list(route) for route in routes]}}
+
+
 def make_scorer(arguments: DataGenerationArguments, model, tokenizer, make) -> tuple[Scorer, PathEvaluator]:
     """The scorer of the search, with its re-test, and the evaluator below it."""
-    score = None if arguments.search == "mcts" else arguments.score
+    score = score_of_answers(arguments)
     evaluator = PathEvaluator(model, tokenizer, arguments.batch_size, int(arguments.cache_gib * 2**30), score)
     if arguments.verify == "none":
         return evaluator, evaluator
@@ -158,15 +199,24 @@ def main() -> None:
     def make(example: Example) -> Request:
         return request_of(example, arguments.scoring, tokenizer, chat, arguments.tools_in_template)
 
-    path = Path(arguments.output_dir)
+    @cache
+    def model():
+        return load_model(arguments, config)
+
+    path, header = Path(arguments.output_dir), make_header(arguments, config)
     folder = LabelFolder(
-        path, make_header(arguments, config), arguments.group_size, lambda file: draw_questions(arguments, file)
+        path,
+        header,
+        arguments.group_size,
+        draw=lambda file: draw_questions(arguments, file),
+        settle=lambda: menu_field(arguments, header, model, tokenizer, make) if arguments.search == "menu" else {},
     )
+    shutil.rmtree(path / MENU_PARTS, ignore_errors=True)  # The menu is in the header.
     if folder.finished() == len(folder):
         print(f"{path / LABELS} is complete: {len(folder)} examples", file=sys.stderr)
         return
-    scorer, evaluator = make_scorer(arguments, load_model(arguments, config), tokenizer, make)
-    method, settings = make_search(arguments)
+    scorer, evaluator = make_scorer(arguments, model(), tokenizer, make)
+    method, settings = make_search(arguments, folder)
     guided = arguments.search == "mcts" and arguments.prior == "influence"
     labeller = Labeller(
         depth=config.num_hidden_layers,

@@ -3,14 +3,18 @@
     .venv/bin/python benchmarks/base_accuracy.py --json benchmarks/results/base_accuracy.json
     .venv/bin/python benchmarks/base_accuracy.py --datasets tool_calls,bfcl_simple \\
         --json benchmarks/results/base_accuracy_calls.json
+    .venv/bin/python benchmarks/base_accuracy.py --datasets procedural --limit 1000 \\
+        --json benchmarks/results/value/base_accuracy_procedural.json
 
 Uses validation questions, which are neither searched on nor tested on. Prints accuracy, its 95 % interval and
-the accuracy of guessing; for function calls, the mean of each of their scores too.
+the accuracy of guessing; for function calls, the mean of each of their scores too, and for the procedural task the
+accuracy of each kind.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections import defaultdict
 from pathlib import Path
 
 from tqdm import tqdm
@@ -25,6 +29,7 @@ from routing.run_info import git_commit, hardware, today, versions
 from routing.scoring import Evaluator, request_of
 from routing.search.routes import full_route
 from routing.tasks import load_examples
+from routing.tasks.procedural import kind_of
 
 # data set, scoring, chat template
 CASES = (
@@ -34,6 +39,7 @@ CASES = (
     ("piqa", "loglikelihood", False),
     ("openbookqa", "loglikelihood_norm", False),
     ("arithmetic", "generate", False),
+    ("procedural", "generate", False),
     ("tool_calls", "generate", False),
     ("bfcl_simple", "generate", False),
     ("bfcl_simple", "generate", True),
@@ -80,12 +86,19 @@ def main() -> None:
             pairs = [(verdict.output, example) for verdict, example in zip(verdicts, examples, strict=True)]
             means = {name: sum(score(*pair) for pair in pairs) / len(pairs) for name, score in CALL_SCORES.items()}
             rows[-1]["scores"] = means
+        if dataset == "procedural":
+            kinds = defaultdict(list)
+            for verdict, example in zip(verdicts, examples, strict=True):
+                kinds[kind_of(example.question)].append(verdict.correct)
+            rows[-1]["kinds"] = {kind: {"n": len(own), "accuracy": sum(own) / len(own)} for kind, own in kinds.items()}
         print(
             f"{dataset:12} {scoring:20} chat={chat!s:5} n={len(examples):3} accuracy {right / len(examples):.3f} "
             f"({low:.3f} – {high:.3f}), guessing {guessing:.3f}"
         )
         if scores := rows[-1].get("scores"):
             print("    " + ", ".join(f"{name} {mean:.3f}" for name, mean in scores.items()))
+        for kind, row in rows[-1].get("kinds", {}).items():
+            print(f"    {kind:12} n={row['n']:3} accuracy {row['accuracy']:.3f}")
     if arguments.json:
         about = {"model": arguments.model, "hardware": hardware(), "date": today()}
         write_json(Path(arguments.json), about | {"versions": versions(), "git_commit": git_commit(), "rows": rows})

@@ -18,10 +18,12 @@ from routing.checkpoint import adapter_hashes, check_adapters, check_checkpoint,
 from routing.default_model import DEFAULT_MODEL
 from routing.errors import UserError, raise_all
 from routing.families import load_base_config
-from routing.labels.reading import read_header
+from routing.labels.reading import LABELS, read_header
 from routing.objectives.table import END_TO_END, PREFERENCE
 from routing.prompts import SCORINGS
 from routing.search.exploration import EXPLORATIONS
+from routing.search.mcts import MOVE_ORDERS
+from routing.search.menu import Pooled, parse_spec, spec_problems
 from routing.search.results import REWARDS
 from routing.tasks import expand_names, unknown_names
 from routing.tasks.examples import SPLITS
@@ -44,19 +46,30 @@ class DataGenerationArguments:
 
     model: str = option(DEFAULT_MODEL, "base model: hub id, local folder, or the default, fetched without a hub")
     dataset: str = option("arc,dart", "comma-separated data sets: names, groups (arc, dart), paths of JSONL files")
-    split: str = option("search", "split to draw from; search, validation and test are disjoint", SPLITS)
+    split: str = option("search", "split to draw from; all of them are disjoint", SPLITS)
     num_samples: int | None = option(None, "examples drawn from each data set; default all")
     search: str = option(
         "mcts",
         "mcts (tree search for short right paths), or an exploration that scores sets of pruned layers, good and bad: "
-        "dfs (depth first, one more random layer a step) or random (random sets of each size); options of the other "
-        "searches have no effect",
-        ("mcts", *EXPLORATIONS),
+        "dfs (depth first, one more random layer a step) or random (random sets of each size); or menu (the same paths "
+        "for all questions); options of the other searches have no effect",
+        ("mcts", *EXPLORATIONS, "menu"),
+    )
+    menu: str = option(
+        "",
+        "menu: the paths beside the full one, several of these joined by +: influence:0,2,4 (without the k layers of "
+        "least block influence), greedy:0,2,4 (the next layer to go is the one without which the reward on validation "
+        "questions is highest), labels:FOLDER[,FOLDER]:K (K paths that searches found, by how many other questions "
+        "they serve), the path of a JSON file (a list of paths, or the header of the labels of a menu)",
+    )
+    menu_kept: int = option(1, "menu: layers at the beginning that no path of influence, greedy and labels changes")
+    menu_samples: int = option(
+        128, "menu: search questions for influence and validation questions for greedy, of each data set, at most"
     )
     score: str = option(
         "accuracy",
-        "dfs and random: score of an answer, which is decoded to its end; accuracy is 1 or 0 by the checker, and all "
-        "there is for loglikelihood scoring",
+        "dfs, random and menu: score of an answer, which is decoded to its end; accuracy is 1 or 0 by the checker, and "
+        "all there is for loglikelihood scoring (in a menu it is the verdict alone)",
         tuple(SCORES),
     )
     num_scenarios: int = option(20, "dfs: layer sets tried for each example beside the full path, at most")
@@ -81,22 +94,28 @@ class DataGenerationArguments:
     stop_saving: int = option(2, "mcts: stop at a right path this many layers shorter than the model, at least 1")
     prior: str = option(
         "none",
-        "mcts: what is expected of a move before it was made: none (all moves alike, those of the last layers first; "
-        "with --no_focus the random order as published) or influence (edits of layers that change the prompt's states "
-        "least do best)",
+        "mcts: what is expected of a move before it was made: none (all moves alike) or influence (edits of layers "
+        "that change the prompt's states least do best)",
         ("none", "influence"),
+    )
+    move_order: str = option(
+        "random",
+        "mcts, with --prior none: which of moves that promise the same is made first: random (as published), or late "
+        "(of the last layers: faster, as what a path computed before them is stored, but most labels then skip the "
+        "same layers)",
+        MOVE_ORDERS,
     )
     reward: str = option(
         "binary",
         "mcts: binary (is the answer right) or margin (a graded one: loglikelihood of the right choice minus the best "
-        "wrong one, each per byte; needs loglikelihood scoring)",
+        "wrong one, each per byte; needs loglikelihood scoring); menu: margin keeps the margins in the labels",
         REWARDS,
     )
     verify: str = option(
         "none",
-        "mcts: re-test of each right path, so that labels rest on paths that are right for a reason: permute (the "
-        "choices in another order, where the prompt lists them), paraphrase (the question in other words), alone (the "
-        "same again without batch or cache, for half precision)",
+        "mcts and menu: re-test of each right path, so that labels rest on paths that are right for a reason: permute "
+        "(the choices in another order, where the prompt lists them), paraphrase (the question in other words), alone "
+        "(the same again without batch or cache, for half precision)",
         ("none", "permute", "paraphrase", "alone"),
     )
     scoring: str = option(
@@ -138,18 +157,30 @@ class DataGenerationArguments:
             found.append(f"--min_branching {self.min_branching} must be at most --branching, {self.branching}")
         if not math.isfinite(self.stop_score):
             found.append(f"--stop_score {self.stop_score} must be a number")
-        if self.search != "mcts":
+        if self.search in EXPLORATIONS:
             found += [
-                f"--{name} {getattr(self, name)} is for --search mcts; --search {self.search} needs --{name} {needed}"
+                f"--{name} {getattr(self, name)} is for --search mcts and menu; --search {self.search} needs "
+                f"--{name} {needed}"
                 for name, needed in (("verify", "none"), ("reward", "binary"))
                 if getattr(self, name) != needed
             ]
         if self.wording and self.verify == "paraphrase":
             found.append("--verify paraphrase would ask in the words of --wording 1 again; leave one of them out")
+        found += below(self, menu_samples=1)
+        if self.menu and self.search != "menu":
+            found.append(f"--menu {self.menu} is for --search menu, not {self.search}; give both or neither")
+        if self.search == "menu" and not self.menu:
+            found.append("--search menu needs --menu, which says what its paths are, such as --menu influence:0,2,4")
+        if self.search == "menu" and "greedy:" in self.menu:
+            found += files_without_splits("dataset", self.dataset)
         return found + template_problems(self) + device_problems(self.device)
 
     def outside_problems(self) -> list[str]:
-        return model_problems(self.model) + adapter_problems(self.adapters, self.model)
+        found = model_problems(self.model) + adapter_problems(self.adapters, self.model)
+        if self.search == "menu" and not found:
+            depth = load_base_config(self.model).num_hidden_layers
+            found = spec_problems(self.menu, depth, self.menu_kept) or pool_problems(self.menu, depth)
+        return found
 
 
 @dataclass
@@ -441,6 +472,22 @@ def label_problems(folders: list[Path], adapters: str, model: str) -> list[str]:
                 f"--data: {folder} was made with adapters {made.get('adapters', '')!r}, and --adapters is "
                 f"{adapters!r}, which is not the same; give those, or make labels with these"
             )
+    return found
+
+
+def pool_problems(menu: str, depth: int) -> list[str]:
+    """What is wrong with the label folders that the SPEC of a menu names, for a model of `depth` layers."""
+    found = []
+    for folder in (folder for source in parse_spec(menu) if isinstance(source, Pooled) for folder in source.folders):
+        try:
+            layers = read_header(folder)["num_layers"]
+        except UserError as error:
+            found.append(f"--menu labels: {error}")
+            continue
+        if layers != depth:
+            found.append(f"--menu labels: {folder} is of a model of {layers} layers, and --model has {depth}")
+        elif not (folder / LABELS).is_file():
+            found.append(f"--menu labels: {folder} holds no labels yet; run data_generation.py to its end")
     return found
 
 

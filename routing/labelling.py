@@ -16,6 +16,7 @@ from routing.labels.writing import Group, LabelFolder
 from routing.scoring import Request
 from routing.search.exploration import ExplorationSettings
 from routing.search.mcts import SearchSettings, search
+from routing.search.menu import MenuSettings
 from routing.search.results import SearchResult, Verdict
 from routing.search.routes import Route, route_length
 from routing.tasks.examples import Example
@@ -85,7 +86,7 @@ class Labeller:
     """
 
     depth: int
-    settings: SearchSettings | ExplorationSettings
+    settings: SearchSettings | ExplorationSettings | MenuSettings
     seed: int
     scorer: Scorer
     prior: Prior = no_prior

@@ -63,6 +63,7 @@ class StableScorer:
 
 
 def retested(first: Verdict, second: Verdict) -> Verdict:
-    """The verdict of a right answer after its re-test: with a margin, the smaller one of both."""
+    """The verdict of a right answer after its re-test: of margins and scores, the smaller one of both."""
     margin = None if first.margin is None else min(first.margin, second.margin)
-    return Verdict(second.correct, margin, lucky=not second.correct)
+    score = None if first.score is None else min(first.score, second.score)
+    return Verdict(second.correct, margin, not second.correct, score, first.output)

@@ -102,13 +102,13 @@ def test_arc(config, name):
 
 
 def test_arc_keeps_its_official_splits():
-    loader = arc_loader(train=[ARC_ROW], validation=[ARC_NUMBERED], test=[ARC_FIVE])
+    """Calibration questions are carved from the training split."""
+    train = [ARC_ROW | {"question": f"Which, {number}?"} for number in range(60)]
+    loader = arc_loader(train=train, validation=[ARC_NUMBERED], test=[ARC_FIVE])
     drawn = {split: [e.question for e in hub.arc("ARC-Easy")(split, loader)] for split in SPLITS}
-    assert drawn == {
-        "search": [ARC_ROW["question"]],
-        "validation": [ARC_NUMBERED["question"]],
-        "test": [ARC_FIVE["question"]],
-    }
+    assert drawn["validation"] == [ARC_NUMBERED["question"]] and drawn["test"] == [ARC_FIVE["question"]]
+    assert Counter(drawn["search"] + drawn["calibration"]) == Counter(row["question"] for row in train)
+    assert len(drawn["search"]) > len(drawn["calibration"]) > 0
 
 
 def test_commonsense_qa_divides_its_answered_splits():
@@ -120,10 +120,9 @@ def test_commonsense_qa_divides_its_answered_splits():
     }
     drawn = {split: list(hub.commonsense_qa(split, Loader(rows))) for split in SPLITS}
     assert [e.question for e in drawn["test"]] == [commonsense_row(99)["question"]]
-    assert Counter(e.question for s in ("search", "validation") for e in drawn[s]) == Counter(
-        r["question"] for r in train
-    )
-    assert len(drawn["search"]) > len(drawn["validation"]) > 0
+    parts = ("search", "calibration", "validation")
+    assert Counter(e.question for s in parts for e in drawn[s]) == Counter(r["question"] for r in train)
+    assert len(drawn["search"]) > len(drawn["validation"]) > 0 < len(drawn["calibration"])
     assert drawn["search"][0].answer == "table" and drawn["search"][0].gold == 2
 
 
@@ -140,9 +139,8 @@ def test_squadv2():
 def test_squadv2_divides_its_training_split():
     train = [SQUAD_ROW | {"question": f"Where does river {i} end?"} for i in range(40)]
     loader = Loader({("rajpurkar/squad_v2", None, "train"): train})
-    parts = [{e.id for e in hub.squadv2(split, loader)} for split in ("search", "validation")]
-    assert parts[0] and parts[1] and not parts[0] & parts[1]
-    assert len(parts[0] | parts[1]) == 40
+    parts = [{e.id for e in hub.squadv2(split, loader)} for split in ("search", "calibration", "validation")]
+    assert all(parts) and len(set().union(*parts)) == sum(map(len, parts)) == 40
 
 
 def test_dart_takes_one_level_and_splits_by_question():
@@ -223,14 +221,14 @@ def test_duplicates_are_left_out_also_across_data_sets(monkeypatch):
         "answerKey": "C",
     }
     same_words_other_choices = ARC_ROW | {
-        "choices": {"text": ["iron", "oil", "salt", "wood"], "label": ["A", "B", "C", "D"]},
+        "choices": {"text": ["iron", "mud", "salt", "wood"], "label": ["A", "B", "C", "D"]},
         "answerKey": "B",
     }
     easy, hard = [ARC_ROW, ARC_ROW, ARC_FIVE], [shuffled, ARC_NUMBERED, same_words_other_choices]
     rows = {("allenai/ai2_arc", "ARC-Easy", "train"): easy, ("allenai/ai2_arc", "ARC-Challenge", "train"): hard}
     monkeypatch.setattr(datasets, "load_dataset", Loader(rows))
     examples = load_examples("arc", "search", None, seed=0)
-    assert sorted(e.answer for e in examples) == ["Mercury", "balance", "oil", "water"]
+    assert sorted(e.answer for e in examples) == ["Mercury", "balance", "mud", "water"]
     assert len({e.id for e in examples}) == 4
     assert [e.dataset for e in examples].count("arc_easy") == 2
 
@@ -247,7 +245,7 @@ def test_drawing_follows_the_seed():
 
 
 def test_split_names_are_checked():
-    with pytest.raises(UserError, match=r"train.*search, validation, test"):
+    with pytest.raises(UserError, match=r"train.*search, validation, calibration, test"):
         load_examples("arithmetic", "train", None, seed=0)
 
 
@@ -311,8 +309,8 @@ def test_held_out_is_independent_of_the_split():
     hashes = [hashlib.sha256(str(i).encode()).hexdigest() for i in range(4000)]
     chosen = [h for h in hashes if held_out(h, 0.25)]
     assert 0.22 < len(chosen) / len(hashes) < 0.28
-    in_search = [int(h[:8], 16) / 16**8 < 0.6 for h in chosen]
-    assert 0.55 < sum(in_search) / len(in_search) < 0.65
+    in_search = [int(h[:8], 16) / 16**8 < 0.5 for h in chosen]
+    assert 0.45 < sum(in_search) / len(in_search) < 0.55
     assert not any(held_out(h, 0.0) for h in hashes) and all(held_out(h, 1.0) for h in hashes)
     assert {h for h in hashes if held_out(h, 0.1)} <= set(chosen)
 
@@ -335,7 +333,8 @@ def test_arithmetic_splits_are_disjoint_and_cover():
     parts = {split: [question_hash(e) for e in arithmetic(split, None)] for split in SPLITS}
     together = [h for part in parts.values() for h in part]
     assert len(together) == len(set(together)) == 25 * 25 + 19 * 20 // 2 + 11 * 11 - 1
-    assert abs(len(parts["search"]) / len(together) - 0.6) < 0.05
+    assert abs(len(parts["search"]) / len(together) - 0.5) < 0.05
+    assert abs(len(parts["calibration"]) / len(together) - 0.1) < 0.05
     assert abs(len(parts["test"]) / len(together) - 0.3) < 0.05
 
 

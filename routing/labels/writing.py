@@ -29,6 +29,7 @@ from routing.tasks.examples import Example
 
 PARTS, LOCK = "labels.parts", ".lock"
 INFORMATIVE = ("git_commit",)  # header fields that may differ when a file is continued
+SETTLED = ("menu",)  # header fields that are made once, from what the arguments name
 POLL = 0.5  # seconds between looks at groups that other processes are searching
 
 
@@ -92,15 +93,24 @@ class LabelFolder:
         header: what makes them; written first, and compared on later runs.
         group_size: examples in a group.
         draw: writes the questions to a given file, if they are not drawn yet.
+        settle: makes the header's SETTLED fields, once for all processes and later runs.
 
     Attributes:
         questions: the examples, on disk.
+        header: as it is on disk.
 
     Raises:
         UserError: if the folder holds labels made otherwise, or a damaged line.
     """
 
-    def __init__(self, folder: Path, header: dict, group_size: int, draw: Callable[[Path], None]):
+    def __init__(
+        self,
+        folder: Path,
+        header: dict,
+        group_size: int,
+        draw: Callable[[Path], None],
+        settle: Callable[[], dict] = dict,
+    ):
         self.folder, self.group_size = folder, group_size
         folder.mkdir(parents=True, exist_ok=True)
         with self._lock():
@@ -115,7 +125,8 @@ class LabelFolder:
             if not known or not (folder / QUESTIONS).exists():
                 draw(folder / QUESTIONS)
             if not known:
-                write_json(folder / HEADER, header)
+                write_json(folder / HEADER, header | settle())
+            self.header = read_header(folder)
             self.questions = DrawnExamples(folder / QUESTIONS)
             self._merged, self._size = 0, 0  # lines of labels.jsonl that were seen, and their bytes
             self._check(header["num_layers"])
@@ -145,7 +156,7 @@ class LabelFolder:
         differences = [
             f"{key}: was {old.get(key)!r}, now {new.get(key)!r}"
             for key in sorted(old.keys() | new.keys())
-            if key not in (*INFORMATIVE, "arguments") and old.get(key) != new.get(key)
+            if key not in (*INFORMATIVE, *SETTLED, "arguments") and old.get(key) != new.get(key)
         ]
         if differences:
             raise UserError(

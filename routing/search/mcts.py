@@ -9,9 +9,10 @@ Deviations:
   leaves only, which makes a random chain with one child a node, where c and λ have no effect;
 - focus (can be switched off): nothing is searched below a wrong path while the full path is right, and of the untried
   moves of a node the one comes first that did best in this search, wherever it was made (all moves as first, Gelly
-  and Silver 2007), less λ for each L layers it adds where the full path is right, and of equal ones the one that edits
-  the latest layers, since what a path computed before them is stored; after a right path the next move is made from
-  there at once;
+  and Silver 2007), less λ for each L layers it adds where the full path is right; after a right path the next move is
+  made from there at once;
+- of equal moves a random one comes first, as published, or optionally the one that edits the latest layers: what a path
+  computed before them is stored, so that this is faster, but then most labels skip the last layers;
 - transpositions are merged: a route is one node however it was reached, and is evaluated once;
 - the root is evaluated once;
 - optionally a prior orders the untried moves of a node: those that edit layers of little influence come first;
@@ -29,6 +30,8 @@ from random import Random
 
 from routing.search.results import SearchResult, Verdict, reward_of
 from routing.search.routes import Route, full_route, moves, route_length
+
+MOVE_ORDERS = ("random", "late")
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class SearchSettings:
         evaluations: routes to evaluate beside the full one, in place of `num_simulations`: a simulation that comes
             upon an evaluated route does not count, and the search ends early only when no route is left; None: no
             such limit.
+        move_order: random or late: which of equal moves comes first.
     """
 
     num_simulations: int = 50
@@ -61,6 +65,7 @@ class SearchSettings:
     stop_saving: int | None = 2
     reward: str = "binary"
     evaluations: int | None = None
+    move_order: str = "random"
 
 
 # First layer, number of layers, and their new count.
@@ -142,8 +147,8 @@ def search(
         settings: see SearchSettings.
         rng: the only source of chance.
         prior: influence of each layer, [L]: untried moves are taken in the order of the summed influence of the layers
-            they edit, least first; with focus it is what `MoveRecord` expects, and the order of equals. None: random;
-            with focus the last layers first.
+            they edit, least first; with focus it is what `MoveRecord` expects, and the order of equals. None: as
+            `move_order` says.
     """
     root = Node(full_route(depth))
     nodes = {root.route: root}
@@ -208,7 +213,7 @@ def _close(line: list[Node]) -> None:
 
 
 def _untried(
-    node: Node, max_length: int, rng: Random, prior: Sequence[float] | None, focus: bool
+    node: Node, max_length: int, rng: Random, prior: Sequence[float] | None, late: bool
 ) -> list[tuple[Edit, Route]]:
     """Moves of a node, the one to try first at the end."""
     routes = moves(node.route, max_length)
@@ -220,9 +225,8 @@ def _untried(
             first += 1
         pair = route[first + 1 : first + 2] != node.route[first + 1 : first + 2]
         influence = 0.0 if prior is None else sum(prior[first : first + 1 + pair])
-        # Between equals of a prior the shorter route first; without a prior the one that edits the last layers, since
-        # all that the path has computed before them serves again.
-        order = route_length(route) if prior is not None else -first if focus else 0
+        # Between equals of a prior the shorter route first.
+        order = route_length(route) if prior is not None else -first if late else 0
         ranked.append((influence, order, ((first, 1 + pair, route[first]), route)))
     rng.shuffle(ranked)
     ranked.sort(key=itemgetter(0, 1), reverse=True)
@@ -259,7 +263,7 @@ def _descend(
     while True:
         node = line[-1]
         if node.untried is None:
-            node.untried = _untried(node, max_length, rng, prior, settings.focus)
+            node.untried = _untried(node, max_length, rng, prior, settings.move_order == "late")
         choices = [child for child in node.children if not child.closed]
         siblings = len(choices) if settings.focus else len(node.children)
         if node.untried and (not choices or siblings < math.ceil(node.visits**settings.widening)):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from routing.errors import UserError
-from routing.tasks import function_calls, hub, offline
+from routing.tasks import function_calls, hub, offline, procedural
 from routing.tasks.examples import SPLITS, Example, distinct
 from routing.tasks.local import local_examples
 
@@ -21,6 +21,7 @@ HUB = {
 }
 OFFLINE = {
     "arithmetic": offline.arithmetic,
+    "procedural": procedural.procedural,
     **{name: offline.from_wheel(name) for name in offline.FILES},
     "tool_calls": function_calls.tool_calls,
     **{name: function_calls.berkeley(name) for name in function_calls.FILES},
@@ -93,7 +94,7 @@ def load_examples(names: str, split: str, num_samples: int | None, seed: int) ->
 
     Args:
         names: comma-separated names.
-        split: search, validation or test.
+        split: one of SPLITS.
         num_samples: examples a data set, None for all.
         seed: of the drawing; the same seed gives the same examples in the same order.
     """

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-SPLITS = ("search", "validation", "test")
+SPLITS = ("search", "validation", "calibration", "test")
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,17 @@ def question_hash(example: Example) -> str:
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
 
 
-def split_of(example: Example) -> str:
-    """Split of an example whose source has no splits of its own: 60 % search, 10 % validation, 30 % test."""
+def split_of(example: Example, calibration: float = 0.1) -> str:
+    """Split of an example whose source has no splits of its own: 50 % search, 10 % calibration, 10 % validation, 30 %
+    test.
+
+    Args:
+        calibration: share of all questions that is for calibration, from the 60 % of it and search.
+    """
     share = int(question_hash(example)[:8], 16) / 16**8
-    return "search" if share < 0.6 else "validation" if share < 0.7 else "test"
+    if share < 0.6:
+        return "search" if share < 0.6 - calibration else "calibration"
+    return "validation" if share < 0.7 else "test"
 
 
 def held_out_key(example: Example) -> str:

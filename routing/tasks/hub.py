@@ -9,7 +9,13 @@ from collections.abc import Callable, Iterator
 
 from routing.tasks.examples import Example, split_of
 
-OFFICIAL = {"search": "train", "validation": "validation", "test": "test"}
+OFFICIAL = {"search": "train", "calibration": "train", "validation": "validation", "test": "test"}
+
+
+def _in_part(example: Example, split: str, parts: tuple[str, ...]) -> bool:
+    """Whether an example of a training split is in `split`: `parts` are carved from it by hash, search is the rest."""
+    own = split_of(example)
+    return (own if own in parts else "search") == split
 
 
 def _lettered(row: dict, dataset: str) -> Example:
@@ -23,7 +29,9 @@ def arc(config: str) -> Callable:
     def examples(split: str, loader: Callable) -> Iterator[Example]:
         name = {"ARC-Easy": "arc_easy", "ARC-Challenge": "arc_challenge"}[config]
         for row in loader("allenai/ai2_arc", config, split=OFFICIAL[split]):
-            yield _lettered(row, name)
+            example = _lettered(row, name)
+            if split in ("validation", "test") or _in_part(example, split, ("calibration",)):
+                yield example
 
     return examples
 
@@ -33,7 +41,7 @@ def commonsense_qa(split: str, loader: Callable) -> Iterator[Example]:
     source = "validation" if split == "test" else "train"
     for row in loader("tau/commonsense_qa", split=source):
         example = _lettered(row, "commonsense_qa")
-        if split == "test" or (split_of(example) == "validation") == (split == "validation"):
+        if split == "test" or _in_part(example, split, ("validation", "calibration")):
             yield example
 
 
@@ -46,7 +54,7 @@ def squadv2(split: str, loader: Callable) -> Iterator[Example]:
             f'{row["context"]}\nQuestion: {row["question"]}\nAnswer with words of the passage, or with "unanswerable".'
         )
         example = Example("squadv2", question, answers[0], checker="exact", accepted=answers[1:])
-        if split == "test" or (split_of(example) == "validation") == (split == "validation"):
+        if split == "test" or _in_part(example, split, ("validation", "calibration")):
             yield example
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from routing.tasks import function_calls
+from routing.tasks import function_calls, procedural
 from routing.tasks.examples import Example
 from routing.tasks.offline import ARITHMETIC_SHOTS
 
@@ -19,12 +19,14 @@ def permuted(example: Example) -> Example:
 
 
 def rephrased(example: Example) -> Example:
-    """The question in other words: another template and other solved examples, for arithmetic a + b as b + a too."""
+    """The question in other words: another template or other solved examples, and a + b as b + a."""
     if example.shots == function_calls.SHOTS:
         return replace(example, shots=function_calls.OTHER_SHOTS, form=1)
+    question = re.sub(r"^([\d.]+) ([+*]) ([\d.]+) =$", r"\3 \2 \1 =", example.question)
+    if example.dataset == "procedural" and example.shots:  # a file of one's own may have that name
+        return replace(example, question=question, shots=procedural.OTHER_SHOTS[example.shots])
     if example.shots != ARITHMETIC_SHOTS:
         return replace(example, form=1)
-    question = re.sub(r"^(\d+) ([+*]) (\d+) =$", r"\3 \2 \1 =", example.question)
     # The solved example must not tell the answer, in either order.
     told = any(OTHER_SHOTS.startswith(form) for form in (question, example.question))
     return replace(example, question=question, shots=ARITHMETIC_SHOTS if told else OTHER_SHOTS)
