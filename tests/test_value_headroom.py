@@ -16,7 +16,17 @@ from routing.tasks.examples import Example
 from routing.tasks.offline import ARITHMETIC_SHOTS
 from routing.tasks.variants import rephrased
 from routing.value import headroom
-from routing.value.headroom import Gain, describe, effects, hull, measure, mixed, simultaneous_bounds, variance_shares
+from routing.value.headroom import (
+    Gain,
+    describe,
+    effects,
+    hull,
+    matched,
+    measure,
+    mixed,
+    simultaneous_bounds,
+    variance_shares,
+)
 from routing.value.table import Table
 from routing.value.text_features import text_features
 
@@ -37,6 +47,17 @@ def table_of(rewards, datasets, prompts, routes=ROUTES) -> Table:
 
 def drawn(chances, datasets, prompts, seed=0) -> Table:
     return table_of(np.random.default_rng(seed).random(np.shape(chances)) < chances, datasets, prompts)
+
+
+def labelled(examples: list[Example]) -> Table:
+    """A table of examples as labels keep them: without shots and form."""
+    names = ("question", "answer", "dataset", "checker", "gold")
+    records = [
+        {name: getattr(e, name) for name in names} | {"choices": list(e.choices), "accepted": [], "id": e.id}
+        for e in examples
+    ]
+    ids = [e.id for e in examples]
+    return Table(ROUTES, np.zeros((len(ids), 3)), [e.dataset for e in examples], ids, records, [0] * len(ids), [{}])
 
 
 def sides(count: int, seed: int = 1) -> np.ndarray:
@@ -157,12 +178,16 @@ def test_other_words_part_luck_from_what_returns():
 
 def test_the_same_questions_are_drawn_in_other_words(tmp_path):
     """In the same order, each with the id by which `matched` finds it."""
-    draw("arithmetic,piqa", "validation", 12, 0, tmp_path / "first.jsonl")
-    draw("arithmetic,piqa", "validation", 12, 0, tmp_path / "again.jsonl", rephrased)
+    names = "arithmetic,procedural,piqa"
+    draw(names, "validation", 12, 0, tmp_path / "first.jsonl")
+    draw(names, "validation", 12, 0, tmp_path / "again.jsonl", rephrased)
     first, again = (list(DrawnExamples(tmp_path / f"{name}.jsonl")) for name in ("first", "again"))
-    assert again == [rephrased(example) for example in first] and len(first) == 24
+    assert again == [rephrased(example) for example in first] and len(first) == 36
     assert any(one.question != two.question for one, two in zip(first, again))
-    assert all(two.form == 1 for two in again[12:]) and [e.id for e in first[12:]] == [e.id for e in again[12:]]
+    assert all(two.form == 1 for two in again[24:]) and [e.id for e in first[24:]] == [e.id for e in again[24:]]
+    tables = [labelled(examples) for examples in (first, again)]
+    one, two = matched(tables[0], labelled(again[::-1]))
+    assert one.ids == tables[0].ids and two.ids == tables[1].ids
     arguments = DataGenerationArguments(dataset="arithmetic", wording=1, verify="paraphrase")
     assert any("--verify paraphrase would ask in the words of --wording 1" in text for text in arguments.problems())
 

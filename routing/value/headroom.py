@@ -16,7 +16,7 @@ with policies and hulls held as they were fitted.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import norm
@@ -25,7 +25,7 @@ from routing.errors import UserError
 from routing.labels.records import example_of
 from routing.search.routes import Route, route_length
 from routing.tasks.examples import held_out_key
-from routing.tasks.variants import rephrased
+from routing.tasks.variants import commuted
 from routing.value.crossfit import crossfit, fold_of
 from routing.value.estimators import Ridge
 from routing.value.frontier import chosen_paths
@@ -136,8 +136,8 @@ def matched(table: Table, again: Table) -> tuple[Table, Table]:
     pairs = []
     for at, record in enumerate(table.records):
         example = example_of(record)
-        # Other words may change the question and with it its id, as a + b to b + a.
-        other = places.get(rephrased(example).id, places.get(example.id))
+        # In other words a + b is b + a, which has another id.
+        other = places.get(replace(example, question=commuted(example.question)).id, places.get(example.id))
         if other is not None:
             pairs.append((at, other))
     if len(pairs) < 2:
