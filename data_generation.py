@@ -58,7 +58,7 @@ MENU_PARTS = "menu.parts"  # folder of the steps of a menu that is being made
 def make_header(arguments: DataGenerationArguments, config) -> dict:
     others = {name for names in OF_SEARCH.values() for name in names} - set(OF_SEARCH[arguments.search])
     # Headers of older folders lack these, which then were as they are where nobody asks for them.
-    newer = {name for name in ("adapters", "tools_in_template") if not getattr(arguments, name)}
+    newer = {name for name in ("adapters", "tools_in_template", "wording") if not getattr(arguments, name)}
     if arguments.move_order == ("late" if arguments.focus else "random"):
         newer.add("move_order")
     left_out = others | set(NOT_IN_HEADER) | newer
@@ -81,7 +81,8 @@ def make_header(arguments: DataGenerationArguments, config) -> dict:
 
 def draw_questions(arguments: DataGenerationArguments, path: Path) -> None:
     """Draw the examples into a file; refuse those that cannot be scored as asked."""
-    draw(arguments.dataset, arguments.split, arguments.num_samples, arguments.seed, path)
+    change = rephrased if arguments.wording else None
+    draw(arguments.dataset, arguments.split, arguments.num_samples, arguments.seed, path, change)
     problems = {}
     for example in DrawnExamples(path):
         problems |= dict.fromkeys(scoring_problems(example, arguments))

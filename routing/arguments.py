@@ -29,7 +29,8 @@ from routing.tasks import expand_names, unknown_names
 from routing.tasks.examples import SPLITS
 from train_models.global_routing import MAKERS
 
-CONTROLS = ("static", "random")
+CONTROLS = ("static", "random", "drawn", "dataset", "shuffled")
+OF_MENUS = ("dataset", "shuffled")  # controls of menu routers alone
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -123,6 +124,11 @@ class DataGenerationArguments:
         "loglikelihood_bytes (acc_bytes); auto: loglikelihood where there are choices, else generate",
         SCORINGS,
     )
+    wording: int = option(
+        0,
+        "0: the questions as they are; 1: the same ones in other words, for python -m routing.headroom --again",
+        (0, 1),
+    )
     apply_chat_template: bool = option(False, "wrap prompts in the chat template, as lm-eval does with this flag")
     tools_in_template: bool = option(
         False,
@@ -158,6 +164,8 @@ class DataGenerationArguments:
                 for name, needed in (("verify", "none"), ("reward", "binary"))
                 if getattr(self, name) != needed
             ]
+        if self.wording and self.verify == "paraphrase":
+            found.append("--verify paraphrase would ask in the words of --wording 1 again; leave one of them out")
         found += below(self, menu_samples=1)
         if self.menu and self.search != "menu":
             found.append(f"--menu {self.menu} is for --search menu, not {self.search}; give both or neither")
@@ -270,9 +278,16 @@ class EvaluationArguments:
     base: bool = option(True, "evaluate the base model too; --no_base to leave it out")
     controls: str = option(
         "",
-        "comma-separated: static (the best path that is the same for all inputs, with just more and just fewer layers "
-        "than the routed mean) and random (for each input as many layers as its route, chosen at random)",
+        "comma-separated: static (a path that is the same for all inputs, with just more and just fewer layers than "
+        "the routed mean: of a menu router from its menu, else the best one by validation questions), random (for each "
+        "input the counts of its route on other layers, at random), drawn (the model's own routes dealt out to other "
+        "questions); of menu routers dataset (the path that --table says is best for the task) and shuffled (the "
+        "router of --shuffled_checkpoint, as it is and at equal layers)",
     )
+    table: str = option(
+        "", "labels of the menu that the control dataset chooses by, default those that the router learned from"
+    )
+    shuffled_checkpoint: str = option("", "checkpoint of train.py --objective value --shuffle_questions")
     control_data: str = option(
         "", "data sets whose validation questions choose the static paths; default those that the labels are of"
     )
@@ -319,12 +334,38 @@ class EvaluationArguments:
             return [f"--checkpoint: {error}"] if self.checkpoint else []
         if self.check and config.get("router", "per_layer") not in MAKERS:
             return [f"--check: {self.checkpoint} has router {config['router']!r}, which decides nothing to be checked"]
-        if "static" in self.control_names() and not (self.control_data or record.get("datasets")):
+        router = config.get("router", "per_layer")
+        if found := self._menu_problems(config, record):
+            return found
+        if "static" in self.control_names() and router != "menu" and not (self.control_data or record.get("datasets")):
             return [
                 "--controls static: the checkpoint does not say which data sets its labels are of; name data sets with "
                 "--control_data, whose validation questions choose the static path"
             ]
         return []
+
+    def _menu_problems(self, config: dict, record: dict) -> list[str]:
+        """What is wrong with controls of menu routers."""
+        found, asked = [], [name for name in self.control_names() if name in OF_MENUS]
+        if asked and config.get("router") != "menu":
+            return [f"--controls {', '.join(asked)}: {self.checkpoint} has no menu router; leave them out"]
+        if ("shuffled" in asked) != bool(self.shuffled_checkpoint):
+            found.append("--controls shuffled and --shuffled_checkpoint go together; give both or none")
+        elif self.shuffled_checkpoint:
+            try:
+                other = check_checkpoint(Path(self.shuffled_checkpoint))
+                if other.get("menu") != config["menu"]:
+                    found.append(f"--shuffled_checkpoint: {self.shuffled_checkpoint} has another menu; train it alike")
+                if not training_record(Path(self.shuffled_checkpoint))["arguments"].get("shuffle_questions"):
+                    found.append(
+                        f"--shuffled_checkpoint: {self.shuffled_checkpoint} was trained on its own questions; make one "
+                        "with train.py --objective value --shuffle_questions"
+                    )
+            except UserError as error:
+                found.append(f"--shuffled_checkpoint: {error}")
+        if "dataset" in asked and not (self.table or record["arguments"].get("data")):
+            found.append("--controls dataset: the checkpoint does not say what it learned from; name labels by --table")
+        return found
 
     def task_names(self) -> list[str]:
         return _names(self.tasks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -191,6 +192,17 @@ def check_checkpoint(folder: Path) -> dict:
     if fields.get("trained_num_windows") is None:
         raise UserError(f"{folder} holds no trained routers. Give the folder of a checkpoint of train.py.")
     return fields
+
+
+def checkpoint_hash(folder: Path, besides: tuple[str, ...] = ()) -> str:
+    """SHA-256 of what decides what a checkpoint does: its weights, and the fields of its config.
+
+    Args:
+        besides: fields that do not count.
+    """
+    fields = {k: v for k, v in read_config(folder).items() if k not in ("transformers_version", *besides)}
+    weights = {path.name: sha256(path) for path in sorted(folder.glob("*.safetensors"))}
+    return hashlib.sha256(json.dumps([fields, weights], sort_keys=True).encode()).hexdigest()
 
 
 def read_config(folder: Path) -> dict:

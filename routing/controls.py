@@ -36,9 +36,38 @@ def first_routed_layer(config) -> int:
 
 
 def random_like(routes: Sequence[Route], seed: int, first: int = 0) -> list[Route]:
-    """For each route a random one of equal length, see `random_route`."""
+    """For each route a random one of equal length, see `like_route`."""
     rng = Random(seed)
-    return [random_route(len(route), route_length(route), rng, first) for route in routes]
+    return [like_route(route, rng, first) for route in routes]
+
+
+def like_route(route: Route, rng: Random, first: int = 0) -> Route:
+    """A random route that runs as many layers: a route's own counts in another order, behind the first layers.
+
+    One that skips and repeats layers would come out near the full path if its length alone were kept. Shares of tokens,
+    of routers that decide for each token, tell no counts: then only the length is kept (`random_route`).
+    """
+    if any(count not in (0, 1, 2) for count in route):
+        return random_route(len(route), route_length(route), rng, first)
+    counts = list(route[first:])
+    rng.shuffle(counts)
+    return (*route[:first], *counts)
+
+
+def drawn_like(items: Sequence, seed: int) -> list:
+    """The same items, routes say, dealt out anew at random: as often each, whatever they were of."""
+    return Random(seed).sample(list(items), len(items))
+
+
+def around(menu: Sequence[Route], mean_layers: float) -> list[Route]:
+    """The paths of a menu that run just fewer and just more layers than a mean; the ones of these lengths that are
+    listed first. Without one on a side, that of the other side alone."""
+    lengths = sorted({route_length(route) for route in menu})
+    chosen = {
+        max((n for n in lengths if n <= mean_layers), default=lengths[0]),
+        min((n for n in lengths if n >= mean_layers), default=lengths[-1]),
+    }
+    return [next(route for route in menu if route_length(route) == n) for n in sorted(chosen)]
 
 
 def static_routes(evaluator: PathEvaluator, requests: list[Request], depth: int, skips: int) -> list[Route]:

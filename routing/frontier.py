@@ -6,7 +6,8 @@ For each target the bias is found on validation questions (as `python -m routing
 time are those of test questions, which nothing was searched, trained or calibrated on. Controls on the same questions:
 - dense: all layers once;
 - static: one path for all inputs, the best on validation questions with 1, 2, … layers skipped (greedy);
-- random: for each input as many layers as its routed route, chosen at random, several seeds.
+- random: for each input the counts of its routed route on other layers, at random, several seeds; layers that the
+  router always runs stay.
 
 Questions are answered batch by batch by all of them in turn, so that time is measured under the same noise. The
 checkpoint is not changed.
@@ -28,7 +29,7 @@ from routing.arguments import DTYPES, files_without_splits, pick_device
 from routing.budget import decided_routes, find_bias, mean_layers
 from routing.calibrate import add_arguments, problems_of
 from routing.checkpoint import load_checkpoint
-from routing.controls import random_like, static_routes
+from routing.controls import first_routed_layer, random_like, static_routes
 from routing.errors import raise_all, run_command
 from routing.evaluation.statistics import mcnemar, wilson_interval
 from routing.files import write_json
@@ -115,13 +116,13 @@ def make_points(
     """Dense, routed, random and static points for test questions; `biases` by the name of the routed point."""
     depth = model.config.num_hidden_layers
     routed = [Point("routed", name, bias=bias) for name, bias in biases.items()]
-    random, fewest = [], depth - 1.0
+    random, fewest, first = [], depth - 1.0, first_routed_layer(model.config)
     for point in routed:
         model.config.route_bias = point.bias
         own = decided_routes(model, tokenizer, [request.prompt_ids for request in test], arguments.batch_size)
         fewest = min(fewest, mean_layers(own))
         random += [
-            Point("random", f"random like {point.name}, seed {seed}", routes=random_like(own, seed), seed=seed)
+            Point("random", f"random like {point.name}, seed {seed}", routes=random_like(own, seed, first), seed=seed)
             for seed in range(arguments.seeds)
         ]
     skips = min(max(round(depth - fewest), 1), arguments.max_static, depth - 1)

@@ -14,12 +14,13 @@ import re
 import sys
 from pathlib import Path
 
-from routing.checkpoint import HYBRID, check_checkpoint, read_config, training_record
+from routing.checkpoint import HYBRID, check_checkpoint, checkpoint_hash, read_config, training_record
 from routing.errors import UserError, raise_all, run_command
 from routing.files import write_text
 from routing.hub import is_repo_id, upload
 from routing.model_card_hybrid import hybrid_card
 from routing.model_card_text import card_text
+from routing.value.promise import promise_of
 from train_models.checkpoint_card import CARD
 from train_models.query_router import ENCODER_FOLDER
 
@@ -28,7 +29,8 @@ TEXT_RESULTS = "text_evaluation.json"
 MARK = re.compile(r"<!-- written by routing/model_card\.py, replaced until it is edited: ([0-9a-f]{64}) -->\n")
 # Kinds of files that make a checkpoint; other folders and anything else stay where they are.
 SUFFIXES = (".json", ".safetensors", ".py", ".jinja", ".txt", ".model")
-NEEDED = ("controls", "rerouted", "layers_histogram", "num_fewshot")  # Not in results of earlier versions.
+# Not in results of earlier versions.
+NEEDED = ("controls", "rerouted", "layers_histogram", "num_fewshot", "checkpoint_sha256")
 
 
 def _digest(text: str) -> str:
@@ -76,7 +78,7 @@ def write_model_card(folder: Path, results: list[dict] | None = None, repo_id: s
     else:
         on_text = folder / TEXT_RESULTS
         measured = json.loads(on_text.read_text(encoding="utf-8")) if on_text.exists() else None
-        text = card_text(name, config, training, results or [], repo_id, measured)
+        text = card_text(name, config, training, results or [], repo_id, measured, promise_of(folder))
     write_text(path, marked(text))
     return path
 
@@ -95,7 +97,7 @@ def read_results(folder: Path) -> list[dict] | None:
     """What evaluation.py left in a checkpoint folder; None if it did not run.
 
     Raises:
-        UserError: if the file is damaged or of an earlier version.
+        UserError: if the file is damaged, of an earlier version, or of the checkpoint as it was before it changed.
     """
     path = folder / RESULTS
     if not path.exists():
@@ -107,7 +109,25 @@ def read_results(folder: Path) -> list[dict] | None:
         raise UserError(f"{path} is damaged ({error}). Run evaluation.py again, or remove it.") from error
     if missing:
         raise UserError(f"{path} lacks {missing[0]!r}: an earlier version wrote it. Run evaluation.py again.")
+    if any(result["checkpoint_sha256"] != checkpoint_hash(folder) for result in results):
+        raise UserError(
+            f"{path} is of this checkpoint as it was before its config or weights changed (calibrated since?). Run "
+            "evaluation.py again, or remove it."
+        )
     return results
+
+
+def renew_card(folder: Path) -> None:
+    """Write the card anew for a checkpoint that has changed, if it has one; results of what it was before are left
+    out and said to be stale on stderr."""
+    if not (folder / CARD).exists():
+        return
+    results = None
+    try:
+        results = read_results(folder)
+    except UserError as error:
+        print(f"left out of {folder / CARD}: {error}", file=sys.stderr)
+    write_model_card(folder, results)
 
 
 def checkpoint_files(folder: Path) -> list[str]:

@@ -27,11 +27,13 @@ from routing.report.words import (
     sentence,
     shares,
     signed,
+    static_sentence,
     verdict,
 )
 from routing.value.card import facts as value_facts
 from routing.value.card import introduction as value_introduction
 from routing.value.card import is_value
+from routing.value.promise import promise_words
 
 TAGS = ["dynamic-layer-routing", "layer-skipping", "dynamic-depth"]
 CONFIGS = Path(__file__).resolve().parents[1] / "eval_configs"
@@ -77,7 +79,13 @@ def _entry(result: dict) -> EvalResult:
 
 
 def card_text(
-    name: str, config: dict, training: dict, results: list[dict], repo_id: str | None, on_text: dict | None = None
+    name: str,
+    config: dict,
+    training: dict,
+    results: list[dict],
+    repo_id: str | None,
+    on_text: dict | None = None,
+    promise: dict | None = None,
 ) -> str:
     """The card without its mark: metadata, then the text.
 
@@ -87,6 +95,7 @@ def card_text(
         training: what train.py wrote beside the weights.
         results: of evaluation.py; may be empty.
         on_text: of routing.text_evaluation, for routers that were trained on text.
+        promise: of routing.calibrate --max_loss.
     """
     base, place = base_name(training["arguments"]["model_id"]), repo_id or "path/of/this/folder"
     reference = config.get("base_model")
@@ -126,7 +135,7 @@ read, write and fetch only what `from_pretrained` and `push_to_hub` do. `is_stat
 {_evaluation(results, on_text)}
 
 {_lm_eval(place, results)}
-
+{_guarantee(promise)}
 ## Training
 
 {_training(training, config)}
@@ -160,6 +169,10 @@ learned from execution paths that a tree search found to answer correctly (Dr.LL
 [arXiv 2510.12773](https://arxiv.org/abs/2510.12773))."""
 
 
+def _guarantee(promise: dict | None) -> str:
+    return f"\n## Guarantee\n\n{promise_words(promise)}\n" if promise else ""
+
+
 def _evaluation(results: list[dict], on_text: dict | None) -> str:
     parts = []
     if on_text is not None:
@@ -177,7 +190,8 @@ def _evaluation(results: list[dict], on_text: dict | None) -> str:
             table(list(COLUMNS), rows(result)),
         ]
         if compared := comparisons(result):
-            part.append("\n".join(f"- {sentence(*pair)}" for pair in compared))
+            said = [sentence(*pair) for pair in compared] + [static_sentence(result)]
+            part.append("\n".join(f"- {text}" for text in said if text))
         parts.append("\n\n".join(part))
     first = results[0]
     setting = (
@@ -186,8 +200,10 @@ def _evaluation(results: list[dict], on_text: dict | None) -> str:
     )
     if any(result["controls"] for result in results):
         setting += (
-            " Of the controls, a static path is one fixed route for all inputs, chosen on other questions; a random "
-            "one is as long as the routed model's, input by input."
+            " Of the controls, a static path is one fixed route for all inputs, chosen on other questions or from the "
+            "router's menu; a random one has the counts of the routed model's on other layers, input by input; drawn "
+            "ones are the routed model's own, dealt out to other questions; the data set's path is what one who only "
+            "knows the task would take; a shuffled router learned from the prompts of other questions."
         )
     return "\n\n".join([*parts, setting])
 

@@ -16,6 +16,7 @@ def settings() -> dict:
     return {
         "model": "tiny-model",
         "checkpoint": "checkpoints/run",
+        "checkpoint_sha256": "0" * 64,
         "dtype": "float32",
         "limit": None,
         "num_fewshot": None,

@@ -20,9 +20,10 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from routing import hub as hub_module
+from routing.checkpoint import checkpoint_hash
 from routing.default_model import DEFAULT_MODEL, default_model_folder
 from routing.errors import UserError
-from routing.model_card import CARD, RESULTS, main, write_model_card
+from routing.model_card import CARD, RESULTS, main, renew_card, write_model_card
 from routing.model_card_text import limits
 
 CONFIG = {
@@ -196,11 +197,35 @@ def test_command_takes_the_results_of_the_folder(tmp_path, monkeypatch, capsys):
     folder = checkpoint(tmp_path / "run")
     run(monkeypatch, folder)
     assert "not evaluated yet" in (folder / CARD).read_text(encoding="utf-8")
-    (folder / RESULTS).write_text(json.dumps([evaluation_result("routed_piqa")]))
+    (folder / RESULTS).write_text(
+        json.dumps([evaluation_result("routed_piqa") | {"checkpoint_sha256": checkpoint_hash(folder)}])
+    )
     run(monkeypatch, folder, "--repo_id", "me/routed")
     card = ModelCard.load(folder / CARD)
     assert 'from_pretrained("me/routed"' in card.text and card.data.model_name == "routed"
     assert str(folder / CARD) in capsys.readouterr().err
+
+
+def test_results_of_what_a_checkpoint_was_before_are_refused(tmp_path, monkeypatch):
+    """After a calibration, say: by card and push; the version of transformers does not count."""
+    folder = checkpoint(tmp_path / "run")
+    result = evaluation_result("routed_piqa") | {"checkpoint_sha256": checkpoint_hash(folder)}
+    (folder / RESULTS).write_text(json.dumps([result]))
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"transformers_version": "5.24.0"}))
+    run(monkeypatch, folder)
+    for change in ({"route_bias": 0.5}, {"num_windows": 9}):
+        (folder / "config.json").write_text(json.dumps(CONFIG | change))
+        for words in ((), ("--push", "--repo_id", "me/routed")):
+            with pytest.raises(UserError, match="as it was before its config or weights changed"):
+                run(monkeypatch, folder, *words)
+    renew_card(folder)
+    assert "not evaluated yet" in (folder / CARD).read_text()
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    renew_card(folder)
+    assert "routed_piqa" in (folder / CARD).read_text()
+    (folder / "model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(UserError, match="as it was before"):
+        run(monkeypatch, folder)
 
 
 @pytest.mark.parametrize(
@@ -247,9 +272,9 @@ class FakeHub:
 
 def test_push_of_a_folder(tmp_path, monkeypatch):
     folder = checkpoint(tmp_path / "run")
-    (folder / RESULTS).write_text(json.dumps([evaluation_result("t")]))
     for name in ("model.safetensors", "modeling_llama.py", "tokenizer.json", "chat_template.jinja", "evaluation.html"):
         (folder / name).write_text(name)
+    (folder / RESULTS).write_text(json.dumps([evaluation_result("t") | {"checkpoint_sha256": checkpoint_hash(folder)}]))
     for name in (".secret.json", "notes.md", "evaluation.parts/t.json", "__pycache__/code.py"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("stays")

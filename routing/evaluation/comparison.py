@@ -10,19 +10,64 @@ from accelerate import PartialState
 from transformers import AutoModelForCausalLM
 
 from routing.arguments import DTYPES, EvaluationArguments, pick_device
-from routing.checkpoint import load_checkpoint
-from routing.controls import first_routed_layer, skips_around, static_routes
+from routing.budget import find_bias, mean_layers
+from routing.checkpoint import checkpoint_hash, load_checkpoint
+from routing.config_fields import config_with
+from routing.controls import around, first_routed_layer, skips_around, static_routes
+from routing.errors import UserError
 from routing.evaluation.check import check_prompts, proofs
 from routing.evaluation.check_global import stock_twin
 from routing.evaluation.lm import PromptRoutedLM
-from routing.evaluation.methods import Settings, TaskResult, evaluate, of_first, random_of, route_facts, stored, summary
-from routing.evaluation.statistics import mcnemar
+from routing.evaluation.methods import (
+    Settings,
+    TaskResult,
+    drawn_of,
+    evaluate,
+    of_first,
+    random_of,
+    route_facts,
+    stored,
+    summary,
+)
+from routing.evaluation.statistics import against_mixture, lower_bound, mcnemar
 from routing.families import locate_model
 from routing.files import file_stamps, write_json
 from routing.path_scoring import PathEvaluator
 from routing.run_info import git_commit, hardware, versions
 from routing.scoring import draw_requests
 from routing.search.routes import Route
+from routing.value.calibration import deciding
+from routing.value.table import Table, read_table
+
+BIAS_PROMPTS = 200  # prompts of a task by which a control's layers are set
+
+
+def dataset_of(task: str) -> str:
+    """Data set of a task of this project, or of one that is named like it."""
+    return task.removeprefix("routed_")
+
+
+def static_name(route: Route) -> str:
+    skipped, repeated = route.count(0), route.count(2)
+    return f"static, {skipped} skipped" + (f", {repeated} repeated" if repeated else "")
+
+
+def dataset_table(arguments: EvaluationArguments, training: dict, config) -> Table:
+    """The table that the path of a data set is chosen by.
+
+    Raises:
+        UserError: if it is of another menu, or lacks a task's data set.
+    """
+    folders = (arguments.table or training["arguments"].get("data", "")).split(",")
+    table = read_table([Path(folder.strip()) for folder in folders if folder.strip()])
+    if table.routes != [tuple(route) for route in config.menu]:
+        raise UserError(f"--table {','.join(folders)} has another menu than the checkpoint. Give labels of its menu.")
+    if unknown := [task for task in arguments.task_names() if dataset_of(task) not in table.datasets]:
+        raise UserError(
+            f"--controls dataset: {', '.join(unknown)} is of none of the data sets of {','.join(folders)} "
+            f"({', '.join(dict.fromkeys(table.datasets))}). Give other --tasks, or another --table."
+        )
+    return table
 
 
 class Comparison:
@@ -61,14 +106,27 @@ class Comparison:
             "batch_size": arguments.batch_size,
             "hardware": hardware(),
         }
+        self.checkpoint_sha256 = checkpoint_hash(folder)
         self.has_own_weights = training["arguments"].get("trainable") == "lora"
         self.control_data = arguments.control_data or ",".join(training.get("datasets", ()))
-        self.tuning = []
-        if "static" in arguments.control_names():
+        self.tuning, self.table, self._shuffled = [], None, None
+        if "dataset" in arguments.control_names():
+            self.table = dataset_table(arguments, training, routed.config)
+        if "static" in arguments.control_names() and routed.config.router != "menu":
             chat = arguments.apply_chat_template
             self.tuning = draw_requests(self.control_data, "validation", arguments.control_samples, tokenizer, chat)
 
-    def static_routes(self, skips: int) -> list[Route]:
+    def static_routes(self, mean: float) -> list[Route]:
+        """Static routes that run just more and just fewer layers than a mean: of a menu router those of its menu, else
+        the best ones by validation questions."""
+        config = self.routed.model.config
+        if config.router == "menu":
+            return around([tuple(route) for route in config.menu], mean)
+        skipped = skips_around(self.depth, mean)
+        found = self.searched_routes(max(skipped)) if skipped else []
+        return [found[skips - 1] for skips in skipped]
+
+    def searched_routes(self, skips: int) -> list[Route]:
         """The best static routes that skip 1, 2, ... layers, by validation questions; found by the first process."""
         path = self.parts / "static.json"
         key = self.key | {"data": self.control_data, "samples": len(self.tuning)}
@@ -81,6 +139,44 @@ class Comparison:
                 found = static_routes(evaluator, self.tuning, self.depth, skips)
                 write_json(path, {"key": key, "routes": found})
         return [tuple(route) for route in of_first(found)]
+
+    def at_equal_layers(
+        self, mean: float, answered: dict[int, dict[int, bool]], base: TaskResult | None, routed: TaskResult
+    ) -> dict | None:
+        """The routed model beside a mixture of static paths (and the base) of the same mean layers, if they reach it.
+
+        Args:
+            answered: verdicts by layers of the path.
+        """
+        known = answered | ({self.depth: base.correct} if base and self.depth not in answered else {})
+        low = max((n for n in known if n <= mean + 1e-9), default=None)
+        high = min((n for n in known if n >= mean - 1e-9), default=None)
+        if low is None or high is None:
+            return None
+        share = (mean - low) / (high - low) if high > low else 1.0
+        return {"layers": mean} | against_mixture(routed.correct, [known[low], known[high]], [1 - share, share])
+
+    def dataset_route(self, task: str) -> Route:
+        """The path of the menu that is best on a table's questions of the task's data set, at the router's price."""
+        table, config, name = self.table, self.routed.model.config, dataset_of(task)
+        means = table.rewards[[at for at, own in enumerate(table.datasets) if own == name]].mean(0)
+        return table.routes[int((means - (config.cost - config.route_bias) * table.layers).argmax())]
+
+    def shuffled(self) -> PromptRoutedLM:
+        """The control that was trained on shuffled questions, loaded once."""
+        if self._shuffled is None:
+            device, dtype = pick_device(self.arguments.device), DTYPES[self.arguments.dtype]
+            model, tokenizer = load_checkpoint(Path(self.arguments.shuffled_checkpoint), dtype, device)
+            self._shuffled = PromptRoutedLM(model, tokenizer, self.arguments.batch_size)
+        return self._shuffled
+
+    def shuffled_bias(self, routed: TaskResult, task: str, manager) -> float:
+        """The bias at which the shuffled router runs as many layers as the routed model, by the task's prompts."""
+        chat, model, tokenizer = self.settings.apply_chat_template, self.shuffled().model, self.shuffled().tokenizer
+        prompts = check_prompts(self.shuffled(), task, manager, BIAS_PROMPTS, chat)
+        decide = deciding(model, tokenizer, prompts, self.arguments.batch_size)
+        cost = model.config.cost
+        return find_bias(lambda bias: mean_layers(decide(cost - bias)), mean_layers(routed.routes), 0.1)[0]
 
     @property
     def parts(self) -> Path:
@@ -95,40 +191,62 @@ class Comparison:
 
         base = result("base", self.base) if self.arguments.base else None
         routed = result("routed", self.routed)
-        own = summary(routed, self.depth)
-        controls = []
+        own, config = summary(routed, self.depth), self.routed.model.config
+        controls, asked = [], self.arguments.control_names()
 
-        def add(name: str, method: str, seed: int | None, found: TaskResult) -> None:
+        def add(name: str, method: str, seed: int | None, found: TaskResult) -> TaskResult:
             controls.append(
                 {"name": name, "method": method, "seed": seed}
                 | summary(found, self.depth)
                 | {
                     "paired_with_base": base and mcnemar(base.correct, found.correct),
                     "paired_with_routed": mcnemar(routed.correct, found.correct),
+                    "difference_lower_bound": base and lower_bound(base.correct, found.correct),
+                    "routed_lower_bound": lower_bound(found.correct, routed.correct),
                 }
             )
+            return found
 
-        if "static" in self.arguments.control_names():
-            skipped = skips_around(self.depth, own["layers"])
-            routes = self.static_routes(max(skipped)) if skipped else []
-            for skips in skipped:
-                name, route = f"static, {skips} skipped", routes[skips - 1]
-                add(name, "static", None, result(name, self.routed, lambda _, route=route: route, route=list(route)))
-        if "random" in self.arguments.control_names():
-            first = first_routed_layer(self.routed.model.config)
+        def along(name: str, method: str, route: Route) -> TaskResult:
+            return add(name, method, None, result(name, self.routed, lambda _: route, route=list(route)))
+
+        mixture = None
+        if "static" in asked:
+            statics = self.static_routes(own["layers"])
+            answered = {sum(r): along(static_name(r), "static", r).correct for r in statics}
+            mixture = self.at_equal_layers(own["layers"], answered, base, routed)
+        if "random" in asked:
+            first = first_routed_layer(config)
             for seed in range(self.arguments.seeds):
                 name = f"random, seed {seed}"
-                add(name, "random", seed, result(name, self.routed, random_of(routed, seed, first)))
+                add(name, "random", seed, result(name, self.routed, random_of(routed, seed, first), kind="own counts"))
+        if "drawn" in asked:
+            for seed in range(self.arguments.seeds):
+                name = f"drawn, seed {seed}"
+                add(name, "drawn", seed, result(name, self.routed, drawn_of(routed, seed)))
+        if "dataset" in asked:
+            along("data set's path", "dataset", self.dataset_route(task))
+        if "shuffled" in asked:
+            folder = Path(self.arguments.shuffled_checkpoint)
+            stamps = {"shuffled": checkpoint_hash(folder)}
+            add("shuffled", "shuffled", None, result("shuffled", self.shuffled(), **stamps))
+            bias = self.shuffled_bias(routed, task, manager)
+            with config_with(self.shuffled().model, route_bias=bias):
+                name = "shuffled, equal layers"
+                add(name, "shuffled", None, result(name, self.shuffled(), bias=bias, **stamps))
         return {
             "task": task,
             "n": len(routed.correct),
             "base": base and summary(base, self.depth),
             "routed": own,
             "paired": base and mcnemar(base.correct, routed.correct),
+            "difference_lower_bound": base and lower_bound(base.correct, routed.correct),
+            "static_at_equal_layers": mixture,
             "controls": controls,
             **route_facts(routed.routes),
             "model": self.base_name,
             "checkpoint": self.arguments.checkpoint,
+            "checkpoint_sha256": self.checkpoint_sha256,
             "dtype": self.arguments.dtype,
             "seeds": self.arguments.seeds,
             "control_data": self.control_data if self.tuning else None,

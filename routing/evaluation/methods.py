@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 
-from routing.controls import random_route
+from routing.controls import drawn_like, like_route
 from routing.evaluation.flops import Flops
 from routing.evaluation.lm import Key, PromptRoutedLM, Row
 from routing.evaluation.statistics import wilson_interval
@@ -119,9 +119,23 @@ def random_of(routed: TaskResult, seed: int, first: int) -> Callable[[Key], Rout
 
     def route(key: Key) -> Route:
         own = routed.rows[key].route
-        return random_route(len(own), sum(own), Random(f"{seed}/{key.question}"), first)
+        return like_route(own, Random(f"{seed}/{key.question}"), first)
 
     return route
+
+
+def drawn_of(routed: TaskResult, seed: int) -> Callable[[Key], Route]:
+    """The routes of the routed model, dealt out to the questions at random: as often each, whatever is asked."""
+    choices: dict[int, tuple[int, ...]] = {}
+    for key in routed.rows:
+        choices[key.question] = (*choices.get(key.question, ()), key.choice)
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for question, requests in sorted(choices.items()):  # Only questions of as many requests change places.
+        alike.setdefault(requests, []).append(question)
+    source = {}
+    for number, questions in enumerate(alike.values()):
+        source |= dict(zip(questions, drawn_like(questions, seed + number), strict=True))
+    return lambda key: routed.rows[Key(source[key.question], key.choice)].route
 
 
 def summary(result: TaskResult, depth: int) -> dict:

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from statistics import NormalDist, mean, stdev
 
 import numpy as np
+from scipy.stats import t as student
+
+from routing.value.guarantee import difference_lower_bound, pairs_of
 
 # 0.975 quantiles of Student's t with 1, 2, … degrees of freedom.
 T_QUANTILES = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
@@ -32,6 +35,33 @@ def mcnemar(first: dict[int, bool], second: dict[int, bool]) -> dict[str, float]
     total = gained + lost
     tail = sum(math.comb(total, k) for k in range(min(gained, lost) + 1)) / 2**total
     return {"difference": (gained - lost) / len(first), "gained": gained, "lost": lost, "p": min(1.0, 2 * tail)}
+
+
+def lower_bound(first: dict[int, bool], second: dict[int, bool]) -> float:
+    """One-sided 95 % lower bound of the difference of accuracies, second less first, see `routing.value.guarantee`."""
+    return difference_lower_bound(pairs_of(list(first.values()), [second[question] for question in first]))
+
+
+def against_mixture(second: dict[int, bool], paths: Sequence[dict[int, bool]], shares: Sequence[float]) -> dict:
+    """A model beside static paths mixed by a coin, question by question (Student's t, one-sided).
+
+    Args:
+        second: verdicts of the model.
+        paths, shares: verdicts of each path, and how often it is taken.
+
+    Returns:
+        accuracy of the mixture; difference, the model's less it; lower_bound, one-sided 95 %; p of no gain.
+    """
+    mixed = {i: sum(share * path[i] for share, path in zip(shares, paths, strict=True)) for i in second}
+    gains = [second[i] - mixed[i] for i in second]
+    difference = mean(gains)
+    error = stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
+    found = {"accuracy": mean(mixed.values()), "difference": difference}
+    if not 0 < error < math.inf:
+        return found | {"lower_bound": difference if error == 0 else -1.0, "p": 1.0}
+    freedom = len(gains) - 1
+    bound = difference - student.ppf(0.95, freedom) * error
+    return found | {"lower_bound": float(bound), "p": float(student.sf(difference / error, freedom))}
 
 
 def t_quantile(freedom: int) -> float:

@@ -10,7 +10,19 @@ from routing.errors import UserError
 from routing.files import write_text
 from routing.report.page import drawn, facts, page, picture, table
 from routing.report.plots import plot_accuracy, plot_layer_rates, plot_layers_histogram, plot_routes
-from routing.report.words import COLUMNS, NONE, NOTE, comparisons, p_value, questions, rows, sentence, shares, signed
+from routing.report.words import (
+    COLUMNS,
+    NONE,
+    NOTE,
+    comparisons,
+    p_value,
+    questions,
+    rows,
+    sentence,
+    shares,
+    signed,
+    static_sentence,
+)
 
 BODY = Template("""$facts
 <section aria-label="How to read this page">
@@ -19,7 +31,10 @@ run once or run twice; they never see a token that is scored or generated. The b
 run once. All methods answer the same questions.</p>
 <p>Controls tell what the routers know. A static control runs one fixed route for all inputs, the best one found on
 other questions: where it does as well, the routers learned which layers to leave out, not for which input. A random
-control gives each input a random route as long as its own: where it does as well, the routers learned nothing.</p>
+control gives each input a random route as long as its own: where it does as well, the routers learned nothing. A drawn
+one deals the routes that were taken out to other questions: where it does as well, the routers know nothing of their
+inputs. The data set's path is what one who only knows the task would take, and a shuffled router learned from the
+prompts of other questions.</p>
 <p>Intervals are 95 % Wilson intervals and say how far accuracy could be off with so many questions. Paired tests are
 exact McNemar tests on the answers that differ; "measurable" means p below 0.05, and with many comparisons some such p
 come by chance. Not measurable does not mean equal.</p>
@@ -41,6 +56,7 @@ $pictures
 FACTS = {
     "model": "base model",
     "checkpoint": "checkpoint",
+    "checkpoint_sha256": "SHA-256 of config and weights",
     "hardware": "hardware",
     "date": "date",
     "dtype": "dtype",
@@ -97,7 +113,8 @@ def _index_row(result: dict) -> list[str]:
 
 
 def _section(index: int, result: dict) -> str:
-    tests = "".join(f"<li>{escape(sentence(*pair))}</li>\n" for pair in comparisons(result))
+    said = [sentence(*pair) for pair in comparisons(result)] + [static_sentence(result)]
+    tests = "".join(f"<li>{escape(text)}</li>\n" for text in said if text)
     routes = result["routes"]
     pictures = {
         "Accuracy against executed layers": lambda file, title: plot_accuracy(result, file, title),

@@ -23,6 +23,9 @@ STYLES = {
     "routed": ("#1b6ca8", "o"),
     "static": ("#4d9221", "s"),
     "random": ("#d95f02", "x"),
+    "drawn": ("#e6ab02", "+"),
+    "dataset": ("#7570b3", "^"),
+    "shuffled": ("#a6761d", "v"),
 }
 
 

@@ -12,6 +12,7 @@ COLUMNS = (
     "accuracy",
     "95 % interval",
     "− base",
+    "at least",
     "gained",
     "lost",
     "p",
@@ -23,9 +24,9 @@ COLUMNS = (
 NONE = "–"
 LEVEL = 0.05
 NOTE = (
-    "− base: difference in accuracy; gained, lost: answers, against the base on the same questions; p: exact McNemar "
-    "test. rerouted: inputs whose route is not every layer once. GFLOPs: an estimate. seconds: measured inside the "
-    "model for the whole task, all processes together."
+    "− base: difference in accuracy; at least: its one-sided 95 % lower bound; gained, lost: answers, against the base "
+    "on the same questions; p: exact McNemar test. rerouted: inputs whose route is not every layer once. GFLOPs: an "
+    "estimate. seconds: measured inside the model for the whole task, all processes together."
 )
 
 
@@ -46,16 +47,21 @@ def rows(result: dict) -> list[list[str]]:
     """Cells under COLUMNS: base, where it was evaluated, routed model, controls."""
     found = []
     if result["base"]:
-        found.append(_row("base", result["base"], None))
-    found.append(_row("routed", result["routed"], result["paired"], f"{result['rerouted']:.1%}"))
-    found += [_row(control["name"], control, control["paired_with_base"]) for control in result["controls"]]
+        found.append(_row("base", result["base"], None, None))
+    bound = result.get("difference_lower_bound")  # Not in results of earlier versions.
+    found.append(_row("routed", result["routed"], result["paired"], bound, f"{result['rerouted']:.1%}"))
+    for control in result["controls"]:
+        bound = control.get("difference_lower_bound")
+        found.append(_row(control["name"], control, control["paired_with_base"], bound))
     return found
 
 
-def _row(name: str, summary: dict, paired: dict | None, rerouted: str = NONE) -> list[str]:
-    against = [NONE] * 4
+def _row(name: str, summary: dict, paired: dict | None, bound: float | None, rerouted: str = NONE) -> list[str]:
+    against = [NONE] * 5
     if paired:
-        against = [signed(paired["difference"]), str(paired["gained"]), str(paired["lost"]), p_value(paired["p"])]
+        least = NONE if bound is None else signed(bound)
+        counts = [str(paired["gained"]), str(paired["lost"])]
+        against = [signed(paired["difference"]), least, *counts, p_value(paired["p"])]
     measured = [f"{summary['layers']:.2f}", rerouted, f"{summary['gflops']:.2f}", f"{summary['seconds']:.1f}"]
     return [name, f"{summary['accuracy']:.3f}", interval(summary), *against, *measured]
 
@@ -87,6 +93,18 @@ def sentence(other: str, paired: dict) -> str:
 
 def _relation(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"= {p:.3f}"
+
+
+def static_sentence(result: dict) -> str | None:
+    """The routed model beside static paths at equal mean layers, in words; None where that was not measured."""
+    found = result.get("static_at_equal_layers")
+    if not found:
+        return None
+    return (
+        f"routed against static paths at equal mean layers ({found['layers']:.2f}, two of them mixed by a coin): "
+        f"{signed(found['difference'])}, at least {signed(found['lower_bound'])} with 95 % confidence, one-sided p "
+        f"{_relation(found['p'])}"
+    )
 
 
 def shares(result: dict) -> str:
@@ -123,3 +141,5 @@ def print_table(results: list[dict], console: Console | None = None) -> None:
         console.print(escape(f"{result['task']}: {shares(result)}"), highlight=False)
         for other, paired in comparisons(result):
             console.print(escape(f"  {sentence(other, paired)}"), highlight=False)
+        if said := static_sentence(result):
+            console.print(escape(f"  {said}"), highlight=False)

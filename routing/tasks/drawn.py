@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,10 +16,20 @@ from routing.tasks.examples import Example, question_hash
 QUESTIONS = "questions.jsonl"
 
 
-def draw(names: str, split: str, num_samples: int | None, seed: int, path: Path) -> None:
+def draw(
+    names: str,
+    split: str,
+    num_samples: int | None,
+    seed: int,
+    path: Path,
+    change: Callable[[Example], Example] | None = None,
+) -> None:
     """Write up to `num_samples` examples of each data set to a file, as `load_examples` draws them.
 
     One process at a time may draw to a file.
+
+    Args:
+        change: what is done to each example that was drawn: another wording, say.
 
     Raises:
         UserError: if a data set cannot be had, or has no example in the split.
@@ -43,7 +53,8 @@ def draw(names: str, split: str, num_samples: int | None, seed: int, path: Path)
                         key = bytes.fromhex(question_hash(_example(line)))
                         if key not in seen:
                             seen.add(key)
-                            chosen.write(line.decode())
+                            example = _example(line) if change is None else change(_example(line))
+                            chosen.write(json.dumps(asdict(example), ensure_ascii=False) + "\n")
     finally:
         source.unlink(missing_ok=True)
 

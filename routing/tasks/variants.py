@@ -18,11 +18,16 @@ def permuted(example: Example) -> Example:
     return replace(example, choices=choices, gold=(example.gold + 1) % len(choices))
 
 
+def commuted(question: str) -> str:
+    """a + b = as b + a =, and a * b = likewise; other questions as they are."""
+    return re.sub(r"^([\d.]+) ([+*]) ([\d.]+) =$", r"\3 \2 \1 =", question)
+
+
 def rephrased(example: Example) -> Example:
     """The question in other words: another template or other solved examples, and a + b as b + a."""
     if example.shots == function_calls.SHOTS:
         return replace(example, shots=function_calls.OTHER_SHOTS, form=1)
-    question = re.sub(r"^([\d.]+) ([+*]) ([\d.]+) =$", r"\3 \2 \1 =", example.question)
+    question = commuted(example.question)
     if example.dataset == "procedural" and example.shots:  # a file of one's own may have that name
         return replace(example, question=question, shots=procedural.OTHER_SHOTS[example.shots])
     if example.shots != ARITHMETIC_SHOTS:
