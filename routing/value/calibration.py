@@ -21,7 +21,7 @@ from train_models.menu_router import best_paths, path_values
 
 # Prices of a layer for a menu router, from the one that takes long paths to the one that saves most.
 PRICES = (-0.05, -0.03, -0.02, -0.01, -0.005, -0.002, 0.0, 0.001, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.0125,
-          0.015, 0.02, 0.025, 0.03, 0.04, 0.05)  # fmt: skip
+          0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.07, 0.1)  # fmt: skip
 # Shares of layers that other routers are to save, each by a bias of its own, found on other questions.
 SAVINGS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.125, 0.15, 0.2, 0.25, 0.3, 0.4)
 
