@@ -67,6 +67,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--heal_dataset", default="", help="as in train.py; default --dataset")
     parser.add_argument("--heal_samples", type=int, default=5000, help="prompts of each data set for healing, at most")
     parser.add_argument("--menu", default="influence:2,4,6,8,10,12", help="as --heal_menu of train.py")
+    parser.add_argument("--kept", type=int, default=0, help="as --heal_kept of train.py")
     parser.add_argument("--adapter_size", type=int, default=64, help="bottleneck of the adapters")
     parser.add_argument("--loss", default="mse", choices=LOSSES, help="as in train.py")
     parser.add_argument("--num_epochs", type=int, default=60, help="epochs of the gradient training")
@@ -93,7 +94,7 @@ def train(arguments: argparse.Namespace, kind: str, seed: int, menu: str) -> Pat
         f"--num_samples={arguments.train_samples}", f"--adapter_size={arguments.adapter_size}",
         f"--loss={arguments.loss}", f"--learning_rate={arguments.learning_rate}", "--lr_schedule=cosine",
         *(["--start=random", f"--num_epochs={arguments.num_epochs}"] if kind == "mse" else LEAST_SQUARES),
-        f"--heal_epochs={arguments.heal_epochs}", f"--heal_menu={menu}",
+        f"--heal_epochs={arguments.heal_epochs}", f"--heal_menu={menu}", f"--heal_kept={arguments.kept}",
         f"--heal_dataset={arguments.heal_dataset}", f"--heal_samples={arguments.heal_samples}",
         f"--heal_learning_rate={arguments.heal_learning_rate}", f"--heal_random_share={arguments.heal_random_share}",
         f"--dtype={arguments.dtype}", f"--device={arguments.device}", f"--seed={seed}", "--save_base=reference",

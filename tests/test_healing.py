@@ -153,6 +153,7 @@ def test_paths_are_drawn_as_the_shares_say():
     assert share == pytest.approx(0.75 / 3, abs=0.03)
     assert sum(route == (1, 0, 0, 0, 1) for route in drawn) / 4000 == pytest.approx(0.75 / 3 + 0.25 / 3, abs=0.03)
     assert heal_paths(ROUTES, 0.5, "all").layers == (0, 1, 2, 3, 4)
+    assert heal_paths(ROUTES, 0.5, "all", kept=2).layers == (2, 3, 4)
     assert all(HealPaths(ROUTES, (1,), 0.0).draw(Random(i)) in ROUTES for i in range(20))
     with pytest.raises(UserError, match="none of its 1 paths skips a layer"):
         heal_paths([(1, 2, 1)], 0.5, "menu")
@@ -162,6 +163,7 @@ def test_menus_of_influence_files_and_labels(tmp_path):
     order = [3, 1, 0, 2, 4]
     full = (1,) * 5
     assert menu_routes("influence:0,1,2", 5, lambda: order) == (full, (1, 1, 1, 0, 1), (1, 0, 1, 0, 1))
+    assert menu_routes("influence:2", 5, lambda: order, kept=2) == (full, (1, 1, 0, 0, 1))
     (tmp_path / "menu.json").write_text(json.dumps({"routes": [list(ROUTES[0])]}))
     (tmp_path / "paths.json").write_text(json.dumps([[0, 1, 1, 2, 4]]))
     (tmp_path / "labels.header.json").write_text(json.dumps({"menu": {"spec": "x", "routes": [[1] * 5, [*ROUTES[1]]]}}))
@@ -173,6 +175,8 @@ def test_menus_of_influence_files_and_labels(tmp_path):
         menu_routes(str(tmp_path / "menu.json"), 7, never)
     with pytest.raises(UserError, match="the model has 5 layers"):
         menu_routes("influence:2,5", 5, lambda: order)
+    with pytest.raises(UserError, match="--heal_kept 3"):
+        menu_routes("influence:3", 5, lambda: order, kept=3)
     assert "influence" in menu_problems("influence:x")[0] and "holds no labels" in menu_problems(str(REPO / "tests"))[0]
     assert "make labels with it" in menu_problems("greedy:2")[0] and not menu_problems("influence:1,2")
     assert [path_name(route) for route in (full, ROUTES[0], ROUTES[2])] == ["full", "without 1,3", "without 3 twice 1"]

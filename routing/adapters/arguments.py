@@ -69,6 +69,7 @@ class AdapterArguments:
         "paths that healing follows: influence:2,4,6 (nested, without so many layers of least block influence), a JSON "
         "file of paths, or a folder of labels of data_generation.py --search menu",
     )
+    heal_kept: int = option(0, "first layers that neither a menu of block influence nor a random path of healing skips")
     heal_random_share: float = option(0.5, "share of the batches that follow a random path, 0 to 1")
     heal_random_layers: str = option(
         "menu", "what random paths may skip: layers that a path of the menu skips, or all", ("menu", "all")
@@ -109,7 +110,7 @@ class AdapterArguments:
         found = run_name_problems(self.run_name) + unknown_names(self.dataset)
         found += below(self, num_samples=1, tokens_per_example=1, adapter_size=1, num_epochs=0, batch_size=1)
         found += below(self, num_evaluations=1, score_samples=1, model_batch_size=1)
-        found += below(self, heal_epochs=0, heal_batch_size=1, heal_samples=1, heal_answer_tokens=1)
+        found += below(self, heal_epochs=0, heal_kept=0, heal_batch_size=1, heal_samples=1, heal_answer_tokens=1)
         found += outside(self, eval_fraction=(0, 1), heal_random_share=(0, 1), seed=(0, 2**32 - 1))
         if not self.num_epochs and not self.heal_epochs and self.start == "random":
             found.append(

@@ -39,11 +39,11 @@ class HealPaths:
         return tuple(SKIP if layer in left_out else RUN for layer in range(len(self.menu[0])))
 
 
-def heal_paths(routes: Sequence[Route], random_share: float, random_layers: str) -> HealPaths:
+def heal_paths(routes: Sequence[Route], random_share: float, random_layers: str, kept: int = 0) -> HealPaths:
     """Of a menu; paths that skip nothing have no adapters and are left out.
 
     Args:
-        random_layers: menu (random paths skip layers that some path of the menu skips) or all.
+        random_layers: menu (random paths skip layers that some path of the menu skips) or all from `kept` on.
 
     Raises:
         UserError: if nothing is left.
@@ -54,7 +54,7 @@ def heal_paths(routes: Sequence[Route], random_share: float, random_layers: str)
             f"--heal_menu: none of its {len(routes)} paths skips a layer, so there is nothing to heal; {WANTED}."
         )
     skipped = sorted({layer for route in menu for layer in pruned_layers(route)})
-    return HealPaths(menu, tuple(skipped if random_layers == "menu" else range(len(menu[0]))), random_share)
+    return HealPaths(menu, tuple(skipped if random_layers == "menu" else range(kept, len(menu[0]))), random_share)
 
 
 def menu_problems(spec: str) -> list[str]:
@@ -73,12 +73,13 @@ def menu_problems(spec: str) -> list[str]:
     ][:1]
 
 
-def menu_routes(spec: str, depth: int, influence: Callable[[], Sequence[int]]) -> tuple[Route, ...]:
+def menu_routes(spec: str, depth: int, influence: Callable[[], Sequence[int]], kept: int = 0) -> tuple[Route, ...]:
     """Routes of --heal_menu, the full one first.
 
     Args:
         depth: layers of the model.
         influence: gives the layers in the order of their block influence, least first; asked where it is needed.
+        kept: first layers that a menu of influence does not skip.
 
     Raises:
         UserError: if a file holds something else, or paths of another model, or too many layers are left out.
@@ -87,9 +88,12 @@ def menu_routes(spec: str, depth: int, influence: Callable[[], Sequence[int]]) -
     routes: list[Route] = []
     for source in sources:
         if isinstance(source, Nested):
-            if max(source.skips) >= depth:
-                raise UserError(f"--heal_menu {spec}: the model has {depth} layers, of which one at least must run.")
-            routes += nested_routes(influence(), source.skips, depth)
+            if max(source.skips) > depth - max(kept, 1):
+                raise UserError(
+                    f"--heal_menu {spec}: the model has {depth} layers, of which --heal_kept {kept}, and one at least, "
+                    "must run; leave fewer out."
+                )
+            routes += nested_routes([layer for layer in influence() if layer >= kept], source.skips, depth)
             continue
         try:
             routes += read_routes(source.path, depth)

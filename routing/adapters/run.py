@@ -106,8 +106,8 @@ def run_healing(
         evaluator = PathEvaluator(model, tokenizer, arguments.model_batch_size)
         return influence_order(evaluator.influence(requests[:INFLUENCE_PROMPTS]))
 
-    routes = menu_routes(arguments.heal_menu, model.config.num_hidden_layers, by_influence)
-    paths = heal_paths(routes, arguments.heal_random_share, arguments.heal_random_layers)
+    routes = menu_routes(arguments.heal_menu, model.config.num_hidden_layers, by_influence, arguments.heal_kept)
+    paths = heal_paths(routes, arguments.heal_random_share, arguments.heal_random_layers, arguments.heal_kept)
     with held(folder / "texts.lock", wait=True):  # One process writes the answers, the others find them.
         rows = collect_texts(
             folder / "texts.json", model, tokenizer, prompts, key, arguments.eval_fraction, arguments.model_batch_size
