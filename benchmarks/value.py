@@ -1,22 +1,23 @@
 """Does routing by value pay? Menu routers beside the full model, static paths, shuffled and random routers; seeds.
 
-    .venv/bin/python benchmarks/value.py --dataset procedural --output runs/value --json benchmarks/results/value/procedural.json
+    .venv/bin/python benchmarks/value.py --dataset procedural --output runs/value \\
+        --json benchmarks/results/value/procedural.json
 
-For each seed the commands that a user would type: adapters (healed along the menu), dense tables of search, validation and
-test questions, a router and one whose training questions are shuffled. Each is told and done once; a study that was
-interrupted continues, and several may run beside one another for different --seeds.
+For each seed the commands that a user would type: adapters, dense tables of search, validation and test questions, a
+router, and one whose training questions are shuffled. Each is told and done once; a study that was interrupted
+continues, and several may run beside one another for different --seeds.
 
-All is chosen on validation questions: the cost that runs at most so many layers on average, and the static path, or two of
-them mixed by a coin, of most reward at as many layers. Then the test table is opened once. Every method is a set of
-weights on the paths of the menu, question by question, so all differences are paired: a question counts once, with its
-mean over seeds. Intervals are bootstrap percentiles, questions and seeds both drawn anew; p values are one-sided, from the same
-draws. Controls:
-- static: the best static path of the menu, healed alike, at equal mean layers; `static_hindsight` is chosen on the test
-  questions themselves, and so too good.
+All is chosen on validation questions: the cost that runs at most so many layers on average, and the static path, or
+two of them mixed by a coin, of most reward at as many layers. Then the test table is opened once. Every method is a
+set of weights on the paths of the menu, question by question, so all differences are paired: a question counts once,
+with its mean over seeds. Intervals are bootstrap percentiles, questions and seeds both drawn anew; p values are
+one-sided, from the same draws. Controls:
+- static: the best static path of the menu, with the same adapters, at equal mean layers; `static_hindsight` is chosen
+  on the test questions themselves, and so too good.
 - shuffled: a router that learned from the prompts of other questions, at the cost that runs as many layers.
 - drawn: the router's own routes dealt out at random.
-- dataset: the best path of each data set by the search questions, at the price at which it runs as many layers on validation: an
-  oracle of the task's identity. With one data set it is a static path.
+- dataset: the best path of each data set by the search questions, at the price at which it runs as many layers on
+  validation: an oracle of the task's identity. With one data set it is a static path.
 `hindsight` is the share of questions that some path answers rightly: what no router can reach.
 """
 
@@ -79,7 +80,7 @@ def stages(arguments: argparse.Namespace, seed: int) -> Path:
             f"seed {seed}", "adapters", "train.py", "--objective", "adapters", "--model_id", arguments.model, "--dataset",
             arguments.dataset, "--num_samples", str(arguments.adapter_samples), "--num_epochs",
             str(arguments.adapter_epochs), *ADAPTERS, "--run_name", "adapters", *places, *common, *heal,
-            *(("--heal_menu", arguments.menu) if heal else ()), *resumed(folder / "runs" / "adapters"),
+            *(("--heal_menu", arguments.menu) if "--heal_epochs" in heal else ()), *resumed(folder / "runs" / "adapters"),
         )  # fmt: skip
     spec = arguments.menu
     for split in ("search", "validation", "test"):
@@ -194,7 +195,7 @@ def draws_of(seeds: int, questions: int, rng: np.random.Generator):
 
 
 def intervals(gains: np.ndarray) -> dict:
-    """Of differences [S, N]: mean, 95 % interval, one-sided 95 % lower bound, p of no gain (seeds and questions drawn)."""
+    """Of differences [S, N]: mean, 95 % interval, one-sided 95 % lower bound, p of no gain; seeds, questions drawn."""
     rng = np.random.default_rng(0)
     means = np.empty(DRAWS)
     for at, (seeds, questions) in enumerate(draws_of(*gains.shape, rng)):
