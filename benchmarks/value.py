@@ -77,18 +77,19 @@ def stages(arguments: argparse.Namespace, seed: int) -> Path:
     if not done(adapters / "training.json"):
         heal = arguments.heal.split()
         run_stage(
-            f"seed {seed}", "adapters", "train.py", "--objective", "adapters", "--model_id", arguments.model, "--dataset",
-            arguments.dataset, "--num_samples", str(arguments.adapter_samples), "--num_epochs",
+            f"seed {seed}", "adapters", "train.py", "--objective", "adapters", "--model_id", arguments.model,
+            "--dataset", arguments.dataset, "--num_samples", str(arguments.adapter_samples), "--num_epochs",
             str(arguments.adapter_epochs), *ADAPTERS, "--run_name", "adapters", *places, *common, *heal,
-            *(("--heal_menu", arguments.menu) if "--heal_epochs" in heal else ()), *resumed(folder / "runs" / "adapters"),
+            *(("--heal_menu", arguments.menu) if "--heal_epochs" in heal else ()),
+            *resumed(folder / "runs" / "adapters"),
         )  # fmt: skip
     spec = arguments.menu
     for split in ("search", "validation", "test"):
         run_stage(
-            f"seed {seed}", f"table of {split} questions", "data_generation.py", "--model", arguments.model, "--search",
-            "menu", "--menu", spec, "--dataset", arguments.dataset, "--split", split, "--num_samples",
-            str(getattr(arguments, split)), "--adapters", str(adapters), "--output_dir", str(folder / split), "--device",
-            arguments.device,
+            f"seed {seed}", f"table of {split} questions", "data_generation.py", "--model", arguments.model,
+            "--search", "menu", "--menu", spec, "--dataset", arguments.dataset, "--split", split, "--num_samples",
+            str(getattr(arguments, split)), "--adapters", str(adapters), "--output_dir", str(folder / split),
+            "--device", arguments.device,
         )  # fmt: skip
         spec = str(folder / "search" / "labels.header.json")
     for name, extra in (("router", ()), ("shuffled", ("--shuffle_questions",))):
@@ -251,12 +252,15 @@ def print_study(result: dict) -> None:
     for column in ("layers", "routed", "− base (lower bound)", "static", "p", "shuffled", "p", "drawn", "dataset", "p"):
         table.add_column(column, justify="right")
     for row in result["results"]:
-        methods, minus = row["methods"], row["minus"]
+        own, minus = row["methods"], row["minus"]
+
+        def beside(name: str, own=own, minus=minus) -> tuple[str, str]:
+            return f"{own[name]['accuracy']:.3f}", f"{minus[name]['p']:.4f}"
+
         table.add_row(
-            f"{methods['routed']['layers']:.2f}", f"{methods['routed']['accuracy']:.3f}",
+            f"{own['routed']['layers']:.2f}", f"{own['routed']['accuracy']:.3f}",
             f"{minus['base']['difference']:+.3f} ({minus['base']['lower_bound']:+.3f})",
-            *(cell for name in ("static", "shuffled") for cell in (f"{methods[name]['accuracy']:.3f}", f"{minus[name]['p']:.4f}")),
-            f"{methods['drawn']['accuracy']:.3f}", f"{methods['dataset']['accuracy']:.3f}", f"{minus['dataset']['p']:.4f}",
+            *beside("static"), *beside("shuffled"), f"{own['drawn']['accuracy']:.3f}", *beside("dataset"),
         )  # fmt: skip
     Console(width=140).print(table)
 
