@@ -26,6 +26,7 @@ STYLES = {
     "drawn": ("#e6ab02", "+"),
     "dataset": ("#7570b3", "^"),
     "shuffled": ("#a6761d", "v"),
+    "published": ("#e7298a", "P"),
 }
 
 
@@ -94,6 +95,20 @@ def plot_accuracy(result: dict, path: Path | BinaryIO, title: str) -> None:
     axes.margins(x=0.1)
     axes.set(xlabel="layers executed an input", ylabel="accuracy, 95 % interval", title=title)
     axes.legend()
+    save(figure, path)
+
+
+def plot_seconds(result: dict, path: Path | BinaryIO, title: str) -> None:
+    """Accuracy with intervals against measured time, that of the base = 1, of an evaluation that has a base."""
+    points = [{"method": name, **result[name]} for name in ("base", "routed")] + result["controls"]
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    _draw_points(axes, points, lambda point: point["seconds"] / result["base"]["seconds"])
+    for point in points:
+        at = (point["seconds"] / result["base"]["seconds"], point["accuracy"])
+        name = point.get("name", point["method"])
+        axes.annotate(name, at, textcoords="offset points", xytext=(6, 5), fontsize=8)
+    axes.margins(x=0.15)
+    axes.set(xlabel="measured time, that of the base = 1", ylabel="accuracy, 95 % interval", title=title)
     save(figure, path)
 
 
