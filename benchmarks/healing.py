@@ -73,7 +73,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_epochs", type=int, default=60, help="epochs of the gradient training")
     parser.add_argument("--learning_rate", type=float, default=1e-3, help="of the gradient training")
     parser.add_argument("--heal_epochs", type=int, default=4, help="epochs of healing")
-    parser.add_argument("--heal_learning_rate", type=float, default=1e-3, help="of healing")
+    parser.add_argument("--heal_learning_rate", type=float, default=1e-5, help="of healing")
     parser.add_argument("--heal_random_share", type=float, default=0.5, help="as in train.py")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each kind")
     parser.add_argument("--batch_size", type=int, default=64, help="paths evaluated together, at most")

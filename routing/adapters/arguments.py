@@ -74,7 +74,11 @@ class AdapterArguments:
     heal_random_layers: str = option(
         "menu", "what random paths may skip: layers that a path of the menu skips, or all", ("menu", "all")
     )
-    heal_learning_rate: float = option(1e-3, "peak learning rate of AdamW in healing, cosine decay")
+    heal_learning_rate: float = option(
+        1e-5,
+        "peak learning rate of AdamW in healing, cosine decay; small, since a few tokens have huge states, which every "
+        "other token attends to",
+    )
     heal_batch_size: int = option(16, "prompts a step and process in healing, all along one path")
     heal_dataset: str = option(
         "",
