@@ -310,7 +310,7 @@ def test_each_proof_can_fail(trained, monkeypatch, broken):
     prompts = [tokenizer.encode(text) for text in TEXTS]
     if broken == "routes":  # Decided with another bias than the config says.
         plain = check.plain_route
-        monkeypatch.setattr(check, "plain_route", lambda *given: (plain(*given)[0][::-1], 1.0))
+        monkeypatch.setitem(check.PLAIN, "per_layer", lambda *given: (plain(*given)[0][::-1], 1.0))
     elif broken == "base":
         with torch.no_grad():
             base.model.layers[-1].mlp.down_proj.weight[0, 0] += 1e-3
