@@ -5,8 +5,9 @@
 
 Test questions in batches of 1 and 32, greedy, as many tokens each as the task allows. Base and routed model take turns
 batch by batch; `time` is the median over repeats of routed over base seconds for all questions, with its range.
-`adapters` and `pruned` are controls at the largest path of at most the routed layers: the same model along it, and a
-stock model without these layers and without anything in their place, which is what no adapter could beat.
+`adapters` and `pruned` are controls at the longest path of the menu that is at most half a layer longer than the routed
+mean: the same model along it, and a stock model without these layers and without anything in their place, which is what
+no adapter could beat.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from routing.search.menu import Pooled, parse_spec, spec_problems
 from routing.search.results import REWARDS
 from routing.tasks import expand_names, unknown_names
 from routing.tasks.examples import SPLITS
+from train_models.global_routers import TOKEN_ROUTERS
 from train_models.global_routing import MAKERS
 
 CONTROLS = ("static", "random", "drawn", "dataset", "shuffled")
@@ -292,7 +293,7 @@ class EvaluationArguments:
         "", "data sets whose validation questions choose the static paths; default those that the labels are of"
     )
     control_samples: int = option(200, "validation questions of each of these data sets, at most")
-    seeds: int = option(3, "random controls, each with a seed of its own")
+    seeds: int = option(3, "random and drawn controls, each with a seed of its own")
     limit: int | None = option(None, "questions a task, default all")
     num_fewshot: int | None = option(None, "examples in front of each question, default as the task says")
     apply_chat_template: bool = option(False, "wrap prompts in the chat template, as the routers were trained")
@@ -337,6 +338,11 @@ class EvaluationArguments:
         router = config.get("router", "per_layer")
         if found := self._menu_problems(config, record):
             return found
+        if "drawn" in self.control_names() and router in TOKEN_ROUTERS:
+            return [
+                f"--controls drawn: {self.checkpoint} has router {router!r}, whose tokens take routes of their own, "
+                "which no other question can take; leave it out"
+            ]
         if "static" in self.control_names() and router != "menu" and not (self.control_data or record.get("datasets")):
             return [
                 "--controls static: the checkpoint does not say which data sets its labels are of; name data sets with "

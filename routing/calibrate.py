@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from tqdm import tqdm
 
 from routing.arguments import DTYPES, pick_device
 from routing.budget import decided_routes, find_bias, mean_layers
-from routing.checkpoint import check_checkpoint, checkpoint_hash, load_checkpoint
+from routing.checkpoint import check_checkpoint, checkpoint_hash, load_checkpoint, training_record
 from routing.errors import UserError, raise_all, run_command
 from routing.files import write_json
 from routing.model_card import renew_card
@@ -76,7 +77,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     arguments = parser.parse_args()
     promised = arguments.max_loss is not None
-    arguments.num_samples = arguments.num_samples or (PROMISE_SAMPLES if promised else SAMPLES)
+    if arguments.num_samples is None:
+        arguments.num_samples = PROMISE_SAMPLES if promised else SAMPLES
     arguments.split = arguments.split or ("calibration" if promised else "validation")
     targets = [] if arguments.target_layers in (None, "none") else [arguments.target_layers]
     found = problems_of(arguments, "target_layers", targets)
@@ -92,7 +94,10 @@ def promise_problems(arguments: argparse.Namespace) -> list[str]:
     if not 0.5 <= arguments.confidence <= 0.998:
         found.append(f"--confidence {arguments.confidence} must lie between 0.5 and 0.998")
     try:
-        arguments.grid = [float(word) for word in arguments.grid.split(",") if word.strip()]
+        grid = [float(word) for word in arguments.grid.split(",") if word.strip()]
+        if not all(map(math.isfinite, grid)):
+            raise ValueError
+        arguments.grid = grid
     except ValueError:
         found.append(f"--grid {arguments.grid!r} must be numbers with commas between")
     own_files = [name for name in expand_names(arguments.data) if Path(name).is_file()]
@@ -151,6 +156,19 @@ def set_fields(folder: Path, fields: dict[str, float], note: dict | None) -> Non
     renew_card(folder)
 
 
+def as_trained(folder: Path) -> dict[str, float]:
+    """The config fields that a calibration sets, as training left them."""
+    fields = {"route_bias": 0.0}
+    if check_checkpoint(folder).get("router") == "menu":
+        trained = training_record(folder)["arguments"]
+        fields |= {"cost": trained["cost"]} if "cost" in trained else {}
+    return fields
+
+
+def in_words(fields: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in fields.items())
+
+
 def made_with(arguments: argparse.Namespace) -> dict:
     """What is saved beside every calibration."""
     return {
@@ -204,8 +222,8 @@ def promise(arguments: argparse.Namespace) -> None:
     }
     set_fields(folder, fields, note | made_with(arguments))
     print(
-        f"{folder}: {', '.join(f'{name} {value:g}' for name, value in fields.items())} runs {best.setting.layers:.2f} "
-        f"of {depth} layers an input; with {arguments.confidence:.0%} confidence accuracy is at most "
+        f"{folder}: {in_words(fields)} runs {best.setting.layers:.2f} of {depth} layers an input; with "
+        f"{arguments.confidence:.0%} confidence accuracy is at most "
         f"{arguments.max_loss:g} below the full path ({len(requests)} questions, p {best.p:.3g})"
     )
     if kept < len(tested) and (words := needed_words(tested[kept], arguments)):
@@ -251,8 +269,9 @@ def main() -> None:
         promise(arguments)
         return
     if arguments.target_layers == "none":
-        set_fields(folder, {"route_bias": 0.0}, None)
-        print(f"{folder}: route_bias 0, the routers decide as trained")
+        fields = as_trained(folder)
+        set_fields(folder, fields, None)
+        print(f"{folder}: {in_words(fields)}, the routers decide as trained")
         return
     target = float(arguments.target_layers)
     model, tokenizer = load_checkpoint(folder, DTYPES[arguments.dtype], pick_device(arguments.device))

@@ -109,7 +109,8 @@ def read_results(folder: Path) -> list[dict] | None:
         raise UserError(f"{path} is damaged ({error}). Run evaluation.py again, or remove it.") from error
     if missing:
         raise UserError(f"{path} lacks {missing[0]!r}: an earlier version wrote it. Run evaluation.py again.")
-    if any(result["checkpoint_sha256"] != checkpoint_hash(folder) for result in results):
+    now = checkpoint_hash(folder)
+    if any(result["checkpoint_sha256"] != now for result in results):
         raise UserError(
             f"{path} is of this checkpoint as it was before its config or weights changed (calibrated since?). Run "
             "evaluation.py again, or remove it."

@@ -283,6 +283,7 @@ def test_its_cost_and_kept_layers_are_known_to_the_evaluation():
         ({"kept_layers": LAYERS}, "kept_layers must be a whole number from 0 to 4"),
         ({"router_reads": [3]}, "router_reads must be .* 0 to 2, kept_layers, got .3."),
         ({"router_reads": []}, "router_reads"),
+        ({"router_reads": [1, 1]}, "router_reads must name each depth once, got .1, 1."),
         ({"caution": -1.0}, "caution must be a number >= 0, got -1.0"),
         ({"cost": math.nan}, "cost must be a finite number"),
     ),

@@ -41,7 +41,7 @@ def save_menu_checkpoint(folder: Path, seed: int = 0, **information) -> Path:
         router.linears[0].weight.normal_(0, 0.0003)
         router.linears[0].bias.copy_(torch.tensor([0.5, 0.49, 0.45, 0.3]))
         router.errors.zero_()
-    record = {"arguments": {"model_id": str(base)}, "datasets": ["arithmetic"]} | information
+    record = {"arguments": {"model_id": str(base), "cost": 0.01}, "datasets": ["arithmetic"]} | information
     target = folder / f"checkpoint-{seed}"
     save_checkpoint(target, str(base), router.state_dict(), fields, "copy", record)
     return target
@@ -122,6 +122,8 @@ def test_a_promise_of_what_was_changed_holds_no_more(checkpoint, monkeypatch):
     assert promise_of(checkpoint)["holds"]
     run(monkeypatch, checkpoint, "--target_layers", "none")
     assert promise_of(checkpoint) is None
+    config, trained = (json.loads((checkpoint / f"{name}.json").read_text()) for name in ("config", "training"))
+    assert config["cost"] == trained["arguments"]["cost"] != before["cost"], "as trained"
 
 
 def test_where_nothing_is_found_the_checkpoint_stays_as_it_is(checkpoint, monkeypatch, capsys):

@@ -24,6 +24,7 @@ from routing.value.headroom import (
     matched,
     measure,
     mixed,
+    shortest_safe,
     simultaneous_bounds,
     variance_shares,
 )
@@ -135,6 +136,16 @@ def test_a_shorter_path_that_loses_nothing_is_recommended():
     report = measure(table_of(rewards, ["a"] * 3000, ["x"] * 3000))
     assert report["static_path"] == {"index": 1, "max_loss": 0.02, "layers": 8}
     assert "8 of 10 layers, without layers 8, 9" in report["sentence"] and not report["route"]
+
+
+def test_of_equally_long_safe_paths_the_better_is_recommended_and_none_as_long_as_the_model():
+    routes = [*ROUTES[:2], (0, 0, *[1] * 8), (0, 2, *[1] * 8)]  # 10, 8, 8 and 10 layers
+    rewards = np.ones((900, 4))
+    rewards[:3, 2] = 0
+    table = table_of(rewards, ["sums"] * 900, ["a"] * 900, routes)
+    assert shortest_safe(table, 0.02) == 1
+    rewards[:, 1:3] = 0
+    assert shortest_safe(table_of(rewards, ["sums"] * 900, ["a"] * 900, routes), 0.02) == 0
 
 
 def test_the_hull_by_hand():

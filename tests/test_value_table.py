@@ -86,6 +86,12 @@ def test_what_is_no_table_is_refused(tmp_path):
         read_table([write_folder(tmp_path / "late", [[1, 1, 1]], routes=ROUTES[::-1])])
     with pytest.raises(UserError, match="distinct, 4 counts"):
         read_table([write_folder(tmp_path / "twice", [[1, 1, 1]], routes=[*ROUTES[:2], ROUTES[1]])])
+    adapted = write_folder(tmp_path / "adapted", [[1, 0, 1]], first=5)
+    header = json.loads((adapted / HEADER).read_text())
+    header["arguments"]["adapters_sha256"] = {"model.safetensors": "0"}
+    (adapted / HEADER).write_text(json.dumps(header))
+    with pytest.raises(UserError, match=r"adapted and .*good are of different models or adapters"):
+        read_table([good, adapted])
     tried = [{"path": to_path(route)} for route in ROUTES]
     with pytest.raises(UserError, match="a tried path has no verdict"):
         read_table([write_folder(tmp_path / "damaged", [[1, 1, 1]], tried=tried)])

@@ -130,6 +130,8 @@ class RoutingFields:
             found.append(
                 f"router_reads must be numbers of layers from 0 to {kept}, kept_layers, got {self.router_reads!r}"
             )
+        elif len(set(self.router_reads)) < len(self.router_reads):
+            found.append(f"router_reads must name each depth once, got {self.router_reads!r}")
         if not self.menu or not all(_is_route(route, depth) for route in self.menu):
             return [*found, f"menu must hold routes of {depth} counts in 0, 1, 2, got {self.menu!r}"]
         if list(self.menu[0]) != [1] * depth:

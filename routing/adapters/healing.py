@@ -233,7 +233,7 @@ def heal(
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     adapters.requires_grad_(False)
     kept = trainer.state.best_global_step
-    if trainer.state.best_metric >= sum(before) / len(before):
+    if not trainer.state.best_metric < sum(before) / len(before):  # NaN is no better either.
         adapters.load_state_dict(start)
         kept = 0
     after = path_divergences(model, aside, paths.menu, process, processes)

@@ -104,7 +104,8 @@ def run_healing(
 
     def by_influence() -> list[int]:
         evaluator = PathEvaluator(model, tokenizer, arguments.model_batch_size)
-        return influence_order(evaluator.influence(requests[:INFLUENCE_PROMPTS]))
+        some = Random(arguments.seed).sample(requests, min(INFLUENCE_PROMPTS, len(requests)))  # Of all data sets.
+        return influence_order(evaluator.influence(some))
 
     routes = menu_routes(arguments.heal_menu, model.config.num_hidden_layers, by_influence, arguments.heal_kept)
     paths = heal_paths(routes, arguments.heal_random_share, arguments.heal_random_layers, arguments.heal_kept)

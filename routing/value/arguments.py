@@ -115,6 +115,8 @@ class ValueArguments:
             given = getattr(self, name)
             if not (name == "reads" and given == "auto") and not _numbers(given, least):
                 found.append(f"--{name} {given!r} must be whole numbers from {least} on with commas between")
+        if self.reads != "auto" and _numbers(self.reads, 0) and len(set(self.depths())) < len(self.depths()):
+            found.append(f"--reads {self.reads} must name each number of layers once")
         if self.shuffle_questions and self.router != "menu":
             found.append(f"--shuffle_questions is for --router menu, and the router is {self.router}; leave it out")
         if not self.data_folders():

@@ -305,8 +305,8 @@ def shortest_safe(table: Table, max_loss: float, level: float = LEVEL) -> int:
     layers, rewards, kept = table.layers, table.rewards, 0
     order = sorted(range(1, len(layers)), key=lambda k: (-layers[k], -rewards[:, k].mean()))
     for k in order:
-        if layers[k] > layers[0]:
-            continue
+        if layers[k] >= layers[0]:
+            continue  # It saves nothing.
         lost = rewards[:, 0] - rewards[:, k]
         if set(np.unique(rewards)) <= {0.0, 1.0}:
             p = loss_p_value(Pairs(int((lost > 0).sum()), int((lost < 0).sum()), len(lost)), max_loss)
@@ -315,7 +315,8 @@ def shortest_safe(table: Table, max_loss: float, level: float = LEVEL) -> int:
             p = float(norm.cdf((lost.mean() - max_loss) / max(error, 1e-12)))
         if p > level:
             break
-        kept = k
+        if not kept or layers[k] < layers[kept]:  # Of equally long ones the better comes first.
+            kept = k
     return kept
 
 

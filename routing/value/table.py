@@ -51,8 +51,8 @@ def read_table(folders: Sequence[Path]) -> Table:
     """The table of some label folders of one menu.
 
     Raises:
-        UserError: for folders of different menus, labels that are not dense, a question that comes twice, scores in
-            some labels alone, or damaged files.
+        UserError: for folders of different menus, models or adapters, labels that are not dense, a question that
+            comes twice, scores in some labels alone, or damaged files.
     """
     if not folders:
         raise UserError(f"no label folder was given. {REMEDY}")
@@ -63,6 +63,11 @@ def read_table(folders: Sequence[Path]) -> Table:
             raise UserError(
                 f"{folder} and {folders[0]} have different menus. A table has one menu: give the folders of one, or "
                 "make both with the same --menu."
+            )
+        if _maker(header) != _maker(headers[0]):
+            raise UserError(
+                f"{folder} and {folders[0]} are of different models or adapters. A table is of one: make both with the "
+                "same --model and --adapters."
             )
     paths = [to_path(route) for route in routes]
     rows: list[list[float]] = []
@@ -96,6 +101,11 @@ def read_table(folders: Sequence[Path]) -> Table:
             origins.append(origin)
     rewards = np.array(rows, dtype=np.float64)
     return Table(routes, rewards, [r["dataset"] for r in records], list(seen), records, origins, headers)
+
+
+def _maker(header: dict) -> tuple:
+    """What answered the questions of a label folder."""
+    return header["model"], header.get("revision"), header["arguments"].get("adapters_sha256")
 
 
 def menu_routes(folder: Path, header: dict) -> list[Route]:
