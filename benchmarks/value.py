@@ -32,9 +32,9 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from routing.arguments import DTYPES, pick_device
-from routing.checkpoint import load_checkpoint
+from routing.checkpoint import load_checkpoint, training_record
 from routing.default_model import DEFAULT_MODEL
-from routing.errors import run_command
+from routing.errors import UserError, run_command
 from routing.files import write_json
 from routing.run_info import git_commit, hardware, today, versions
 from routing.stages import done, run_stage
@@ -74,8 +74,9 @@ def stages(arguments: argparse.Namespace, seed: int) -> Path:
     common = ("--device", arguments.device, "--seed", str(seed))
     places = ("--output_dir", str(folder), "--work_dir", str(folder / "runs"))
     adapters = folder / "adapters"
+    heal = arguments.heal.split()
+    check_made(adapters, num_samples=arguments.adapter_samples, num_epochs=arguments.adapter_epochs)
     if not done(adapters / "training.json"):
-        heal = arguments.heal.split()
         run_stage(
             f"seed {seed}", "adapters", "train.py", "--objective", "adapters", "--model_id", arguments.model,
             "--dataset", arguments.dataset, "--num_samples", str(arguments.adapter_samples), "--num_epochs",
@@ -93,6 +94,7 @@ def stages(arguments: argparse.Namespace, seed: int) -> Path:
         )  # fmt: skip
         spec = str(folder / "search" / "labels.header.json")
     for name, extra in (("router", ()), ("shuffled", ("--shuffle_questions",))):
+        check_made(folder / name, caution=float(arguments.caution))
         if not done(folder / name / "training.json", folder / "search" / "labels.jsonl"):
             run_stage(
                 f"seed {seed}", name, "train.py", "--objective", "value", "--model_id", arguments.model, "--data",
@@ -100,6 +102,15 @@ def stages(arguments: argparse.Namespace, seed: int) -> Path:
                 "reference", "--run_name", name, *places, *common, *extra,
             )  # fmt: skip
     return folder
+
+
+def check_made(checkpoint: Path, **wanted) -> None:
+    """Refuse what an earlier study made otherwise."""
+    if not (checkpoint / "training.json").exists():
+        return
+    made = training_record(checkpoint)["arguments"]
+    if changed := [f"--{key} was {made[key]}, now {value}" for key, value in wanted.items() if made[key] != value]:
+        raise UserError(f"{checkpoint} was made otherwise: {'; '.join(changed)}. Give another --output.")
 
 
 def resumed(work: Path) -> tuple[str, ...]:
@@ -136,18 +147,23 @@ def nearest_cost(chooser: Chooser, layers: np.ndarray, target: float) -> float:
 
 
 def static_mixture(rewards: np.ndarray, layers: np.ndarray, target: float) -> np.ndarray:
-    """[K]: a path, or two of them mixed by a coin, of most mean reward [K] at a mean number of layers."""
-    best, found = -np.inf, None
+    """[K]: a path, or two of them mixed by a coin, of most mean reward [K] at a mean number of layers, or at fewer.
+
+    Raises:
+        ValueError: if all paths have more layers.
+    """
+    paths, best, found = np.eye(len(layers)), -np.inf, None
     for low in range(len(layers)):
         for high in range(len(layers)):
-            if layers[low] <= target <= layers[high]:
-                spread = layers[high] - layers[low]
-                share = (target - layers[low]) / spread if spread else 1.0
-                value = share * rewards[high] + (1 - share) * rewards[low]
-                if value > best:
-                    best, found = value, share * np.eye(len(layers))[high] + (1 - share) * np.eye(len(layers))[low]
+            if layers[low] > target:
+                continue
+            spread = layers[high] - layers[low]
+            share = min((target - layers[low]) / spread, 1.0) if spread > 0 else 0.0
+            value = share * rewards[high] + (1 - share) * rewards[low]
+            if value > best:
+                best, found = value, share * paths[high] + (1 - share) * paths[low]
     if found is None:
-        raise ValueError(f"no path has {target:g} layers or fewer and no two are around it")
+        raise ValueError(f"no path has {target:g} layers or fewer")
     return found
 
 

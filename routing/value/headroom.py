@@ -281,6 +281,8 @@ def gain_of(
         vertices = hull(layers, learned[~inside].mean(0))
         static += mixed(layers, weights[:, inside] @ rewards[inside], vertices, at)
     reached = weights @ own
+    if (chosen == chosen[0]).all():  # One path for all inputs is a static path itself, whatever the folds chose.
+        static = np.maximum(static, reached)
     drawn = np.stack([reached - static, weights @ (own - rewards[:, 0]), at], axis=1)
     return Gain(policy, cost, float(reached[0]), float(static[0]), drawn)
 
