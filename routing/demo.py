@@ -19,14 +19,15 @@ from routing.stages import done, run_stage
 
 DEMO = Path("demo")
 DATA, TASK = "procedural", "routed_procedural"
-TEST = ("--tasks", TASK, "--limit", "640", "--batch_size", "32")
+TEST = ("--tasks", TASK, "--limit", "608", "--batch_size", "32")
 ADAPTERS = (
-    "--dataset", DATA, "--num_samples", "640", "--start", "least_squares", "--num_epochs", "0", "--adapter_size", "576",
+    "--dataset", DATA, "--num_samples", "320", "--start", "least_squares", "--num_epochs", "0", "--adapter_size", "576",
     "--score_samples", "2",
 )  # fmt: skip
-MENU = ("--search", "menu", "--menu", "influence:0,4,6,8,10,12", "--dataset", DATA, "--num_samples", "768")
-GUARANTEE = ("--max_loss", "0.04", "--confidence", "0.95", "--data", DATA, "--num_samples", "768")
-PUBLISHED_SEARCH = ("--dataset", DATA, "--num_samples", "96", "--num_simulations", "50")
+MENU = ("--search", "menu", "--menu", "influence:0,4,8,10,12", "--dataset", DATA, "--num_samples", "512")
+# So few questions can prove no less than five points.
+GUARANTEE = ("--max_loss", "0.05", "--confidence", "0.95", "--data", DATA, "--num_samples", "512")
+PUBLISHED_SEARCH = ("--dataset", DATA, "--num_samples", "64", "--num_simulations", "50")
 PUBLISHED_TRAINING = (
     "--num_epochs",
     "25",
@@ -141,7 +142,7 @@ def main() -> None:
     )  # fmt: skip
     other = evaluated(8, "evaluation of Dr.LLM as published", published, "--no_base")
     result = evaluated(
-        8, "evaluation beside the base and controls", router, "--controls", "static,drawn,shuffled", "--seeds", "1",
+        8, "evaluation beside the base and controls", router, "--controls", "static,shuffled",
         "--shuffled_checkpoint", str(shuffled),
     )  # fmt: skip
     routes = result.pop("routes")
