@@ -399,8 +399,8 @@ def entries(output: Path) -> list[dict]:
         ("paraphrase", []),
         ("permute", ["--scoring", "generate"]),
         ("alone", []),
-        ("paraphrase", ["--reward", "margin", "--scoring", "loglikelihood_bytes"]),
-        ("none", ["--reward", "margin", "--scoring", "loglikelihood_bytes"]),
+        ("paraphrase", ["--reward", "margin", "--scoring", "loglikelihood_bytes", "--move_order", "late"]),
+        ("none", ["--reward", "margin", "--scoring", "loglikelihood_bytes", "--move_order", "late"]),
     ],
 )
 def test_verified_labels(base, questions, single, tmp_path, monkeypatch, capsys, name, others):

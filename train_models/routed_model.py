@@ -237,7 +237,7 @@ def layer_decider(routers, mask: torch.BoolTensor, config):
 
     def decide(layer: int, hidden: torch.Tensor) -> list[int]:
         # Few and small operations: on a GPU they are what a decision costs, until prompts are long.
-        logits = routers[layer].decide(pool_windows(hidden, weights, padded), shares.to(hidden.device))
+        logits = routers[layer](pool_windows(hidden, weights, padded), windows, shares.to(hidden.device))
         return [1 if blank else _best_count(row, bias) for blank, row in zip(empty, logits.tolist(), strict=True)]
 
     return decide

@@ -41,17 +41,17 @@ class RouterBlock(nn.Module):
         self.up.reset_parameters()
         self.down.reset_parameters()
 
-    def forward(self, pooled: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, pooled: torch.Tensor, windows: torch.Tensor, shares: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Logits [B, 3], the mean over windows.
 
         Args:
             pooled: [B, W, D], the mean hidden state of each window.
             windows: [B, W] bool, which windows hold a token.
+            shares: [B, 1, W], `window_shares` of them, where all routers of a forward share it.
         """
-        return self.decide(pooled, window_shares(windows))
-
-    def decide(self, pooled: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
-        """The same with what all routers share: [B, 1, W], see `window_shares`."""
+        shares = window_shares(windows) if shares is None else shares
         features = nn.functional.gelu(self.up(pooled.to(self.up.weight.dtype)))
         # The mean of what a linear layer gives is what it gives for the mean, at a W-th of the work.
         return self.down((shares @ features)[:, 0])
