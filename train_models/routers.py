@@ -41,9 +41,7 @@ class RouterBlock(nn.Module):
         self.up.reset_parameters()
         self.down.reset_parameters()
 
-    def forward(
-        self, pooled: torch.Tensor, windows: torch.Tensor, shares: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, pooled: torch.Tensor, windows: torch.Tensor, shares: torch.Tensor | None = None) -> torch.Tensor:
         """Logits [B, 3], the mean over windows.
 
         Args:
