@@ -172,7 +172,7 @@ def menu_field(arguments: DataGenerationArguments, header: dict, model: Callable
         [header["model"], header["revision"], header["arguments"].get("adapters_sha256"), arguments.dtype],
     )
     sources = parse_spec(arguments.menu)
-    routes = make_menu(sources, header["num_layers"], arguments.menu_kept, asked.order, asked.rewards)
+    routes = make_menu(sources, header["num_layers"], arguments.menu_kept, asked.order, asked.rewards, asked.diverging)
     return {"menu": {"spec": arguments.menu, "routes": [list(route) for route in routes]}}
 
 

@@ -80,7 +80,7 @@ def main() -> None:
     def order() -> list[int]:
         return influence_order(influences(PathEvaluator(model, tokenizer), requests))
 
-    routes = make_menu(sources, depth, arguments.menu_kept, order, rewards=None)
+    routes = make_menu(sources, depth, arguments.menu_kept, order, rewards=None, diverging=None)
 
     def plain(part, own):
         return Evaluator(model, tokenizer, batch_size=GROUP).verdicts(part, own)

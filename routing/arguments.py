@@ -58,14 +58,16 @@ class DataGenerationArguments:
     )
     menu: str = option(
         "",
-        "menu: the paths beside the full one, several of these joined by +: influence:0,2,4 (without the k layers of "
-        "least block influence), greedy:0,2,4 (the next layer to go is the one without which the reward on validation "
+        "menu: the paths beside the full one, several of these joined by +: divergence:0,2,4 (the next "
+        "layer to go is the one without which the model stays nearest to its own answers), influence:0,2,4 (without the k "
+        "layers of least block influence), greedy:0,2,4 (the next layer to go is the one without which the reward on validation "
         "questions is highest), labels:FOLDER[,FOLDER]:K (K paths that searches found, by how many other questions "
         "they serve), the path of a JSON file (a list of paths, or the header of the labels of a menu)",
     )
     menu_kept: int = option(1, "menu: layers at the beginning that no path of influence, greedy and labels changes")
     menu_samples: int = option(
-        128, "menu: search questions for influence and validation questions for greedy, of each data set, at most"
+        128,
+        "menu: search questions for influence (64 of all for divergence) and validation questions for greedy, of each data set, at most",
     )
     score: str = option(
         "accuracy",
@@ -171,7 +173,7 @@ class DataGenerationArguments:
         if self.menu and self.search != "menu":
             found.append(f"--menu {self.menu} is for --search menu, not {self.search}; give both or neither")
         if self.search == "menu" and not self.menu:
-            found.append("--search menu needs --menu, which says what its paths are, such as --menu influence:0,2,4")
+            found.append("--search menu needs --menu, which says what its paths are, such as --menu divergence:0,2,4")
         if self.search == "menu" and "greedy:" in self.menu:
             found += files_without_splits("dataset", self.dataset)
         return found + template_problems(self) + device_problems(self.device)

@@ -68,7 +68,7 @@ def test_specs_are_parsed():
 @pytest.mark.parametrize(
     ("spec", "named"),
     [
-        ("", "'' has an empty part; give influence:0,2,4"),
+        ("", "'' has an empty part; give divergence:0,2,4, influence:0,2,4"),
         ("influence:1+", "'influence:1+' has an empty part"),
         ("influence", "'influence' is unknown"),
         ("influence:", "'influence:' must list numbers"),
@@ -77,7 +77,10 @@ def test_specs_are_parsed():
         ("labels:3", "'labels:3' must name folders"),
         ("labels:a:0", "'labels:a:0' must name folders"),
         ("labels:a:b", "'labels:a:b' must name folders"),
-        ("best:3", "'best:3' is unknown; give influence:0,2,4, greedy:0,2,4, labels:FOLDER:8 or the path of a .json"),
+        (
+            "best:3",
+            "'best:3' is unknown; give divergence:0,2,4, influence:0,2,4, greedy:0,2,4, labels:FOLDER:8 or the path of a .json",
+        ),
     ],
 )
 def test_bad_specs_are_named(spec, named):
@@ -156,7 +159,7 @@ def test_nested_and_joined():
 
 
 def test_a_menu_of_influence_keeps_the_first_layers():
-    menu = make_menu(parse_spec("influence:0,1,3"), 5, 2, lambda: [0, 4, 2, 1, 3], not_called)
+    menu = make_menu(parse_spec("influence:0,1,3"), 5, 2, lambda: [0, 4, 2, 1, 3], not_called, not_called)
     assert menu == ((1, 1, 1, 1, 1), (1, 1, 1, 1, 0), (1, 1, 0, 0, 0))
 
 
@@ -169,13 +172,15 @@ def test_greedy_finds_the_best_nested_paths_of_a_toy_problem():
         asked.append(len(routes))
         return [sum(value for value, count in zip(worth, route) if count) for route in routes]
 
-    menu = make_menu(parse_spec("greedy:0,1,3"), 6, 1, lambda: list(range(6)), rewards)
+    menu = make_menu(parse_spec("greedy:0,1,3"), 6, 1, lambda: list(range(6)), rewards, not_called)
     assert menu == (full_route(6), (1, 1, 0, 1, 1, 1), (1, 1, 0, 1, 0, 0))
     assert asked == [5, 4, 3], "one step after the other, and layer 0 is kept"
 
 
 def test_between_equal_rewards_the_layer_of_least_influence_goes():
-    menu = make_menu(parse_spec("greedy:1,2"), 4, 0, lambda: [2, 0, 3, 1], lambda routes: [0.5] * len(routes))
+    menu = make_menu(
+        parse_spec("greedy:1,2"), 4, 0, lambda: [2, 0, 3, 1], lambda routes: [0.5] * len(routes), not_called
+    )
     assert menu == (full_route(4), (1, 1, 0, 1), (0, 1, 0, 1))
 
 

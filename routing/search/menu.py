@@ -3,6 +3,8 @@
 A SPEC names sources of paths, joined by `+`; the full path is always in the menu and comes first, and a path that
 several sources give is there once. A source is one of
 - `influence:0,2,4`: nested paths without the 0, 2 and 4 layers of least block influence;
+- `divergence:0,2,4`: nested paths, where the layer that is dropped next is the one without which the model stays nearest
+  to its own answers (KL divergence), with adapters where there are some;
 - `greedy:0,2,4`: nested paths, where the layer that is dropped next is the one without which the reward on validation
   questions is highest;
 - `labels:FOLDER[,FOLDER...]:K`: K paths that a search found, chosen by how many questions they serve beside the one
@@ -27,7 +29,7 @@ from routing.search.routes import REPEAT, RUN, SKIP, Route, full_route, to_route
 
 @dataclass(frozen=True)
 class Nested:
-    """Nested paths: `order` is influence or greedy, `skips` the numbers of layers that are left out."""
+    """Nested paths: `order` is influence, divergence or greedy, `skips` the numbers of layers that are left out."""
 
     order: str
     skips: tuple[int, ...]
@@ -49,8 +51,8 @@ class FromFile:
 
 
 Source = Nested | Pooled | FromFile
-KINDS = ("influence", "greedy")
-ALLOWED = "influence:0,2,4, greedy:0,2,4, labels:FOLDER:8 or the path of a .json file"
+KINDS = ("divergence", "influence", "greedy")
+ALLOWED = "divergence:0,2,4, influence:0,2,4, greedy:0,2,4, labels:FOLDER:8 or the path of a .json file"
 
 
 def parse_spec(spec: str) -> list[Source]:

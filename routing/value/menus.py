@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from random import Random
 
 from tqdm import tqdm
 
@@ -24,13 +25,21 @@ from routing.scoring import Request
 from routing.search.baselines import static_path
 from routing.search.exploration import score_of
 from routing.search.menu import FromFile, Nested, Pooled, Source, joined, nested_routes, parse_spec, read_routes
-from routing.search.routes import SKIP, Route, full_route, route_length, to_route
+from routing.search.routes import RUN, SKIP, Route, full_route, route_length, to_route
+from routing.value.divergence import AnswerDivergence, Remembered, answers_of, greedy_order
+
+ANSWERS = 64  # questions whose answers tell the divergence, over all data sets
 
 Rewards = Callable[[list[Route]], Sequence[float]]
 
 
 def make_menu(
-    sources: Sequence[Source], depth: int, kept: int, order: Callable[[], Sequence[int]], rewards: Rewards
+    sources: Sequence[Source],
+    depth: int,
+    kept: int,
+    order: Callable[[], Sequence[int]],
+    rewards: Rewards,
+    diverging: Callable[[Sequence[int], int], Sequence[int]],
 ) -> tuple[Route, ...]:
     """The routes of a menu, the full one first.
 
@@ -40,6 +49,7 @@ def make_menu(
         kept: layers at the beginning that no nested and no pooled path changes.
         order: all layers, those of least influence first; called if it is needed.
         rewards: mean reward of the validation questions along each of some routes; called if it is needed.
+        diverging: so many of some layers in the order of `greedy_order`; called if it is needed.
 
     Raises:
         UserError: if labels are damaged or give too few paths.
@@ -52,16 +62,20 @@ def make_menu(
         elif isinstance(source, Pooled):
             found[source] = pooled_paths(source, depth, kept)
         else:
-            found[source] = nested_paths(source, depth, [layer for layer in order() if layer >= kept], rewards)
+            found[source] = nested_paths(source, depth, kept, order, rewards, diverging)
     return joined(depth, (route for source in sources for route in found[source]))
 
 
-def nested_paths(source: Nested, depth: int, order: Sequence[int], rewards: Rewards) -> list[Route]:
+def nested_paths(source: Nested, depth: int, kept: int, order, rewards: Rewards, diverging) -> list[Route]:
     """Nested paths; between layers without which the reward is the same, the one of least influence goes first."""
+    most = max(source.skips)
+    if source.order == "divergence":
+        return nested_routes(diverging(range(kept, depth), most), source.skips, depth)
+    influential = [layer for layer in order() if layer >= kept]
     if source.order == "greedy":
-        steps = [full_route(depth), *(step.route for step in static_path(depth, rewards, max(source.skips), order))]
+        steps = [full_route(depth), *(step.route for step in static_path(depth, rewards, most, influential))]
         return [steps[count] for count in source.skips]
-    return nested_routes(order, source.skips, depth)
+    return nested_routes(influential, source.skips, depth)
 
 
 def pooled_paths(source: Pooled, depth: int, kept: int) -> list[Route]:
@@ -121,8 +135,8 @@ class MenuQuestions:
     Args:
         model: loads a Routed...ForCausalLM.
         tokenizer: its tokenizer.
-        questions: requests of a split: search for the influence of layers, validation for rewards.
-        folder: where the verdicts of greedy steps are kept as they are made, so that a rerun goes on.
+        questions: requests of a split: search for influence and divergence, validation for rewards.
+        folder: where the verdicts of greedy steps and the divergences are kept as they are made, so that a rerun goes on.
         score: of generated answers, the reward; None: 1 or 0 by the checker.
         key: what the verdicts depend on besides model, questions and score.
     """
@@ -147,6 +161,21 @@ class MenuQuestions:
     def order(self) -> list[int]:
         """All layers, those of least influence first."""
         return self._order
+
+    def diverging(self, layers: Sequence[int], count: int) -> list[int]:
+        """So many of some layers, the one first without which the model stays nearest to its own answers."""
+        requests = self.questions("search")
+        requests = [requests[at] for at in sorted(Random(0).sample(range(len(requests)), min(ANSWERS, len(requests))))]
+
+        def make():
+            model, depth = self.model(), self.model().config.num_hidden_layers
+            measured = AnswerDivergence(model, answers_of(model, self.tokenizer, requests, self.batch_size))
+            return lambda gone: measured(tuple(SKIP if layer in gone else RUN for layer in range(depth)))
+
+        key = [self.key, [[request.prompt, request.choice_ids, request.max_new_tokens] for request in requests]]
+        # About four measurements for each layer that goes, and one for each at first.
+        with tqdm(total=len(layers) + 4 * count, desc="menu, divergence", unit="path") as progress:
+            return greedy_order(layers, count, Remembered(make, self.folder / "divergence.json", key, progress))
 
     def rewards(self, routes: list[Route]) -> list[float]:
         """Mean reward of the validation questions along each route; all skip equally many layers."""

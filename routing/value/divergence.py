@@ -1,0 +1,133 @@
+"""How far paths lead the model away from its own answers, and the order of layers that follows from it.
+
+Unlike accuracy, the divergence needs no right answers, is far less noisy (every token of an answer says by how much it
+changed), and unlike block influence it sees what a skipped layer does to what comes out, with its adapter in place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from routing.adapters.healing import divergence
+from routing.adapters.states import own_answers
+from routing.execution.path_runner import PathRunner
+from routing.execution.prefix_store import PrefixStore
+from routing.execution.segments import Node, Segment
+from routing.files import write_json
+from routing.path_scoring import PathEvaluator
+from routing.scoring import Request
+from routing.search.routes import Route, full_route, to_path
+
+ROWS = 32  # answers that are computed together
+MEMORY = 2**29  # bytes of states kept between paths: those with the same first layers share them
+
+
+class AnswerDivergence:
+    """Mean over answer tokens of KL(full || path) in nats, along the full model's own greedy answers.
+
+    Args:
+        model: a Routed...ForCausalLM in eval mode; its adapters stand in for skipped layers, if it has some.
+        rows: (tokens of prompt and answer, tokens of the prompt) of each answer; those without a token are left out.
+
+    Raises:
+        ValueError: if no answer has a token.
+    """
+
+    def __init__(self, model, rows: Iterable[tuple[Sequence[int], int]]):
+        self.model = model
+        self.store = PrefixStore(MEMORY)
+        self.runner = PathRunner(model, self.store)
+        # The state in front of a token predicts it: from the prompt's last token to the last but one.
+        known = [(tokens[:-1], prompt - 1) for tokens, prompt in rows if len(tokens) > prompt]
+        if not known:
+            raise ValueError("no answer has a token, so nothing can diverge")
+        segments = [Segment(tokens, range(-1, len(tokens) - 1), asked=first) for tokens, first in known]
+        self.parts = [segments[start : start + ROWS] for start in range(0, len(segments), ROWS)]
+        self.tokens = sum(len(segment) - segment.asked for segment in segments)
+        self.full = [self._states(part, full_route(model.config.num_hidden_layers)) for part in self.parts]
+
+    @torch.inference_mode()
+    def __call__(self, route: Route) -> float:
+        """Of one route."""
+        sums = [
+            float(divergence(self._states(part, route), full, self.model.lm_head))
+            for part, full in zip(self.parts, self.full, strict=True)
+        ]
+        return math.fsum(sums) / self.tokens
+
+    def _states(self, part: Sequence[Segment], route: Route) -> torch.Tensor:
+        """Normalised states [N, D] in front of all answer tokens of some rows, behind the last layer of a route."""
+        path = tuple(to_path(route))
+        self.runner.compute([(segment, path) for segment in part])
+        nodes = [(Node(segment, at), path) for segment in part for at in range(segment.asked, len(segment))]
+        states = self.runner.last_hidden(nodes)
+        self.store.trim()
+        return states
+
+
+def answers_of(model, tokenizer, requests: Sequence[Request], batch_size: int) -> list[tuple[tuple[int, ...], int]]:
+    """Rows of `AnswerDivergence`: each prompt with the full model's own greedy answer, right or wrong; of choices the
+    one that it prefers."""
+    evaluator = PathEvaluator(model, tokenizer, batch_size, score="accuracy")
+    found = own_answers(evaluator, requests)
+    return [(tokens, len(request.prompt_ids)) for request, (tokens, _) in zip(requests, found, strict=True)]
+
+
+def greedy_order(layers: Sequence[int], count: int, diverging: Callable[[frozenset[int]], float]) -> list[int]:
+    """`count` of some layers, the next one always that without which the divergence is least.
+
+    Lazy: a layer is measured again only when what it added the last time is the least that is left. So the order is
+    that of trying all layers each time, as long as no layer adds less when more of the others are gone.
+
+    Args:
+        layers: that may be left out, in order of preference between equals.
+        diverging: of the path without a set of layers.
+    """
+    gone, value = frozenset(), 0.0
+    added = dict.fromkeys(layers, -math.inf)
+    order: list[int] = []
+    while len(order) < count:
+        fresh: dict[int, float] = {}
+        while True:
+            best = min(added, key=added.__getitem__)
+            if best in fresh:
+                break
+            fresh[best] = diverging(gone | {best})
+            added[best] = fresh[best] - value
+        gone, value = gone | {best}, fresh[best]
+        del added[best]
+        order.append(best)
+    return order
+
+
+class Remembered:
+    """A function of sets of layers whose values are kept in a file, so that a rerun goes on.
+
+    Args:
+        make: gives the function; called when a value is not there.
+        path: JSON file; one that was made with another key is written anew.
+        key: all that the values depend on.
+        progress: told of each value.
+    """
+
+    def __init__(self, make: Callable[[], Callable], path: Path, key: object, progress: tqdm):
+        self.make, self.path, self.progress, self.function = make, path, progress, None
+        self.key = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
+        saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        self.values = saved["values"] if saved.get("key") == self.key else {}
+
+    def __call__(self, layers: frozenset[int]) -> float:
+        name = ",".join(map(str, sorted(layers)))
+        if name not in self.values:
+            self.function = self.function or self.make()
+            self.values[name] = self.function(layers)
+            write_json(self.path, {"key": self.key, "values": self.values})
+        self.progress.update()
+        return self.values[name]
