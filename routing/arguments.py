@@ -58,16 +58,18 @@ class DataGenerationArguments:
     )
     menu: str = option(
         "",
-        "menu: the paths beside the full one, several of these joined by +: divergence:0,2,4 (the next "
-        "layer to go is the one without which the model stays nearest to its own answers), influence:0,2,4 (without the k "
-        "layers of least block influence), greedy:0,2,4 (the next layer to go is the one without which the reward on validation "
-        "questions is highest), labels:FOLDER[,FOLDER]:K (K paths that searches found, by how many other questions "
-        "they serve), the path of a JSON file (a list of paths, or the header of the labels of a menu)",
+        "menu: the paths beside the full one, several of these joined by +: divergence:0,2,4 (without 0, 2 and 4 "
+        "layers, the next one to go being that without which the model stays nearest to its own answers), "
+        "influence:0,2,4 (without the k layers of least block influence), greedy:0,2,4 (the next one to go is that "
+        "without which the reward on validation questions is highest), labels:FOLDER[,FOLDER]:K (K paths that "
+        "searches found, by how many other questions they serve), the path of a JSON file (a list of paths, or the "
+        "header of the labels of a menu)",
     )
     menu_kept: int = option(1, "menu: layers at the beginning that no path of influence, greedy and labels changes")
     menu_samples: int = option(
         128,
-        "menu: search questions for influence (64 of all for divergence) and validation questions for greedy, of each data set, at most",
+        "menu: search questions of each data set for influence, of which 64 in all tell the divergence, and validation "
+        "questions for greedy, at most",
     )
     score: str = option(
         "accuracy",

@@ -3,8 +3,8 @@
 A SPEC names sources of paths, joined by `+`; the full path is always in the menu and comes first, and a path that
 several sources give is there once. A source is one of
 - `influence:0,2,4`: nested paths without the 0, 2 and 4 layers of least block influence;
-- `divergence:0,2,4`: nested paths, where the layer that is dropped next is the one without which the model stays nearest
-  to its own answers (KL divergence), with adapters where there are some;
+- `divergence:0,2,4`: nested paths, where the layer that is dropped next is the one without which the model stays
+  nearest to its own answers (KL divergence), with adapters where there are some;
 - `greedy:0,2,4`: nested paths, where the layer that is dropped next is the one without which the reward on validation
   questions is highest;
 - `labels:FOLDER[,FOLDER...]:K`: K paths that a search found, chosen by how many questions they serve beside the one

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,9 +20,9 @@ from routing.adapters.healing import divergence
 from routing.adapters.states import own_answers
 from routing.execution.path_runner import PathRunner
 from routing.execution.prefix_store import PrefixStore
-from routing.execution.segments import Node, Segment
+from routing.execution.segments import Node, Segment, chain
 from routing.files import write_json
-from routing.path_scoring import PathEvaluator
+from routing.path_scoring import SHORTEST_SHARED, PathEvaluator, shared_length
 from routing.scoring import Request
 from routing.search.routes import Route, full_route, to_path
 
@@ -29,26 +30,39 @@ ROWS = 32  # answers that are computed together
 MEMORY = 2**29  # bytes of states kept between paths: those with the same first layers share them
 
 
+@dataclass(frozen=True)
+class Answer:
+    """Tokens of a prompt and the answer behind it.
+
+    Args:
+        tokens: of both.
+        prompt: how many are the prompt's, at least one.
+        kind: answers of one kind may have prompts that begin alike.
+    """
+
+    tokens: tuple[int, ...]
+    prompt: int
+    kind: object = None
+
+
 class AnswerDivergence:
     """Mean over answer tokens of KL(full || path) in nats, along the full model's own greedy answers.
 
     Args:
         model: a Routed...ForCausalLM in eval mode; its adapters stand in for skipped layers, if it has some.
-        rows: (tokens of prompt and answer, tokens of the prompt) of each answer; those without a token are left out.
+        answers: those without a token are left out.
 
     Raises:
         ValueError: if no answer has a token.
     """
 
-    def __init__(self, model, rows: Iterable[tuple[Sequence[int], int]]):
+    def __init__(self, model, answers: Sequence[Answer]):
         self.model = model
         self.store = PrefixStore(MEMORY)
         self.runner = PathRunner(model, self.store)
-        # The state in front of a token predicts it: from the prompt's last token to the last but one.
-        known = [(tokens[:-1], prompt - 1) for tokens, prompt in rows if len(tokens) > prompt]
-        if not known:
+        segments = answer_segments([answer for answer in answers if len(answer.tokens) > answer.prompt])
+        if not segments:
             raise ValueError("no answer has a token, so nothing can diverge")
-        segments = [Segment(tokens, range(-1, len(tokens) - 1), asked=first) for tokens, first in known]
         self.parts = [segments[start : start + ROWS] for start in range(0, len(segments), ROWS)]
         self.tokens = sum(len(segment) - segment.asked for segment in segments)
         self.full = [self._states(part, full_route(model.config.num_hidden_layers)) for part in self.parts]
@@ -72,12 +86,34 @@ class AnswerDivergence:
         return states
 
 
-def answers_of(model, tokenizer, requests: Sequence[Request], batch_size: int) -> list[tuple[tuple[int, ...], int]]:
-    """Rows of `AnswerDivergence`: each prompt with the full model's own greedy answer, right or wrong; of choices the
-    one that it prefers."""
+def answer_segments(answers: Sequence[Answer]) -> list[Segment]:
+    """A segment of each answer, that asks for the states in front of the answer's tokens; behind what the prompts of
+    its kind begin with, which is computed once."""
+    kinds: dict[object, list[Answer]] = {}
+    for answer in answers:
+        kinds.setdefault(answer.kind, []).append(answer)
+    segments = []
+    for members in kinds.values():
+        start = shared_length([answer.tokens[: answer.prompt] for answer in members])
+        if len(members) == 1 or start < SHORTEST_SHARED:
+            start = 0
+        shared = chain(members[0].tokens[:start]) if start else None
+        for answer in members:
+            # The state in front of a token predicts it: from the prompt's last token to the last but one.
+            own = answer.tokens[start:-1]
+            parents = range(start - 1, len(answer.tokens) - 2)
+            segments.append(Segment(own, parents, shared, asked=answer.prompt - 1 - start))
+    return segments
+
+
+def answers_of(model, tokenizer, requests: Sequence[Request], batch_size: int) -> list[Answer]:
+    """The full model's own greedy answer to each request, right or wrong; of choices the one that it prefers."""
     evaluator = PathEvaluator(model, tokenizer, batch_size, score="accuracy")
     found = own_answers(evaluator, requests)
-    return [(tokens, len(request.prompt_ids)) for request, (tokens, _) in zip(requests, found, strict=True)]
+    return [
+        Answer(tuple(tokens), len(request.prompt_ids), (request.example.dataset, request.example.shots))
+        for request, (tokens, _) in zip(requests, found, strict=True)
+    ]
 
 
 def greedy_order(layers: Sequence[int], count: int, diverging: Callable[[frozenset[int]], float]) -> list[int]:

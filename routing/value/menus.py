@@ -136,7 +136,7 @@ class MenuQuestions:
         model: loads a Routed...ForCausalLM.
         tokenizer: its tokenizer.
         questions: requests of a split: search for influence and divergence, validation for rewards.
-        folder: where the verdicts of greedy steps and the divergences are kept as they are made, so that a rerun goes on.
+        folder: where what greedy steps and divergences were measured to be is kept, so that a rerun goes on.
         score: of generated answers, the reward; None: 1 or 0 by the checker.
         key: what the verdicts depend on besides model, questions and score.
     """
