@@ -106,11 +106,11 @@ def test_all_controls_of_a_menu_router(checkpoints, monkeypatch, capsys):
     found = {control["name"]: control for control in result["controls"]}
     mean = result["routed"]["layers"]
     statics = [control["layers"] for control in found.values() if control["method"] == "static"]
-    assert statics == sorted({n for n in (int(mean), -int(-mean // 1)) if 3 <= n <= LAYERS})
+    assert statics == sorted({n for n in (int(mean), -int(-mean // 1)) if 3 <= n < LAYERS})
     assert found["drawn, seed 0"]["layers"] == pytest.approx(mean) == found["random, seed 0"]["layers"]
     # At 0.01 a layer the second path, of five layers, is the best of the table.
     assert found["data set's path"]["layers"] == 5
-    assert {"shuffled", "shuffled, equal layers"} <= set(found)
+    assert "shuffled" in found
     # Base and router answer nothing right: a bound of six questions answered alike.
     assert result["difference_lower_bound"] == pytest.approx(difference_lower_bound(Pairs(0, 0, 6)))
     assert all("routed_lower_bound" in control for control in found.values())

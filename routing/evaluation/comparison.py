@@ -35,7 +35,7 @@ from routing.files import file_stamps, write_json
 from routing.path_scoring import PathEvaluator
 from routing.run_info import git_commit, hardware, versions
 from routing.scoring import draw_requests
-from routing.search.routes import Route
+from routing.search.routes import Route, full_route
 from routing.value.calibration import deciding
 from routing.value.table import Table, read_table
 
@@ -212,7 +212,8 @@ class Comparison:
 
         mixture = None
         if "static" in asked:
-            statics = self.static_routes(own["layers"])
+            # The base stands for the full path: same answers, proved by --check.
+            statics = [r for r in self.static_routes(own["layers"]) if not (base and r == full_route(self.depth))]
             answered = {sum(r): along(static_name(r), "static", r).correct for r in statics}
             mixture = self.at_equal_layers(own["layers"], answered, base, routed)
         if "random" in asked:
@@ -229,11 +230,9 @@ class Comparison:
         if "shuffled" in asked:
             folder = Path(self.arguments.shuffled_checkpoint)
             stamps = {"shuffled": checkpoint_hash(folder)}
-            add("shuffled", "shuffled", None, result("shuffled", self.shuffled(), **stamps))
             bias = self.shuffled_bias(routed, task, manager)
             with config_with(self.shuffled().model, route_bias=bias):
-                name = "shuffled, equal layers"
-                add(name, "shuffled", None, result(name, self.shuffled(), bias=bias, **stamps))
+                add("shuffled", "shuffled", None, result("shuffled", self.shuffled(), bias=bias, **stamps))
         return {
             "task": task,
             "n": len(routed.correct),
