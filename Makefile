@@ -8,17 +8,17 @@ BIN := $(VENV)/bin
 .PHONY: demo test slow lint clean gpu gpu-smoke gpu-wheels
 
 demo: $(VENV)/runtime
-	$(BIN)/python -m routing.demo
+	$(BIN)/python -m routing demo
 
 test: $(VENV)/development
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m routing.default_model
+	$(BIN)/python -m routing fetch
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # What takes minutes: run before a release.
 slow: $(VENV)/development
-	$(BIN)/python -m routing.default_model
+	$(BIN)/python -m routing fetch
 	$(BIN)/python -m pytest -m slow
 
 # Wheels that were brought along (make gpu-wheels) are for the Python of a machine without a package index; elsewhere

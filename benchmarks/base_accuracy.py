@@ -19,16 +19,16 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from routing.calls import CALL_SCORES
-from routing.default_model import DEFAULT_MODEL
-from routing.errors import UserError, run_command
-from routing.evaluation.statistics import wilson_interval
-from routing.families import load_base_config, load_tokenizer, locate_model, routed_class
-from routing.files import write_json
-from routing.run_info import git_commit, hardware, today, versions
-from routing.scoring import Evaluator, request_of
+from routing.common.errors import UserError, run_command
+from routing.common.files import write_json
+from routing.common.run_info import git_commit, hardware, today, versions
+from routing.common.statistics import wilson_interval
+from routing.models.default_model import DEFAULT_MODEL
+from routing.models.families import load_base_config, load_tokenizer, locate_model, routed_class
+from routing.scoring.plain import Evaluator, request_of
 from routing.search.routes import full_route
 from routing.tasks import load_examples
+from routing.tasks.calls import CALL_SCORES
 from routing.tasks.procedural import kind_of
 
 # data set, scoring, chat template

@@ -23,9 +23,9 @@ from decode import Decoder
 from routed_speed import TOLERANCE, Models, about, arguments_of, cases, in_turn, print_rows, speedup
 from transformers import StaticCache
 
-from routing.errors import UserError, run_command
-from routing.files import write_json
-from routing.run_info import hardware
+from routing.common.errors import UserError, run_command
+from routing.common.files import write_json
+from routing.common.run_info import hardware
 
 CHECKED_STEPS = 8  # Several, since a cache that grows is compiled for its first length, then for all.
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from routed_speed import Models, arguments_of, in_turn, rows_a_layer, run, speedup
 
-from routing.errors import run_command
+from routing.common.errors import run_command
 
 
 class Decoder:

@@ -111,8 +111,8 @@ def run_sections(names: list[str], arguments: argparse.Namespace, folder: Path, 
 
     if arguments.device == "cpu":
         # Slow imports, once for all processes; with a card some of them touch it, and forked processes could not.
-        import routing.path_scoring
-        import routing.training  # noqa: F401
+        import routing.scoring.packed
+        import routing.training.routers.trainer  # noqa: F401
     deadline = time.monotonic() + arguments.seconds
     context = multiprocessing.get_context("fork" if arguments.device == "cpu" else "spawn")
     waiting, bad = {}, []

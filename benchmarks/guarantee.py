@@ -3,7 +3,7 @@
     python benchmarks/guarantee.py
     python benchmarks/guarantee.py --table data/menu-calibration
 
-A draw is what `python -m routing.calibrate --max_loss` does: verdicts of the full path and of settings that save ever
+A draw is what `python -m routing calibrate --max_loss` does: verdicts of the full path and of settings that save ever
 more, the sequence of tests, the setting that is kept. The promise is broken where the true loss of that setting is
 above the loss that was promised. Worlds: synthetic ones, the hardest among them, in which the loss of every setting is
 just above what is allowed; and, with --table, the questions of a dense table drawn with replacement, whose own means
@@ -24,11 +24,11 @@ from rich.table import Table as Rows
 from scipy.stats import binomtest, norm
 from tqdm import tqdm
 
-from routing.errors import run_command
-from routing.files import write_json
-from routing.run_info import git_commit, hardware, today, versions
-from routing.value.guarantee import Pairs, fixed_sequence, loss_p_value
-from routing.value.table import read_table
+from routing.common.errors import run_command
+from routing.common.files import write_json
+from routing.common.paired_bounds import Pairs, fixed_sequence, loss_p_value
+from routing.common.run_info import git_commit, hardware, today, versions
+from routing.labels.table import read_table
 
 RESULTS = Path(__file__).parent / "results" / "value" / "guarantee.json"
 

@@ -23,19 +23,19 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from routing.adapters.arguments import LOSSES, AdapterArguments
-from routing.adapters.run import run as run_adapters
-from routing.adapters.stages import NOTHING, paired, plot_stages, right_by_stage, worth_of_stages
-from routing.arguments import DTYPES, parse, pick_device
-from routing.checkpoint import load_checkpoint
-from routing.default_model import DEFAULT_MODEL
-from routing.errors import run_command
-from routing.evaluation.statistics import wilson_interval
-from routing.files import file_stamps, sha256, write_json
-from routing.run_info import git_commit, hardware, today, versions
-from routing.scoring import draw_requests
+from routing.common.arguments import DTYPES, parse, pick_device
+from routing.common.errors import run_command
+from routing.common.files import file_stamps, sha256, write_json
+from routing.common.run_info import git_commit, hardware, today, versions
+from routing.common.statistics import wilson_interval
+from routing.models.checkpoint import load_checkpoint
+from routing.models.default_model import DEFAULT_MODEL
+from routing.scoring.plain import draw_requests
 from routing.search.routes import Route, full_route
 from routing.tasks.examples import SPLITS
+from routing.training.adapters.arguments import LOSSES, AdapterArguments
+from routing.training.adapters.run import run as run_adapters
+from routing.training.adapters.stages import NOTHING, paired, plot_stages, right_by_stage, worth_of_stages
 
 STAGES = ("least squares", "mse", "mse healed", "least squares healed")
 # Which file of which run holds the weights of a stage.

@@ -27,12 +27,12 @@ import torch
 from routed_speed import TOLERANCE, in_turn, print_rows, speedup
 from tqdm import tqdm
 
-from routing.arguments import DTYPES, pick_device
-from routing.errors import UserError, raise_all, run_command
-from routing.files import write_json
-from routing.language_model.configurations import PATTERNS, pattern_of
-from routing.language_model.parameters import parameter_counts
-from routing.run_info import git_commit, hardware, today, versions
+from routing.common.arguments import DTYPES, pick_device
+from routing.common.errors import UserError, raise_all, run_command
+from routing.common.files import write_json
+from routing.common.run_info import git_commit, hardware, today, versions
+from routing.training.language_model.configurations import PATTERNS, pattern_of
+from routing.training.language_model.parameters import parameter_counts
 from train_models.configuration_gdn_hybrid import GdnHybridConfig
 from train_models.modeling_gdn_hybrid import GdnHybridForCausalLM
 

@@ -5,9 +5,9 @@
 On all sides the same questions and paths, and the same verdicts, or nothing is reported (where floats nearly tie a
 batch may decide otherwise: there the plain evaluator alone must agree with the menu). The menu: groups of 64
 questions, as data_generation.py --search menu asks for them, with one store of prefixes. The obvious way: for each path
-the plain evaluator (`routing.scoring.Evaluator`), which keeps nothing, answers all questions in batches; and besides,
-for each path a fast evaluator of its own, which shares no prefix between paths but has all else that makes the menu
-fast. Ratios of seconds, measured in turns in one run, medians of --repeats.
+the plain evaluator (`routing.scoring.plain`), which keeps nothing, answers all questions in batches; and besides, for
+each path a fast evaluator of its own, which shares no prefix between paths but has all else that makes the menu fast.
+Ratios of seconds, measured in turns in one run, medians of --repeats.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from statistics import median
 
 from tqdm import tqdm
 
-from routing.default_model import DEFAULT_MODEL
-from routing.errors import UserError, raise_all, run_command
-from routing.families import load_base_config, load_tokenizer, locate_model, routed_class
-from routing.files import write_json
-from routing.labelling import Labeller
-from routing.path_scoring import PathEvaluator
-from routing.pruning.methods import influence_order
-from routing.run_info import git_commit, hardware, today, versions
-from routing.scoring import Evaluator, draw_requests
+from routing.common.errors import UserError, raise_all, run_command
+from routing.common.files import write_json
+from routing.common.run_info import git_commit, hardware, today, versions
+from routing.evaluation.pruning_methods import influence_order
+from routing.labels.labelling import Labeller
+from routing.labels.menus import influences, make_menu
+from routing.models.default_model import DEFAULT_MODEL
+from routing.models.families import load_base_config, load_tokenizer, locate_model, routed_class
+from routing.scoring.packed import PathEvaluator
+from routing.scoring.plain import Evaluator, draw_requests
 from routing.search.menu import MenuSettings, Nested, along_menu, parse_spec, spec_problems
-from routing.value.menus import influences, make_menu
 
 GROUP = 64  # questions side by side
 

@@ -17,14 +17,14 @@ from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
-from routing.default_model import DEFAULT_MODEL
-from routing.errors import run_command
-from routing.families import load_base_config, load_tokenizer, locate_model, routed_class
-from routing.files import write_json
-from routing.labelling import Labeller, no_prior
-from routing.path_scoring import PathEvaluator
-from routing.run_info import git_commit, hardware, today, versions
-from routing.scoring import draw_requests
+from routing.common.errors import run_command
+from routing.common.files import write_json
+from routing.common.run_info import git_commit, hardware, today, versions
+from routing.labels.labelling import Labeller, no_prior
+from routing.models.default_model import DEFAULT_MODEL
+from routing.models.families import load_base_config, load_tokenizer, locate_model, routed_class
+from routing.scoring.packed import PathEvaluator
+from routing.scoring.plain import draw_requests
 from routing.search.mcts import SearchSettings
 from routing.search.results import SearchResult
 from routing.search.routes import pruned_layers, route_length

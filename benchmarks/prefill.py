@@ -15,7 +15,7 @@ import time
 import torch
 from routed_speed import Models, arguments_of, in_turn, rows_a_layer, run, speedup
 
-from routing.errors import run_command
+from routing.common.errors import run_command
 
 
 class RouterClock:

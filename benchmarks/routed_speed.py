@@ -26,12 +26,12 @@ from torch import nn
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
-from routing.arguments import DTYPES, pick_device
-from routing.default_model import DEFAULT_MODEL
-from routing.errors import UserError
-from routing.families import load_base_config, locate_model, routed_class
-from routing.files import write_json
-from routing.run_info import git_commit, hardware, today, versions
+from routing.common.arguments import DTYPES, pick_device
+from routing.common.errors import UserError
+from routing.common.files import write_json
+from routing.common.run_info import git_commit, hardware, today, versions
+from routing.models.default_model import DEFAULT_MODEL
+from routing.models.families import load_base_config, locate_model, routed_class
 
 SHARES = (0.0, 0.1, 0.25, 0.4)
 # Largest difference of log-probabilities from a stock model that has the executed layers alone.

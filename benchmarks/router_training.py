@@ -27,22 +27,22 @@ import torch
 from stop_training import Stop
 from transformers import set_seed
 
-import train
-from routing.arguments import DTYPES, TrainArguments, pick_device
-from routing.dataset import TrainingData, load_training_data
-from routing.default_model import DEFAULT_MODEL
-from routing.errors import UserError, raise_all, run_command
-from routing.families import load_base_config, load_tokenizer, locate_model, routed_class
-from routing.features import feature_bytes
-from routing.files import write_json
+from routing.commands import train
+from routing.common.arguments import DTYPES, TrainArguments, pick_device
+from routing.common.errors import UserError, raise_all, run_command
+from routing.common.files import write_json
+from routing.common.run_info import git_commit, hardware, today, versions
 from routing.labels.reading import FORMAT, HEADER, LABELS
 from routing.labels.records import label_line
-from routing.run_info import git_commit, hardware, today, versions
-from routing.scoring import request_of
+from routing.models.default_model import DEFAULT_MODEL
+from routing.models.families import load_base_config, load_tokenizer, locate_model, routed_class
+from routing.scoring.plain import request_of
 from routing.search.results import SearchResult, Verdict
 from routing.search.routes import full_route
 from routing.tasks import load_examples
-from routing.training import train_routers
+from routing.training.features import feature_bytes
+from routing.training.routers.data import TrainingData, load_training_data
+from routing.training.routers.trainer import train_routers
 
 TOLERANCE = 1e-4  # of losses: what floats explain over a whole training
 SKIPPED, REPEATED = 0.08, 0.02  # shares of layers in the random routes

@@ -24,20 +24,20 @@ from unittest.mock import patch
 import torch
 from tqdm import tqdm
 
-import routing.path_scoring
-from routing.answers import CHECKERS
-from routing.arguments import DTYPES, pick_device
-from routing.default_model import DEFAULT_MODEL
-from routing.errors import run_command
-from routing.families import load_base_config, load_tokenizer, locate_model, routed_class
-from routing.files import write_json
-from routing.labelling import Labeller
-from routing.path_scoring import PathEvaluator
-from routing.run_info import git_commit, hardware, today, versions
-from routing.scoring import PLAIN_GREEDY, AllStopped, Request, choice_verdict, request_of
+import routing.scoring.packed
+from routing.common.arguments import DTYPES, pick_device
+from routing.common.errors import run_command
+from routing.common.files import write_json
+from routing.common.run_info import git_commit, hardware, today, versions
+from routing.labels.labelling import Labeller
+from routing.models.default_model import DEFAULT_MODEL
+from routing.models.families import load_base_config, load_tokenizer, locate_model, routed_class
+from routing.scoring.packed import PathEvaluator
+from routing.scoring.plain import PLAIN_GREEDY, AllStopped, Request, choice_verdict, request_of
 from routing.search.mcts import SearchSettings
 from routing.search.routes import Route
 from routing.tasks import load_examples
+from routing.tasks.answers import CHECKERS
 from train_models.configuration_llama import RoutedLlamaConfig
 
 DATASETS = {"generate": ("arithmetic", "asdiv"), "loglikelihood": ("piqa", "openbookqa", "commonsenseqa", "siqa")}
@@ -205,12 +205,12 @@ def growth(model, tokenizer, rounds: list[Round], naive_per_second: float, optio
         },
         "without": {"stored_prefixes_of_layers": measure(rounds, memory=0)},
     }
-    with patch.object(routing.path_scoring, "SHORTEST_SHARED", 10**9):
+    with patch.object(routing.scoring.packed, "SHORTEST_SHARED", 10**9):
         result["without"]["shared_beginning_of_prompts"] = measure(rounds)
     if rounds[0][0][0].scoring == "generate":
-        with patch.object(routing.path_scoring, "settled", settle_late):
+        with patch.object(routing.scoring.packed, "settled", settle_late):
             result["without"]["early_verdicts"] = measure(rounds)
-        with patch.object(routing.path_scoring, "continuations", lambda request: []):
+        with patch.object(routing.scoring.packed, "continuations", lambda request: []):
             result["without"]["expected_answers"] = measure(rounds)
     return result
 

@@ -26,15 +26,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from routing.arguments import pick_device
-from routing.default_model import DEFAULT_MODEL
-from routing.errors import UserError, run_command
-from routing.families import load_base_config, load_tokenizer, locate_model, routed_class
-from routing.files import append_text, write_json
-from routing.labelling import example_rng
-from routing.path_scoring import PathEvaluator
-from routing.run_info import git_commit, hardware, today, versions
-from routing.scoring import Evaluator, Request, request_of
+from routing.common.arguments import pick_device
+from routing.common.errors import UserError, run_command
+from routing.common.files import append_text, write_json
+from routing.common.run_info import git_commit, hardware, today, versions
+from routing.labels.labelling import example_rng
+from routing.models.default_model import DEFAULT_MODEL
+from routing.models.families import load_base_config, load_tokenizer, locate_model, routed_class
+from routing.scoring.packed import PathEvaluator
+from routing.scoring.plain import Evaluator, Request, request_of
 from routing.search.baselines import METHODS, static_path
 from routing.search.results import SearchResult, Verdict, best_route
 from routing.search.routes import Route, full_route, route_length

@@ -23,16 +23,16 @@ import torch
 from routed_speed import Models, about, print_rows, speedup
 from tqdm import tqdm
 
-from routing.arguments import DTYPES
-from routing.checkpoint import load_checkpoint
-from routing.default_model import DEFAULT_MODEL
-from routing.errors import UserError, raise_all, run_command
-from routing.families import load_tokenizer
-from routing.files import write_json
-from routing.path_scoring import PathEvaluator
-from routing.prompts import build_prompt, encode
-from routing.scoring import make_request
+from routing.common.arguments import DTYPES
+from routing.common.errors import UserError, raise_all, run_command
+from routing.common.files import write_json
+from routing.models.checkpoint import load_checkpoint
+from routing.models.default_model import DEFAULT_MODEL
+from routing.models.families import load_tokenizer
+from routing.scoring.packed import PathEvaluator
+from routing.scoring.plain import make_request
 from routing.tasks import load_examples, unknown_names
+from routing.tasks.prompts import build_prompt, encode
 
 
 def numbers(text: str, kind: type) -> list:

@@ -15,14 +15,14 @@ import torch
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 
-from routing.checkpoint import load_checkpoint
-from routing.errors import run_command
+from routing.common.errors import run_command
+from routing.common.files import write_json
+from routing.common.run_info import git_commit, hardware, today, versions
+from routing.common.statistics import mcnemar, wilson_interval
 from routing.evaluation.lm import PromptRoutedLM
 from routing.evaluation.methods import Settings, evaluate
-from routing.evaluation.statistics import mcnemar, wilson_interval
 from routing.evaluation.tasks import accuracy_of, check_tasks
-from routing.files import write_json
-from routing.run_info import git_commit, hardware, today, versions
+from routing.models.checkpoint import load_checkpoint
 
 
 def parsed() -> argparse.Namespace:

@@ -21,9 +21,9 @@ import torch
 from routed_speed import TOLERANCE, Models, about, arguments_of, in_turn, print_rows, speedup
 from tqdm import tqdm
 
-from routing.errors import UserError, run_command
-from routing.files import write_json
-from routing.run_info import hardware
+from routing.common.errors import UserError, run_command
+from routing.common.files import write_json
+from routing.common.run_info import hardware
 
 KEPT = 4
 

@@ -31,16 +31,16 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from routing.arguments import DTYPES, pick_device
-from routing.checkpoint import load_checkpoint, training_record
-from routing.default_model import DEFAULT_MODEL
-from routing.errors import UserError, run_command
-from routing.files import write_json
-from routing.run_info import git_commit, hardware, today, versions
-from routing.stages import done, run_stage
-from routing.value.calibration import deciding
-from routing.value.menu import requests_of
-from routing.value.table import Table, read_table
+from routing.common.arguments import DTYPES, pick_device
+from routing.common.errors import UserError, run_command
+from routing.common.files import write_json
+from routing.common.run_info import git_commit, hardware, today, versions
+from routing.common.stages import done, run_stage
+from routing.evaluation.calibration import deciding
+from routing.labels.table import Table, read_table
+from routing.models.checkpoint import load_checkpoint, training_record
+from routing.models.default_model import DEFAULT_MODEL
+from routing.training.value.menu import requests_of
 
 TARGETS = (25.5, 24.0, 22.0, 20.0)
 COSTS = np.unique(np.concatenate([np.linspace(0, 0.05, 101), np.linspace(0.05, 0.3, 51)]))

@@ -20,18 +20,18 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from routing.arguments import label_problems, pick_device
-from routing.budget import decided_routes, find_bias, mean_layers
-from routing.checkpoint import load_checkpoint
-from routing.default_model import DEFAULT_MODEL
-from routing.errors import raise_all, run_command
-from routing.evaluation.statistics import mcnemar, wilson_interval
-from routing.files import write_json
+from routing.common.arguments import label_problems, pick_device
+from routing.common.errors import raise_all, run_command
+from routing.common.files import write_json
+from routing.common.run_info import git_commit, hardware, today, versions
+from routing.common.stages import done, run_stage
+from routing.common.statistics import mcnemar, wilson_interval
+from routing.evaluation.budget import decided_routes, find_bias, mean_layers
 from routing.labels.reading import LABELS, label_hashes
-from routing.run_info import git_commit, hardware, today, versions
-from routing.scoring import Evaluator, Request, draw_requests
+from routing.models.checkpoint import load_checkpoint
+from routing.models.default_model import DEFAULT_MODEL
+from routing.scoring.plain import Evaluator, Request, draw_requests
 from routing.search.routes import full_route
-from routing.stages import done, run_stage
 from routing.tasks import unknown_names
 from routing.tasks.examples import SPLITS
 

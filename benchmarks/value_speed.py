@@ -22,15 +22,15 @@ import torch
 from routed_speed import Models
 from transformers import AutoModelForCausalLM
 
-from routing.arguments import DTYPES, pick_device
-from routing.checkpoint import load_checkpoint, training_record
-from routing.config_fields import config_with
-from routing.errors import run_command
-from routing.families import locate_model
-from routing.files import write_json
-from routing.prompts import left_pad
-from routing.run_info import git_commit, hardware, today, versions
-from routing.scoring import PLAIN_GREEDY, draw_requests
+from routing.common.arguments import DTYPES, pick_device
+from routing.common.errors import run_command
+from routing.common.files import write_json
+from routing.common.run_info import git_commit, hardware, today, versions
+from routing.models.checkpoint import load_checkpoint, training_record
+from routing.models.config_fields import config_with
+from routing.models.families import locate_model
+from routing.scoring.plain import PLAIN_GREEDY, draw_requests
+from routing.tasks.prompts import left_pad
 
 
 def answered(model, ids: torch.Tensor, mask: torch.Tensor, tokens: int, **given) -> float:

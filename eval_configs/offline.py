@@ -14,11 +14,11 @@ except ModuleNotFoundError:
 
 import datasets
 
-from routing.answers import CHECKERS
-from routing.calls import CALL_SCORES
-from routing.prompts import prompt_text, scoring_of
 from routing.tasks import load_examples
+from routing.tasks.answers import CHECKERS
+from routing.tasks.calls import CALL_SCORES
 from routing.tasks.examples import Example
+from routing.tasks.prompts import prompt_text, scoring_of
 
 
 def load(dataset: str, scoring: str = "auto", split: str = "test", **_) -> dict[str, datasets.Dataset]:

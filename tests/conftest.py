@@ -29,8 +29,8 @@ from transformers import (
 from data_models.modeling_llama import PathLlamaForCausalLM
 from data_models.modeling_qwen2 import PathQwen2ForCausalLM
 from data_models.modeling_qwen3 import PathQwen3ForCausalLM
-from routing.checkpoint import save_checkpoint
-from routing.default_model import default_model_folder
+from routing.models.checkpoint import save_checkpoint
+from routing.models.default_model import default_model_folder
 from train_models.configuration_llama import RoutedLlamaConfig
 from train_models.configuration_qwen2 import RoutedQwen2Config
 from train_models.configuration_qwen3 import RoutedQwen3Config

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from routing.labelling import Counts, Labeller, label_all
+from routing.labels.labelling import Counts, Labeller, label_all
 from routing.labels.reading import FORMAT, LABELS
 from routing.labels.writing import LabelFolder
-from routing.scoring import Request
+from routing.scoring.plain import Request
 from routing.search.mcts import SearchSettings
 from routing.search.results import Verdict
 from routing.tasks.examples import Example

@@ -13,14 +13,14 @@ import torch
 from conftest import save_tiny_base
 from scipy.stats import pearsonr, t
 
-from routing import analysis
-from routing.analysis import Tokens, collect, kinds_of, pearson_of_clusters, piece_texts, rarity, summary
-from routing.checkpoint import save_checkpoint
-from routing.end_to_end.validation import batches_of
-from routing.errors import UserError
-from routing.evaluation.statistics import pearson, t_interval, t_quantile
-from routing.families import load_tokenizer
+from routing.commands import analysis
+from routing.commands.analysis import Tokens, collect, kinds_of, pearson_of_clusters, piece_texts, rarity, summary
+from routing.common.errors import UserError
+from routing.common.statistics import pearson, t_interval, t_quantile
+from routing.models.checkpoint import save_checkpoint
+from routing.models.families import load_tokenizer
 from routing.text.sequences import Sequences
+from routing.training.end_to_end.validation import batches_of
 from train_models.modeling_llama import RoutedLlamaForCausalLM
 
 LAYERS, KEPT = 5, 2
@@ -175,7 +175,7 @@ def test_padding_is_not_counted(checkpoint):
 
 
 def run(monkeypatch, *words) -> None:
-    monkeypatch.setattr(sys, "argv", ["routing.analysis", *map(str, words)])
+    monkeypatch.setattr(sys, "argv", ["dlr analysis", *map(str, words)])
     analysis.main()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from routing.answers import (
+from routing.tasks.answers import (
     CHECKERS,
     check_boxed,
     check_exact,
@@ -41,7 +41,7 @@ def test_module_can_be_imported_first():
     """lm-eval imports eval_configs/offline.py, and it this module, before anything else of the project."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     result = subprocess.run(
-        [sys.executable, "-c", "import routing.answers"], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", "import routing.tasks.answers"], env=environment, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr[-500:]
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import HfArgumentParser
 
-from routing.arguments import (
+from routing.common.arguments import (
     DTYPES,
     DataGenerationArguments,
     EvaluationArguments,
@@ -23,7 +23,7 @@ from routing.arguments import (
     parse,
     pick_device,
 )
-from routing.errors import UserError, raise_all, run_command
+from routing.common.errors import UserError, raise_all, run_command
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = {

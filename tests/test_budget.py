@@ -11,7 +11,7 @@ from conftest import LAYERS, routed_from, stock_model
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routing.budget import WIDEST, find_bias, mean_layers
+from routing.evaluation.budget import WIDEST, find_bias, mean_layers
 
 
 def routed(family, **overrides):

@@ -1,4 +1,4 @@
-"""`python -m routing.calibrate` on a tiny checkpoint with random routers and the default tokenizer."""
+"""`python -m routing calibrate` on a tiny checkpoint with random routers and the default tokenizer."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 import torch
 from conftest import save_tiny_checkpoint
 
-from routing import calibrate, frontier
-from routing.budget import decided_routes, mean_layers
-from routing.checkpoint import load_checkpoint
-from routing.controls import random_like
-from routing.errors import UserError
-from routing.scoring import draw_requests
+from routing.commands import calibrate, frontier
+from routing.common.errors import UserError
+from routing.evaluation.budget import decided_routes, mean_layers
+from routing.models.checkpoint import load_checkpoint
+from routing.scoring.controls import random_like
+from routing.scoring.plain import draw_requests
 
 LAYERS = 6
 
@@ -34,7 +34,7 @@ def checkpoint(trained, tmp_path) -> Path:
 
 
 def run(monkeypatch, *words) -> None:
-    monkeypatch.setattr(sys, "argv", ["routing.calibrate", *map(str, words)])
+    monkeypatch.setattr(sys, "argv", ["dlr calibrate", *map(str, words)])
     calibrate.main()
 
 
@@ -115,7 +115,7 @@ def test_frontier_of_a_checkpoint(checkpoint, monkeypatch, capsys):
     """Every method is there, with as many layers as it should have; the checkpoint stays as it was."""
     before = {path.name: path.read_bytes() for path in checkpoint.iterdir() if path.is_file()}
     words = ["--num_samples", "8", "--targets", "5,7", "--seeds", "2", "--max_static", "2", "--tolerance", "0.6"]
-    monkeypatch.setattr(sys, "argv", ["routing.frontier", str(checkpoint), *words])
+    monkeypatch.setattr(sys, "argv", ["dlr frontier", str(checkpoint), *words])
     frontier.main()
     result = json.loads((checkpoint / "frontier.json").read_text())
     points = {point["name"]: point for point in result["points"]}
@@ -135,7 +135,9 @@ def test_frontier_of_a_checkpoint(checkpoint, monkeypatch, capsys):
 
 
 def test_wrong_arguments_of_the_frontier(checkpoint, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["routing.frontier", str(checkpoint), "--targets", "5,x,40", "--seeds", "0"])
+    monkeypatch.setattr(
+        sys, "argv", ["routing.commands.frontier", str(checkpoint), "--targets", "5,x,40", "--seeds", "0"]
+    )
     with pytest.raises(UserError) as error:
         frontier.main()
     for message in ("--targets 'x' is no number", "--targets 40 must lie between 0 and 12", "--seeds 0 must be"):
@@ -145,6 +147,8 @@ def test_wrong_arguments_of_the_frontier(checkpoint, monkeypatch):
 def test_the_frontier_refuses_a_file_without_splits(checkpoint, tmp_path, monkeypatch):
     (tmp_path / "own.jsonl").write_text('{"question": "1 + 1 =", "answer": "2"}\n')
     monkeypatch.setattr(frontier, "load_checkpoint", None)
-    monkeypatch.setattr(sys, "argv", ["routing.frontier", str(checkpoint), "--data", str(tmp_path / "own.jsonl")])
+    monkeypatch.setattr(
+        sys, "argv", ["routing.commands.frontier", str(checkpoint), "--data", str(tmp_path / "own.jsonl")]
+    )
     with pytest.raises(UserError, match="own.jsonl' is a file of your own, which has no validation and test questions"):
         frontier.main()

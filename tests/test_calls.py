@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from routing.answers import CHECKERS, SCORES
-from routing.calls import (
+from routing.scoring.certainty import settled
+from routing.tasks.answers import CHECKERS, SCORES
+from routing.tasks.calls import (
     CALL_SCORES,
     Call,
     answer_problem,
@@ -24,7 +25,6 @@ from routing.calls import (
     ratio_function_calls,
     score_problems,
 )
-from routing.certainty import settled
 from routing.tasks.examples import Example
 
 PERFECT = {"exact_match": 1, "json_match": 1, "ratio_function_calls": 1, "partial_match": 10}

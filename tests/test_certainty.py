@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from routing.answers import CHECKERS
-from routing.certainty import RULES, _may_equal, settled
+from routing.scoring.certainty import RULES, _may_equal, settled
+from routing.tasks.answers import CHECKERS
 from routing.tasks.examples import Example
 
 

@@ -9,13 +9,13 @@ from lm_eval.models.huggingface import HFLM
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from data_models.modeling_llama import PathLlamaForCausalLM
-from routing.answers import check_number
-from routing.default_model import check_tokenizer, default_model_folder
 from routing.evaluation.lm import Key, PromptRoutedLM
-from routing.prompts import build_prompt
-from routing.scoring import Evaluator, make_request
+from routing.models.default_model import check_tokenizer, default_model_folder
+from routing.scoring.plain import Evaluator, make_request
 from routing.search.routes import to_path
 from routing.tasks import load_examples
+from routing.tasks.answers import check_number
+from routing.tasks.prompts import build_prompt
 from train_models.modeling_llama import RoutedLlamaForCausalLM
 
 

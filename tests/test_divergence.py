@@ -14,13 +14,13 @@ from test_sharding import generate
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-import data_generation
+from routing.commands import generate as data_generation
 from routing.labels.reading import read_header
-from routing.scoring import request_of
+from routing.scoring.divergence import Answer, AnswerDivergence, Remembered, answers_of, greedy_order
+from routing.scoring.plain import request_of
 from routing.search.menu import nested_routes
 from routing.search.routes import full_route
 from routing.tasks import load_examples
-from routing.value.divergence import Answer, AnswerDivergence, Remembered, answers_of, greedy_order
 
 
 @pytest.fixture(scope="module")

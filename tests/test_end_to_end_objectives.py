@@ -9,14 +9,14 @@ import torch
 from conftest import LAYERS, LLAMA, assert_near, padded, random_rows, routed_from, stock_model
 from peft import LoraConfig
 
-from routing.end_to_end.adapters import adapter_state, adapters_off, add_adapters, lora_config, merge_adapters
-from routing.end_to_end.arguments import EndToEndArguments
-from routing.end_to_end.training import EndToEnd
-from routing.errors import UserError
+from routing.common.errors import UserError
 from routing.objectives import losses, reinforce, stochastic_depth
 from routing.objectives.gumbel import gumbel_gates, logistic_noise, straight_through
 from routing.objectives.table import END_TO_END
 from routing.text.sequences import text_batch
+from routing.training.end_to_end.adapters import adapter_state, adapters_off, add_adapters, lora_config, merge_adapters
+from routing.training.end_to_end.arguments import EndToEndArguments
+from routing.training.end_to_end.training import EndToEnd
 
 KEPT = 2
 ROUTABLE = LAYERS - KEPT

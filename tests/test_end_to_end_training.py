@@ -22,25 +22,25 @@ from lm_eval.models.huggingface import HFLM
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import evaluation
-from routing.arguments import parse
-from routing.budget import decided_routes, find_bias, mean_layers
-from routing.checkpoint import load_checkpoint
-from routing.config_fields import config_with
-from routing.end_to_end.alarms import alarms, entropy
-from routing.end_to_end.arguments import EndToEndArguments
-from routing.end_to_end.controls import bootstrap, difference
-from routing.end_to_end.run import load_trainable, run
-from routing.end_to_end.static import static_route
-from routing.end_to_end.threshold import threshold_bias
-from routing.end_to_end.training import COLUMNS
-from routing.end_to_end.validation import Measured, batches_of, validate
-from routing.errors import UserError
+from routing.commands import evaluate as evaluation
+from routing.commands.sweep import read_grid, runs_of
+from routing.common.arguments import parse
+from routing.common.errors import UserError
 from routing.evaluation import check
+from routing.evaluation.budget import decided_routes, find_bias, mean_layers
+from routing.evaluation.text_controls import bootstrap, difference
+from routing.models.checkpoint import load_checkpoint
+from routing.models.config_fields import config_with
 from routing.objectives.table import END_TO_END
-from routing.sweep import read_grid, runs_of
 from routing.text.corpora import passages
 from routing.text.sequences import Sequences, make_sequences
+from routing.training.end_to_end.alarms import alarms, entropy
+from routing.training.end_to_end.arguments import EndToEndArguments
+from routing.training.end_to_end.run import load_trainable, run
+from routing.training.end_to_end.static import static_route
+from routing.training.end_to_end.threshold import threshold_bias
+from routing.training.end_to_end.training import COLUMNS
+from routing.training.end_to_end.validation import Measured, batches_of, validate
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = 5
@@ -376,7 +376,7 @@ def test_grids_are_all_combinations(tmp_path):
 def sweep(place: Path, grid: dict) -> subprocess.CompletedProcess:
     (place / "grid.yaml").write_text(yaml.safe_dump(grid))
     return subprocess.run(
-        [sys.executable, "-m", "routing.sweep", str(place / "grid.yaml"), "--output", str(place / "sweep")],
+        [sys.executable, "-m", "routing", "sweep", str(place / "grid.yaml"), "--output", str(place / "sweep")],
         capture_output=True,
         text=True,
         cwd=ROOT,

@@ -16,13 +16,13 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM
 
-import evaluation
-from routing.checkpoint import load_checkpoint
-from routing.errors import UserError
+from routing.commands import evaluate as evaluation
+from routing.common.errors import UserError
 from routing.evaluation import check, comparison, methods
 from routing.evaluation.lm import Key, PromptRoutedLM
 from routing.evaluation.methods import Settings, evaluate
 from routing.evaluation.tasks import check_tasks
+from routing.models.checkpoint import load_checkpoint
 
 LAYERS = 6
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,14 +15,14 @@ from scipy.stats import binomtest
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from routing.controls import random_like, skips_around
-from routing.errors import UserError
+from routing.common.errors import UserError
+from routing.common.statistics import mcnemar, wilson_interval
 from routing.evaluation.flops import Flops
 from routing.evaluation.lm import Key, PromptRoutedLM, Row
 from routing.evaluation.methods import TaskResult, random_of, route_facts, stored, summary
-from routing.evaluation.statistics import mcnemar, wilson_interval
 from routing.evaluation.tasks import CONFIGS, accuracy_of, members
-from routing.scoring import Request, best_choice
+from routing.scoring.controls import random_like, skips_around
+from routing.scoring.plain import Request, best_choice
 from routing.tasks.examples import Example
 
 

@@ -23,13 +23,13 @@ from conftest import (
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from routing.execution import packed_layers as packing
-from routing.execution import path_runner
-from routing.execution.packed_attention import PackedStep, attend, make_layout
-from routing.execution.packed_layers import PrepackedLinear, packed_layers
-from routing.execution.path_runner import PathRunner
-from routing.execution.prefix_store import PrefixStore, State
-from routing.execution.segments import Node, Segment, TokenTree, chain
+from routing.scoring import packed_layers as packing
+from routing.scoring import path_runner
+from routing.scoring.packed_attention import PackedStep, attend, make_layout
+from routing.scoring.packed_layers import PrepackedLinear, packed_layers
+from routing.scoring.path_runner import PathRunner
+from routing.scoring.prefix_store import PrefixStore, State
+from routing.scoring.segments import Node, Segment, TokenTree, chain
 
 NO_LIMIT = 2**40
 DENSE = tuple(range(LAYERS))

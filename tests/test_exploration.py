@@ -22,23 +22,21 @@ from test_path_scoring import LOGLIKELIHOODS, TOKENIZER, choosing, generating, m
 from test_sharding import ENVIRONMENT, ROOT, generate, journals, wait_for
 from transformers import AutoConfig, AutoTokenizer
 
-import data_generation
-from routing import path_scoring
-from routing.answers import SCORES
-from routing.arguments import DataGenerationArguments
-from routing.calls import CALL_SCORES
-from routing.checkpoint import save_checkpoint
-from routing.default_model import DEFAULT_MODEL, default_model_folder
-from routing.errors import UserError
-from routing.families import routed_class
-from routing.files import sha256
-from routing.labels.__main__ import main as labels_main
+from routing.commands import generate as data_generation
+from routing.commands.labels import main as labels_main
+from routing.common.arguments import DataGenerationArguments
+from routing.common.errors import UserError
+from routing.common.files import sha256
 from routing.labels.exploration import exploration_records, write_records
 from routing.labels.reading import HEADER, LABELS, read_header, read_labels
 from routing.labels.records import label_line, parse_label
 from routing.labels.writing import PARTS
-from routing.path_scoring import PathEvaluator
-from routing.scoring import Evaluator, Request, request_of
+from routing.models.checkpoint import save_checkpoint
+from routing.models.default_model import DEFAULT_MODEL, default_model_folder
+from routing.models.families import routed_class
+from routing.scoring import packed as path_scoring
+from routing.scoring.packed import PathEvaluator
+from routing.scoring.plain import Evaluator, Request, request_of
 from routing.search.exploration import (
     EXPLORATIONS,
     ExplorationSettings,
@@ -50,6 +48,8 @@ from routing.search.exploration import (
 from routing.search.results import SearchResult, Verdict, run_search
 from routing.search.routes import full_route, pruned_layers, route_length, to_path
 from routing.tasks import load_examples
+from routing.tasks.answers import SCORES
+from routing.tasks.calls import CALL_SCORES
 from routing.tasks.examples import Example
 from train_models.modeling_llama import RoutedLlamaForCausalLM
 from train_models.routed_model import small_parts

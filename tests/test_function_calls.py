@@ -13,18 +13,18 @@ from lm_eval.models.huggingface import HFLM
 from transformers import AutoTokenizer
 
 from eval_configs import offline as eval_documents
-from routing.calls import CALL_SCORES, answer_problem, canonical, json_match
-from routing.default_model import default_model_folder
-from routing.errors import UserError
+from routing.common.errors import UserError
 from routing.evaluation.tasks import accuracy_of, check_tasks
 from routing.labels.records import example_of, label_line, parse_label
-from routing.prompts import build_prompt, encode, expected_answers, max_new_tokens, prompt_text
-from routing.scoring import make_request, request_of
+from routing.models.default_model import default_model_folder
+from routing.scoring.plain import make_request, request_of
 from routing.search.mcts import SearchSettings, search
 from routing.search.results import Verdict, run_search
 from routing.tasks import HUB, OFFLINE, distinct, expand_names, iterate, load_examples, unknown_names
+from routing.tasks.calls import CALL_SCORES, answer_problem, canonical, json_match
 from routing.tasks.examples import SPLITS, Example, question_hash, split_of
 from routing.tasks.function_calls import ENUMERATED, FILES, FUNCTIONS, OTHER_SHOTS, SHOTS, schema_types, xlam
+from routing.tasks.prompts import build_prompt, encode, expected_answers, max_new_tokens, prompt_text
 from routing.tasks.variants import rephrased
 
 # Rows of the wheel's files without repeated questions.

@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Dynami
 from transformers.models.qwen3_5.configuration_qwen3_5 import Qwen3_5TextConfig
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5ForCausalLM, Qwen3_5GatedDeltaNet
 
-from routing.default_model import default_model_folder
-from routing.language_model.parameters import parameter_counts
+from routing.models.default_model import default_model_folder
+from routing.training.language_model.parameters import parameter_counts
 from train_models import gdn_hybrid_cache, routed_mixer
 from train_models.configuration_gdn_hybrid import GdnHybridConfig
 from train_models.gdn_hybrid_cache import GdnHybridCache

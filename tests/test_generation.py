@@ -42,8 +42,8 @@ from transformers import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from routing.default_model import default_model_folder
-from routing.errors import UserError
+from routing.common.errors import UserError
+from routing.models.default_model import default_model_folder
 from train_models.modeling_llama import RoutedLlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))

@@ -17,20 +17,20 @@ from conftest import LAYERS, LLAMA, assert_near, random_rows, save_tiny_base, st
 from safetensors import safe_open
 from test_layer_adapters import adapted, oracle, routed_with_adapters
 
-from routing.adapters.arguments import AdapterArguments
-from routing.adapters.heal_paths import HealPaths, heal_paths, menu_problems, menu_routes, path_name
-from routing.adapters.heal_texts import collect_texts, is_prompt_file, prompt_file
-from routing.adapters.healing import Healing, RowBatches, divergence, heal, path_divergences, right_padded
-from routing.adapters.least_squares import RIDGES, Moments, fit_adapters, reduced_rank
-from routing.adapters.run import draw_prompts, run
-from routing.adapters.stages import paired, worth_of_stages
-from routing.adapters.training import held_out_errors
-from routing.arguments import parse
-from routing.checkpoint import adapter_weights
-from routing.config_fields import config_with
-from routing.errors import UserError
-from routing.families import load_tokenizer
+from routing.common.arguments import parse
+from routing.common.errors import UserError
+from routing.models.checkpoint import adapter_weights
+from routing.models.config_fields import config_with
+from routing.models.families import load_tokenizer
 from routing.search.routes import SKIP
+from routing.training.adapters.arguments import AdapterArguments
+from routing.training.adapters.heal_paths import HealPaths, heal_paths, menu_problems, menu_routes, path_name
+from routing.training.adapters.heal_texts import collect_texts, is_prompt_file, prompt_file
+from routing.training.adapters.healing import Healing, RowBatches, divergence, heal, path_divergences, right_padded
+from routing.training.adapters.least_squares import RIDGES, Moments, fit_adapters, reduced_rank
+from routing.training.adapters.run import draw_prompts, run
+from routing.training.adapters.stages import paired, worth_of_stages
+from routing.training.adapters.training import held_out_errors
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
@@ -197,7 +197,7 @@ def by_hand(model, rows, route) -> float:
 
 
 def test_the_divergence_counts_real_tokens_alone(any_family, monkeypatch):
-    from routing.adapters import healing
+    from routing.training.adapters import healing
 
     monkeypatch.setattr(healing, "ROWS", 5)  # Several portions, the last one smaller.
     model, rows = adapted(any_family), random_rows((7, 3, 12))
@@ -341,7 +341,7 @@ def same(one: Path, other: Path) -> bool:
 
 
 def test_healing_goes_on_to_the_same_adapters(healed, base, monkeypatch):
-    from routing.adapters import healing
+    from routing.training.adapters import healing
 
     class Killed(healing.HealingTrainer):
         def _save_checkpoint(self, *args, **kwargs):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from routing.errors import UserError
+from routing.common.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 

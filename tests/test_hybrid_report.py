@@ -14,12 +14,12 @@ from matplotlib.image import imread
 from test_report import Page
 from test_run_report import make_run, metrics_of
 
-from routing.errors import UserError
-from routing.language_model.training import COLUMNS
-from routing.report.__main__ import main
+from routing.commands.report import main
+from routing.common.errors import UserError
 from routing.report.hybrid_page import _about, of_best, paired_row, speed
 from routing.report.hybrid_plots import plot_bars
 from routing.report.hybrid_runs import group_hybrid_runs, middle, paired, read_hybrid_run, unequal_runs
+from routing.training.language_model.training import COLUMNS
 
 T2 = 4.3027  # 0.975 quantile of Student's t with 2 degrees of freedom
 ROUTED = {"balance_loss": 1.1, "validation_balance_loss": 1.05, "temperature": 0.8, "routing_entropy": 0.6}

@@ -15,28 +15,28 @@ from conftest import save_tiny_base
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from transformers import AutoTokenizer
 
-import train
-from routing import hub as hub_module
-from routing import json_stream
-from routing.arguments import TrainArguments
-from routing.dataset import load_training_data
-from routing.errors import UserError
-from routing.families import load_base_config, load_tokenizer
-from routing.files import write_json, write_text
-from routing.labels import __main__ as main_module
+from routing.commands import labels as main_module
+from routing.commands import train
+from routing.commands.labels import main
+from routing.common import json_stream
+from routing.common.arguments import TrainArguments
+from routing.common.errors import UserError
+from routing.common.files import write_json, write_text
 from routing.labels import polar_export, polar_import
-from routing.labels.__main__ import main
-from routing.labels.card import CARD, SCHEMA, count_labels, size_category
 from routing.labels.polar import SAMPLES, dataset_of, find_files, read_samples
 from routing.labels.polar_export import NOTE
 from routing.labels.polar_import import FileCounts, path_fault
 from routing.labels.reading import FORMAT, HEADER, LABELS, read_header, read_labels
 from routing.labels.records import FIELDS, label_line
-from routing.prompts import build_prompt
-from routing.scoring import Request
+from routing.models import hub as hub_module
+from routing.models.families import load_base_config, load_tokenizer
+from routing.report.card_labels import CARD, SCHEMA, count_labels, size_category
+from routing.scoring.plain import Request
 from routing.search.results import SearchResult, Verdict
 from routing.search.routes import full_route, to_route
 from routing.tasks.examples import Example, split_of
+from routing.tasks.prompts import build_prompt
+from routing.training.routers.data import load_training_data
 
 LAYERS = 4
 FULL = list(range(LAYERS))
@@ -586,7 +586,7 @@ def test_no_chat_template(base, tmp_path):
 
 def test_errors_end_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["routing.labels", "card", str(tmp_path)])
-    monkeypatch.delitem(sys.modules, "routing.labels.__main__")
+    monkeypatch.delitem(sys.modules, "routing.commands.labels")
     with pytest.raises(SystemExit) as caught:
         runpy.run_module("routing.labels", run_name="__main__")
     assert caught.value.code == 2

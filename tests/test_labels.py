@@ -25,13 +25,13 @@ from fake_search import (
     run,
 )
 
-from routing.errors import UserError
-from routing.labelling import Counts, Labeller, example_rng
+from routing.common.errors import UserError
+from routing.common.locks import only_run
 from routing.labels import writing
+from routing.labels.labelling import Counts, Labeller, example_rng
 from routing.labels.reading import HEADER, LABELS, read_header, read_labels
 from routing.labels.records import FIELDS, example_of, label_line, parse_label
 from routing.labels.writing import LOCK, PARTS
-from routing.locks import only_run
 from routing.search.mcts import SearchSettings, search
 from routing.search.results import SearchResult, Verdict, run_search
 from routing.tasks.drawn import QUESTIONS
@@ -521,7 +521,7 @@ def test_one_run_at_a_time(tmp_path):
 
 def test_the_lock_goes_with_a_killed_process(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from routing.locks import only_run\n"
+        "import sys, time; from pathlib import Path; from routing.common.locks import only_run\n"
         "with only_run(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

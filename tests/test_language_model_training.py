@@ -20,24 +20,24 @@ from lm_eval.models.huggingface import HFLM
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from routing.arguments import parse
-from routing.checkpoint import check_checkpoint
-from routing.end_to_end.validation import batches_of
-from routing.errors import UserError
-from routing.language_model import run as one_run
-from routing.language_model import training
-from routing.language_model.alarms import alarms
-from routing.language_model.arguments import LanguageModelArguments
-from routing.language_model.configurations import matched, pattern_of
-from routing.language_model.parameters import parameter_counts
-from routing.language_model.run import run
-from routing.language_model.training import COLUMNS, LanguageModelTrainer
-from routing.language_model.validation import validate
-from routing.model_card import is_ours
-from routing.report.__main__ import main as report
-from routing.sweep import check_runs, runs_of
+from routing.commands.report import main as report
+from routing.commands.sweep import check_runs, runs_of
+from routing.common.arguments import parse
+from routing.common.errors import UserError
+from routing.models.checkpoint import check_checkpoint
+from routing.report.card import is_ours
 from routing.text.corpora import passages
 from routing.text.sequences import make_sequences
+from routing.training.end_to_end.validation import batches_of
+from routing.training.language_model import run as one_run
+from routing.training.language_model import training
+from routing.training.language_model.alarms import alarms
+from routing.training.language_model.arguments import LanguageModelArguments
+from routing.training.language_model.configurations import matched, pattern_of
+from routing.training.language_model.parameters import parameter_counts
+from routing.training.language_model.run import run
+from routing.training.language_model.training import COLUMNS, LanguageModelTrainer
+from routing.training.language_model.validation import validate
 
 ROOT = Path(__file__).resolve().parents[1]
 LENGTH = 24
@@ -371,7 +371,15 @@ def test_a_sweep_of_language_models_and_its_report(place, tmp_path, monkeypatch,
     with pytest.raises(UserError, match="run static-s0: --batch_size 0"):
         check_runs(runs_of(grid | {"arguments": shared | {"batch_size": 0}}), tmp_path)
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid | {"keep_checkpoints": False}))
-    command = [sys.executable, "-m", "routing.sweep", str(tmp_path / "grid.yaml"), "--output", str(tmp_path / "sweep")]
+    command = [
+        sys.executable,
+        "-m",
+        "routing",
+        "sweep",
+        str(tmp_path / "grid.yaml"),
+        "--output",
+        str(tmp_path / "sweep"),
+    ]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stderr[-3000:]
     done = (tmp_path / "sweep" / "runs" / "static-s0" / "result.json").stat().st_mtime_ns

@@ -19,28 +19,28 @@ from conftest import (
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import data_generation
-import train
-from routing.adapters.arguments import AdapterArguments
-from routing.adapters.report import worth_of_layers
-from routing.adapters.run import run
-from routing.adapters.states import StoredStates, collect_states, layer_states, right_answers
-from routing.adapters.training import AdapterStack, layer_errors
-from routing.answers import CHECKERS
-from routing.arguments import TrainArguments, parse
-from routing.checkpoint import adapter_weights, check_adapters, load_adapted, save_checkpoint
-from routing.config_fields import config_with
-from routing.end_to_end.arguments import EndToEndArguments
-from routing.end_to_end.run import run as run_end_to_end
-from routing.errors import UserError
-from routing.execution.path_runner import PathRunner
-from routing.execution.prefix_store import PrefixStore
-from routing.execution.segments import TokenTree
-from routing.families import load_tokenizer
-from routing.path_scoring import PathEvaluator
-from routing.scoring import Evaluator, request_of
+from routing.commands import generate as data_generation
+from routing.commands import train
+from routing.common.arguments import TrainArguments, parse
+from routing.common.errors import UserError
+from routing.models.checkpoint import adapter_weights, check_adapters, load_adapted, save_checkpoint
+from routing.models.config_fields import config_with
+from routing.models.families import load_tokenizer
+from routing.scoring.packed import PathEvaluator
+from routing.scoring.path_runner import PathRunner
+from routing.scoring.plain import Evaluator, request_of
+from routing.scoring.prefix_store import PrefixStore
+from routing.scoring.segments import TokenTree
 from routing.search.routes import full_route, to_path
+from routing.tasks.answers import CHECKERS
 from routing.tasks.examples import Example
+from routing.training.adapters.arguments import AdapterArguments
+from routing.training.adapters.report import worth_of_layers
+from routing.training.adapters.run import run
+from routing.training.adapters.states import StoredStates, collect_states, layer_states, right_answers
+from routing.training.adapters.training import AdapterStack, layer_errors
+from routing.training.end_to_end.arguments import EndToEndArguments
+from routing.training.end_to_end.run import run as run_end_to_end
 from train_models import routed_model
 from train_models.layer_adapters import LayerAdapter
 from train_models.routed_model import small_parts
@@ -356,7 +356,7 @@ def collected(folder, base, asked, key: str = "a", count: int = 70):
 def test_states_on_disk_go_on_where_a_run_was_killed(base, asked, tmp_path, monkeypatch):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     counts = collected(whole, base, asked)
-    from routing.adapters import states
+    from routing.training.adapters import states
 
     def die(*args):
         raise KeyboardInterrupt
@@ -385,7 +385,7 @@ def test_states_on_disk_go_on_where_a_run_was_killed(base, asked, tmp_path, monk
 def test_too_little_room_is_told_before_anything_is_computed(base, asked, tmp_path, monkeypatch):
     from collections import namedtuple
 
-    from routing.adapters import states
+    from routing.training.adapters import states
 
     monkeypatch.setattr(states.shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(1000))
     with pytest.raises(UserError, match=r"need up to \d+ bytes .* 1000 free.*--tokens_per_example"):
@@ -456,7 +456,7 @@ def test_training_brings_adapters_nearer_to_their_layers(trained_checkpoint, bas
 
 
 def test_a_run_goes_on_to_the_same_adapters(trained_checkpoint, base, monkeypatch):
-    from routing.adapters import training
+    from routing.training.adapters import training
 
     class Killed(training.AdapterTrainer):
         def _save_checkpoint(self, *args, **kwargs):

@@ -18,16 +18,18 @@ from test_path_scoring import LAYERS, LOGLIKELIHOODS, TOKENIZER, WRITTEN, choosi
 from test_sharding import ENVIRONMENT, ROOT, generate, journals, wait_for
 from transformers import AutoTokenizer
 
-import data_generation
-from routing.arguments import DataGenerationArguments
-from routing.errors import UserError
-from routing.families import routed_class
-from routing.labelling import Labeller
+from routing.commands import generate as data_generation
+from routing.common.arguments import DataGenerationArguments
+from routing.common.errors import UserError
+from routing.evaluation.pruning_methods import influence_order
+from routing.labels.labelling import Labeller
+from routing.labels.menus import influences, make_menu, most_serving, pooled_paths
 from routing.labels.reading import HEADER, LABELS, read_header, read_labels
 from routing.labels.records import label_line
-from routing.path_scoring import PathEvaluator
-from routing.pruning.methods import influence_order
-from routing.scoring import Evaluator, request_of
+from routing.labels.table import read_table
+from routing.models.families import routed_class
+from routing.scoring.packed import PathEvaluator
+from routing.scoring.plain import Evaluator, request_of
 from routing.search.baselines import static_path
 from routing.search.menu import (
     FromFile,
@@ -45,8 +47,6 @@ from routing.search.results import SearchResult, Verdict, run_search
 from routing.search.routes import full_route, to_path
 from routing.tasks import load_examples
 from routing.tasks.drawn import QUESTIONS
-from routing.value.menus import influences, make_menu, most_serving, pooled_paths
-from routing.value.table import read_table
 
 FULL = full_route(LAYERS)
 

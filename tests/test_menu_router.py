@@ -25,11 +25,11 @@ from conftest import (
 )
 from transformers import AutoModelForCausalLM
 
-from routing.budget import find_bias
-from routing.checkpoint import save_checkpoint
-from routing.controls import first_routed_layer
+from routing.evaluation.budget import find_bias
 from routing.evaluation.check import proofs
 from routing.evaluation.flops import Flops
+from routing.models.checkpoint import save_checkpoint
+from routing.scoring.controls import first_routed_layer
 from train_models.menu_router import MenuRouter, best_paths, path_values
 from train_models.routed_model import small_parts
 

@@ -19,12 +19,13 @@ from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from routing import hub as hub_module
-from routing.checkpoint import checkpoint_hash
-from routing.default_model import DEFAULT_MODEL, default_model_folder
-from routing.errors import UserError
-from routing.model_card import CARD, RESULTS, main, renew_card, write_model_card
-from routing.model_card_text import limits
+from routing.commands.card import main
+from routing.common.errors import UserError
+from routing.models import hub as hub_module
+from routing.models.checkpoint import checkpoint_hash
+from routing.models.default_model import DEFAULT_MODEL, default_model_folder
+from routing.report.card import CARD, RESULTS, renew_card, write_model_card
+from routing.report.card_text import limits
 
 CONFIG = {
     "model_type": "routed_llama",

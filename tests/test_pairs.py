@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routing.preferences.pairs import best_of, pairs_of, read_pairs, write_pairs
+from routing.training.preferences.pairs import best_of, pairs_of, read_pairs, write_pairs
 
 
 def record_of(*tried: tuple[float, list[int]], name: str = "calls/1") -> dict:
@@ -91,5 +91,5 @@ def test_pairs_are_read_as_they_were_written_and_appear_whole(tmp_path):
 
 
 def test_pairs_need_no_torch():
-    code = "import sys, routing.preferences.pairs; sys.exit('torch' in sys.modules)"
+    code = "import sys, routing.training.preferences.pairs; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

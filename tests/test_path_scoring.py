@@ -11,13 +11,13 @@ from conftest import LAYERS, LLAMA, QWEN2, SLIDING_FAMILIES, routed_from, stock_
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from routing import path_scoring
-from routing.answers import CHECKERS, first_number, stated_letter
-from routing.path_scoring import PathEvaluator, continuations, shared_length
-from routing.prompts import expected_answers
-from routing.scoring import Evaluator, Request
+from routing.scoring import packed as path_scoring
+from routing.scoring.packed import PathEvaluator, continuations, shared_length
+from routing.scoring.plain import Evaluator, Request
 from routing.search.routes import full_route
+from routing.tasks.answers import CHECKERS, first_number, stated_letter
 from routing.tasks.examples import Example
+from routing.tasks.prompts import expected_answers
 
 SPECIAL = ("</s>", "<pad>")
 # Few characters, so that random models write answers; whole boxes, as a random model closes none. The letter é is

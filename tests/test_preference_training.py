@@ -18,27 +18,33 @@ from conftest import LLAMA, save_tiny_base
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, set_seed
 
-import train
-from routing.arguments import TrainArguments, parse
-from routing.checkpoint import save_checkpoint
-from routing.errors import UserError
-from routing.families import load_base_config, load_tokenizer
-from routing.files import sha256, write_json
+from routing.commands import train
+from routing.common.arguments import TrainArguments, parse
+from routing.common.errors import UserError
+from routing.common.files import sha256, write_json
 from routing.labels.reading import FORMAT, HEADER, LABELS, read_labels
 from routing.labels.records import example_of, label_line
-from routing.preferences import embeddings
-from routing.preferences.arguments import PreferenceArguments
-from routing.preferences.data import best_sets, explored, load_queries, pair_sets
-from routing.preferences.pairs import read_pairs
-from routing.preferences.run import PAIRS, make_router, model_fields, run
-from routing.preferences.training import PreferenceLearner, PreferenceTrainer, alarms, measure, training_arguments
-from routing.prompts import left_pad
-from routing.query_encoder import encoder_tokenizer
-from routing.scoring import request_of
+from routing.models.checkpoint import save_checkpoint
+from routing.models.families import load_base_config, load_tokenizer
+from routing.models.query_encoder import encoder_tokenizer
+from routing.scoring.plain import request_of
 from routing.search.exploration import ExplorationSettings, dfs
 from routing.search.results import Verdict, run_search
 from routing.search.routes import pruned_layers
 from routing.tasks.examples import Example, held_out, question_hash
+from routing.tasks.prompts import left_pad
+from routing.training.preferences import embeddings
+from routing.training.preferences.arguments import PreferenceArguments
+from routing.training.preferences.data import best_sets, explored, load_queries, pair_sets
+from routing.training.preferences.pairs import read_pairs
+from routing.training.preferences.run import PAIRS, make_router, model_fields, run
+from routing.training.preferences.training import (
+    PreferenceLearner,
+    PreferenceTrainer,
+    alarms,
+    measure,
+    training_arguments,
+)
 from train_models.query_router import pruned_counts
 
 ROOT = Path(__file__).resolve().parents[1]

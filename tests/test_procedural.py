@@ -10,12 +10,12 @@ import pytest
 import yaml
 
 from eval_configs.offline import check, load
-from routing.answers import CHECKERS
-from routing.prompts import MAX_NEW_TOKENS, prompt_text
 from routing.tasks import iterate, load_examples
+from routing.tasks.answers import CHECKERS
 from routing.tasks.examples import SPLITS, Example, question_hash, split_of
 from routing.tasks.offline import arithmetic
 from routing.tasks.procedural import KINDS, in_words, kind_of, procedural
+from routing.tasks.prompts import MAX_NEW_TOKENS, prompt_text
 from routing.tasks.variants import rephrased
 
 CONFIGS = Path(__file__).resolve().parents[1] / "eval_configs"

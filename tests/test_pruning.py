@@ -10,18 +10,13 @@ import torch
 from conftest import save_tiny_base
 from transformers import AutoModelForCausalLM, BertConfig, BertModel
 
-import data_generation
-from routing.adapters import __main__ as adapters_command
-from routing.adapters.arguments import AdapterArguments
-from routing.arguments import DataGenerationArguments, as_dict, read_arguments
-from routing.checkpoint import load_checkpoint, save_checkpoint
-from routing.config_fields import config_with
-from routing.errors import UserError
-from routing.families import load_tokenizer, routed_class
-from routing.path_scoring import PathEvaluator
-from routing.preferences.arguments import PreferenceArguments
-from routing.pruning import comparison, pictures, pipeline
-from routing.pruning.methods import (
+from routing.commands import adapters as adapters_command
+from routing.commands import compare_pruning as comparison
+from routing.commands import generate as data_generation
+from routing.commands import prune as pipeline
+from routing.common.arguments import DataGenerationArguments, as_dict, read_arguments
+from routing.common.errors import UserError
+from routing.evaluation.pruning_methods import (
     Method,
     fixed_method,
     influence_order,
@@ -29,11 +24,18 @@ from routing.pruning.methods import (
     random_methods,
     router_methods,
 )
-from routing.pruning.verdicts import verdicts_along
-from routing.query_encoder import encoder_fields, encoder_tokenizer, load_encoder
-from routing.scoring import Evaluator, request_of
+from routing.models.checkpoint import load_checkpoint, save_checkpoint
+from routing.models.config_fields import config_with
+from routing.models.families import load_tokenizer, routed_class
+from routing.models.query_encoder import encoder_fields, encoder_tokenizer, load_encoder
+from routing.report import pruning_pictures as pictures
+from routing.scoring.along import verdicts_along
+from routing.scoring.packed import PathEvaluator
+from routing.scoring.plain import Evaluator, request_of
 from routing.search.results import Verdict
 from routing.tasks import load_examples
+from routing.training.adapters.arguments import AdapterArguments
+from routing.training.preferences.arguments import PreferenceArguments
 from train_models.routed_model import small_parts
 
 LAYERS = 4
@@ -275,7 +277,7 @@ def test_the_pipeline_runs_commands_that_a_user_could_type(tmp_path, monkeypatch
     found = [read_arguments(PreferenceArguments, list(words[1:])) for words in routers]
     assert [own.objective for own in found] == ["fbc", "dpo", "orpo"] and not any(own.problems() for own in found)
     assert all(len(own.data_folders()) == 2 for own in found)
-    assert compared[:2] == ("-m", "routing.pruning.comparison")
+    assert compared[:2] == ("-m", "routing", "compare_pruning")
     # What is finished is not trained again; what was killed goes on.
     for search in ("dfs", "random"):
         (tmp_path / "explored" / search).mkdir(parents=True)

@@ -11,17 +11,23 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel
 
-from routing.checkpoint import save_checkpoint
-from routing.config_fields import config_with
-from routing.errors import UserError
+from routing.common.errors import UserError
 from routing.evaluation.check import proofs
 from routing.evaluation.check_query import plain_query_route
 from routing.evaluation.flops import Flops
 from routing.evaluation.lm import Row
-from routing.families import load_tokenizer, routed_class
-from routing.model_card import checkpoint_files
-from routing.prompts import left_pad
-from routing.query_encoder import DEFAULT_ENCODER, encoder_fields, encoder_problems, encoder_tokenizer, load_encoder
+from routing.models.checkpoint import save_checkpoint
+from routing.models.config_fields import config_with
+from routing.models.families import load_tokenizer, routed_class
+from routing.models.query_encoder import (
+    DEFAULT_ENCODER,
+    encoder_fields,
+    encoder_problems,
+    encoder_tokenizer,
+    load_encoder,
+)
+from routing.report.card import checkpoint_files
+from routing.tasks.prompts import left_pad
 from train_models.configuration_llama import RoutedLlamaConfig
 from train_models.query_router import QueryHeads, QueryScores, pruned_counts, pruned_routes
 from train_models.query_text import encoder_inputs, query_text

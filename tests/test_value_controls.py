@@ -14,15 +14,15 @@ from scipy.stats import ttest_1samp
 from test_value_calibrate import LAYERS, MENU, save_menu_checkpoint
 from test_value_table import write_folder
 
-import evaluation
-from routing.controls import around, drawn_like, like_route
-from routing.errors import UserError
+from routing.commands import evaluate as evaluation
+from routing.common.errors import UserError
+from routing.common.paired_bounds import Pairs, difference_lower_bound
+from routing.common.statistics import against_mixture, lower_bound
 from routing.evaluation import comparison
 from routing.evaluation.lm import Key, Row
 from routing.evaluation.methods import TaskResult, drawn_of
-from routing.evaluation.statistics import against_mixture, lower_bound
 from routing.evaluation.tasks import CONFIGS
-from routing.value.guarantee import Pairs, difference_lower_bound
+from routing.scoring.controls import around, drawn_like, like_route
 
 TASK = "routed_arithmetic"
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.stats import multinomial
 
-from routing.value.guarantee import (
+from routing.common.paired_bounds import (
     NUISANCE_LEVEL,
     Pairs,
     difference_lower_bound,

@@ -8,15 +8,11 @@ import numpy as np
 import pytest
 from test_value_table import write_folder
 
-from routing import headroom as command
-from routing.arguments import DataGenerationArguments
-from routing.errors import UserError
-from routing.tasks.drawn import DrawnExamples, draw
-from routing.tasks.examples import Example
-from routing.tasks.offline import ARITHMETIC_SHOTS
-from routing.tasks.variants import rephrased
-from routing.value import headroom
-from routing.value.headroom import (
+from routing.commands import headroom as command
+from routing.common.arguments import DataGenerationArguments
+from routing.common.errors import UserError
+from routing.evaluation import headroom
+from routing.evaluation.headroom import (
     Gain,
     describe,
     effects,
@@ -28,8 +24,12 @@ from routing.value.headroom import (
     simultaneous_bounds,
     variance_shares,
 )
-from routing.value.table import Table
-from routing.value.text_features import text_features
+from routing.labels.table import Table
+from routing.tasks.drawn import DrawnExamples, draw
+from routing.tasks.examples import Example
+from routing.tasks.offline import ARITHMETIC_SHOTS
+from routing.tasks.variants import rephrased
+from routing.training.value.text_features import text_features
 
 ROUTES = [(1,) * 10, (1,) * 8 + (0,) * 2, (1,) * 5 + (0,) * 5]
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from routing.errors import UserError
+from routing.common.errors import UserError
 from routing.labels.reading import FORMAT, HEADER, LABELS
+from routing.labels.table import read_table
 from routing.search.routes import to_path
 from routing.tasks.examples import Example
-from routing.value.table import read_table
 
 ROUTES = [(1, 1, 1, 1), (1, 1, 0, 1), (1, 2, 0, 0)]
 

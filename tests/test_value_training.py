@@ -15,27 +15,27 @@ from sklearn.linear_model import Ridge as SklearnRidge
 from sklearn.metrics import log_loss, roc_auc_score
 from torch import nn
 
-import train
-from routing.arguments import parse
-from routing.budget import decided_routes
-from routing.checkpoint import adapter_hashes, load_checkpoint, save_checkpoint
-from routing.errors import UserError
-from routing.families import load_tokenizer
-from routing.features import RouterExample, router_inputs
-from routing.files import write_json, write_text
+from routing.commands import train
+from routing.common.arguments import parse
+from routing.common.errors import UserError
+from routing.common.files import write_json, write_text
+from routing.evaluation.budget import decided_routes
 from routing.labels.records import label_line
-from routing.model_card import write_model_card
-from routing.scoring import request_of
+from routing.models.checkpoint import adapter_hashes, load_checkpoint, save_checkpoint
+from routing.models.families import load_tokenizer
+from routing.report.card import write_model_card
+from routing.scoring.plain import request_of
 from routing.search.results import SearchResult, Verdict
 from routing.tasks.examples import Example, held_out_key
-from routing.value.arguments import ValueArguments
-from routing.value.crossfit import chosen_setting, crossfit, explained, fold_of, from_parts, to_parts
-from routing.value.estimators import Mlp, Ridge
-from routing.value.frontier import chosen_paths, frontier, standard_errors, static_reward
-from routing.value.menu import auto_reads, shared_layers
-from routing.value.per_layer import NEVER, ValueStack, rule_out, value_logits, verdict_metrics
-from routing.value.prompts import prompt_inputs
-from routing.value.ridge import ridge, standard
+from routing.training.features import RouterExample, router_inputs
+from routing.training.value.arguments import ValueArguments
+from routing.training.value.crossfit import chosen_setting, crossfit, explained, fold_of, from_parts, to_parts
+from routing.training.value.estimators import Mlp, Ridge
+from routing.training.value.frontier import chosen_paths, frontier, standard_errors, static_reward
+from routing.training.value.menu import auto_reads, shared_layers
+from routing.training.value.per_layer import NEVER, ValueStack, rule_out, value_logits, verdict_metrics
+from routing.training.value.prompts import prompt_inputs
+from routing.training.value.ridge import ridge, standard
 from train_models.routed_model import small_parts
 from train_models.routers import RouterBlock
 
@@ -437,7 +437,7 @@ def test_routers_of_layers_learn_from_all_verdicts(tmp_path, base, monkeypatch, 
 
 def test_bad_input_is_refused_before_a_model_is_loaded(tmp_path, base, monkeypatch):
     def refused(words: list[str], message: str, data: Path) -> None:
-        monkeypatch.setattr("routing.value.menu.routed_class", lambda _: pytest.fail("a model was loaded"))
+        monkeypatch.setattr("routing.training.value.menu.routed_class", lambda _: pytest.fail("a model was loaded"))
         with pytest.raises(UserError, match=message):
             train_with(tmp_path, base, data, monkeypatch, *words)
 

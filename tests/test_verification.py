@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from routing.prompts import prompt_text
-from routing.scoring import Request
+from routing.scoring.plain import Request
+from routing.scoring.verification import StableScorer, VerifiedScorer, retested
 from routing.search.results import Verdict
 from routing.tasks import iterate
 from routing.tasks.examples import Example
 from routing.tasks.offline import ARITHMETIC_SHOTS
+from routing.tasks.prompts import prompt_text
 from routing.tasks.variants import permuted, rephrased
-from routing.verification import StableScorer, VerifiedScorer, retested
 
 CHOOSING = Example("quiz", "Which is cold?", "a tundra", ("a marsh", "a tundra", "plains"), 1, "letter")
 OPEN = Example("open", "Capital of France?", "Paris")

@@ -35,7 +35,7 @@ class RoutingFields:
         route_bias: added to a router's logits once for each time that the layer would run: above 0 more layers run,
             below 0 fewer. A global router's threshold: it runs a layer where the logit is above -route_bias. A query
             router takes it from the logit of the share to prune, a menu router from `cost`. Set by `python -m
-            routing.calibrate`.
+            routing.commands.calibrate`.
         is_static_routing: run every layer once and no router (checks that the base loads right).
         skip_action: what a skipped layer does to the state: identity, or adapter (see layer_adapters.py).
         adapter_size: bottleneck of the adapters.

@@ -137,7 +137,7 @@ def tokens(job: Job, models: RandomModels, about: dict) -> None:
 
 
 def hybrid_model(name: str, dtype: torch.dtype, device: torch.device):
-    from routing.language_model.configurations import pattern_of
+    from routing.training.language_model.configurations import pattern_of
     from train_models.modeling_gdn_hybrid import GdnHybridForCausalLM
 
     torch.manual_seed(0)

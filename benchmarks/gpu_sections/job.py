@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from routing.files import write_json
-from routing.run_info import hardware, today
+from routing.common.files import write_json
+from routing.common.run_info import hardware, today
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from routing.files import write_text
+from routing.common.files import write_text
 
 EXPECTED = Path(__file__).with_name("expected.json")
 NOTES = "notes.md"

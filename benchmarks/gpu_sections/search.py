@@ -20,8 +20,8 @@ from transformers import PreTrainedTokenizerFast
 
 from gpu_sections.job import Job
 from gpu_sections.models import RandomModels
-from routing.path_scoring import PathEvaluator
-from routing.scoring import PLAIN_GREEDY, request_of
+from routing.scoring.packed import PathEvaluator
+from routing.scoring.plain import PLAIN_GREEDY, request_of
 from routing.tasks.examples import Example
 
 CHARACTERS = [chr(code) for code in range(32, 127)] + ["\n"]

@@ -17,8 +17,8 @@ from transformers import set_seed
 
 from gpu_sections.job import Job
 from gpu_sections.models import RandomModels
-from routing.arguments import TrainArguments
-from routing.features import (
+from routing.common.arguments import TrainArguments
+from routing.training.features import (
     SHARD_SIZE,
     CachedFeatures,
     LiveExamples,
@@ -29,7 +29,7 @@ from routing.features import (
     read_batch,
     router_inputs,
 )
-from routing.training import train_routers
+from routing.training.routers.trainer import train_routers
 
 LONGEST, SHORTEST = 220, 60  # tokens of a prompt, as those of ARC and DART-Math with a chat template
 

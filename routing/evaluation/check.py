@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from lm_eval.tasks import TaskManager
 
-from routing.config_fields import config_with
 from routing.evaluation.check_global import plain_global_route
 from routing.evaluation.check_menu import plain_menu_route
 from routing.evaluation.check_query import plain_query_route
 from routing.evaluation.lm import PromptRoutedLM
-from routing.prompts import left_pad
+from routing.models.config_fields import config_with
 from routing.search.routes import Route
+from routing.tasks.prompts import left_pad
 from train_models.global_routers import LEARNED, TOKEN_ROUTERS
 from train_models.routers import REPEAT
 

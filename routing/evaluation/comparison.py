@@ -9,12 +9,13 @@ from pathlib import Path
 from accelerate import PartialState
 from transformers import AutoModelForCausalLM
 
-from routing.arguments import DTYPES, EvaluationArguments, pick_device
-from routing.budget import find_bias, mean_layers
-from routing.checkpoint import checkpoint_hash, load_checkpoint
-from routing.config_fields import config_with
-from routing.controls import around, first_routed_layer, skips_around, static_routes
-from routing.errors import UserError
+from routing.common.arguments import DTYPES, EvaluationArguments, pick_device
+from routing.common.errors import UserError
+from routing.common.files import file_stamps, write_json
+from routing.common.run_info import git_commit, hardware, versions
+from routing.common.statistics import against_mixture, lower_bound, mcnemar
+from routing.evaluation.budget import find_bias, mean_layers
+from routing.evaluation.calibration import deciding
 from routing.evaluation.check import check_prompts, proofs
 from routing.evaluation.check_global import stock_twin
 from routing.evaluation.lm import PromptRoutedLM
@@ -29,15 +30,14 @@ from routing.evaluation.methods import (
     stored,
     summary,
 )
-from routing.evaluation.statistics import against_mixture, lower_bound, mcnemar
-from routing.families import locate_model
-from routing.files import file_stamps, write_json
-from routing.path_scoring import PathEvaluator
-from routing.run_info import git_commit, hardware, versions
-from routing.scoring import draw_requests
+from routing.labels.table import Table, read_table
+from routing.models.checkpoint import checkpoint_hash, load_checkpoint
+from routing.models.config_fields import config_with
+from routing.models.families import locate_model
+from routing.scoring.controls import around, first_routed_layer, skips_around, static_routes
+from routing.scoring.packed import PathEvaluator
+from routing.scoring.plain import draw_requests
 from routing.search.routes import Route, full_route
-from routing.value.calibration import deciding
-from routing.value.table import Table, read_table
 
 BIAS_PROMPTS = 200  # prompts of a task by which a control's layers are set
 

@@ -14,13 +14,13 @@ from accelerate.utils import broadcast_object_list, gather_object
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 
-from routing.controls import drawn_like, like_route
+from routing.common.files import write_json
+from routing.common.run_info import today
+from routing.common.statistics import wilson_interval
 from routing.evaluation.flops import Flops
 from routing.evaluation.lm import Key, PromptRoutedLM, Row
-from routing.evaluation.statistics import wilson_interval
 from routing.evaluation.tasks import accuracy_of
-from routing.files import write_json
-from routing.run_info import today
+from routing.scoring.controls import drawn_like, like_route
 from routing.search.routes import Route
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lm_eval.tasks import TaskManager
 
-from routing.errors import UserError
+from routing.common.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "eval_configs"
 OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "generate_until")

@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from routing.errors import UserError
-from routing.files import streamed
+from routing.common.errors import UserError
+from routing.common.files import streamed
 from routing.labels.reading import LABELS, read_labels
 
 

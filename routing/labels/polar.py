@@ -13,8 +13,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from routing.errors import UserError
-from routing.json_stream import JsonStream
+from routing.common.errors import UserError
+from routing.common.json_stream import JsonStream
 
 SAMPLES = "merged_mcts_samples.json"
 LEVEL_FOLDER, LEVEL_DATASET = re.compile("dart-math-diff-([1-5])"), re.compile("dart-([1-5])")

@@ -12,11 +12,11 @@ import string
 from contextlib import ExitStack
 from pathlib import Path
 
-from routing.errors import UserError
-from routing.files import streamed, write_json
+from routing.common.errors import UserError
+from routing.common.files import streamed, write_json
+from routing.common.run_info import git_commit, versions
 from routing.labels.polar import LEVEL_DATASET, LEVEL_FOLDER, SAMPLES
 from routing.labels.reading import LABELS, read_header, read_labels
-from routing.run_info import git_commit, versions
 
 NOTE, NOTE_FORMAT = "export.json", "dlr-polar-1"  # Beside each exported file: how it was made, and that it is ours.
 

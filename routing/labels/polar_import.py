@@ -13,19 +13,19 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from routing.errors import UserError
-from routing.files import sha256, streamed, write_json
+from routing.common.errors import UserError
+from routing.common.files import sha256, streamed, write_json
+from routing.common.locks import only_run
+from routing.common.run_info import git_commit, versions
 from routing.labels.polar import LEVEL_DATASET, dataset_of, read_samples
 from routing.labels.reading import FORMAT, HEADER, LABELS, read_header
 from routing.labels.records import label_line
-from routing.locks import only_run
-from routing.prompts import build_prompt
-from routing.run_info import git_commit, versions
-from routing.scoring import Request
+from routing.scoring.plain import Request
 from routing.search.results import SearchResult, Verdict
 from routing.search.routes import REPEAT, Route, full_route, to_route
 from routing.tasks.examples import Example, question_hash, split_of
 from routing.tasks.local import parse_local
+from routing.tasks.prompts import build_prompt
 
 
 @dataclass
@@ -69,7 +69,7 @@ class ImportSettings:
         model: name of the model that the paths were searched with.
         dataset: name of the data set, None to take it from the folders.
         split: search, validation, test or all; of DART-Math, whose splits go by question hash.
-        checker: how answers are checked (routing/answers.py).
+        checker: how answers are checked (routing/tasks/answers.py).
         apply_chat_template: whether prompts are wrapped in the chat template.
     """
 

@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from routing.errors import UserError
-from routing.files import sha256
+from routing.common.errors import UserError
+from routing.common.files import sha256
 from routing.labels.records import parse_label
 
 LABELS, HEADER = "labels.jsonl", "labels.header.json"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 
-from routing.answers import CHECKERS
-from routing.calls import answer_problem
-from routing.prompts import SCORINGS
-from routing.scoring import Request
+from routing.scoring.plain import Request
 from routing.search.results import SearchResult, Verdict
 from routing.search.routes import Route, pruned_layers, to_path, to_route
+from routing.tasks.answers import CHECKERS
+from routing.tasks.calls import answer_problem
 from routing.tasks.examples import Example
+from routing.tasks.prompts import SCORINGS
 
 
 def label_line(request: Request, result: SearchResult) -> str:

@@ -17,11 +17,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from routing.errors import UserError
-from routing.files import append_text, write_json, write_text
+from routing.common.errors import UserError
+from routing.common.files import append_text, write_json, write_text
+from routing.common.locks import held
 from routing.labels.reading import HEADER, LABELS, read_header
 from routing.labels.records import parse_label
-from routing.locks import held
 from routing.search.results import Verdict
 from routing.search.routes import Route
 from routing.tasks.drawn import QUESTIONS, DrawnExamples

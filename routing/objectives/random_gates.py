@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from routing.config_fields import config_with
+from routing.models.config_fields import config_with
 from routing.objectives.end_to_end import Objective, TrainingStep
 
 

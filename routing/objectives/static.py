@@ -1,7 +1,7 @@
 """static: the adapters at a fixed smaller depth, the same layers skipped for all inputs.
 
 The control that tells what a router must beat. Which layers are skipped is decided before training, see
-`routing.end_to_end.static`. Not in the published system.
+`routing.training.end_to_end.static`. Not in the published system.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from routing.errors import UserError
-from routing.evaluation.statistics import t_interval
+from routing.common.errors import UserError
+from routing.common.statistics import t_interval
 from routing.report.runs import CONTROLS, Row, Run
 
 # Arguments that do not change what is trained.
@@ -198,6 +198,6 @@ def unequal(groups: Sequence[Group]) -> list[str]:
     if 0 < len(without) < sum(len(group.runs) for group in groups):
         found.append(
             f"{', '.join(without)}: no controls.csv, so the loss is that of validation text where that of other runs "
-            "is of test text; run routing.text_evaluation on them."
+            "is of test text; run routing.commands.text_evaluation on them."
         )
     return found

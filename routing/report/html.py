@@ -6,8 +6,8 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from routing.errors import UserError
-from routing.files import write_text
+from routing.common.errors import UserError
+from routing.common.files import write_text
 from routing.report.page import drawn, facts, page, picture, table
 from routing.report.plots import plot_accuracy, plot_layer_rates, plot_layers_histogram, plot_routes
 from routing.report.words import (

@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 from statistics import median
 
-from routing.files import write_text
+from routing.common.files import write_text
 from routing.report.hybrid_plots import plot_bars, plot_curves, plot_shares
 from routing.report.hybrid_runs import HybridGroup, HybridRun, Pair, group_hybrid_runs, middle, paired, unequal_runs
 from routing.report.page import facts, page, table

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import matplotlib.pyplot as plt
 from matplotlib.ticker import PercentFormatter
 
-from routing.language_model.training import SHARE
 from routing.report.hybrid_runs import HybridGroup, HybridRun, middle
 from routing.report.plots import save
 from routing.report.run_plots import COLORS, File, errors, legend, look, wrapped
+from routing.training.language_model.training import SHARE
 
 
 def draw_curve(axes: plt.Axes, group: HybridGroup, number: int, column: str) -> list:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-from routing.errors import UserError
-from routing.evaluation.statistics import t_interval
-from routing.language_model.configurations import PATTERNS
-from routing.language_model.run import RESULT
-from routing.language_model.training import COLUMNS, SHARE
+from routing.common.errors import UserError
+from routing.common.statistics import t_interval
 from routing.report.groups import ASIDE
 from routing.report.runs import Row, read_object, read_table
+from routing.training.language_model.configurations import PATTERNS
+from routing.training.language_model.run import RESULT
+from routing.training.language_model.training import COLUMNS, SHARE
 
 ARGUMENTS = ("run_name", "config", "seed", "num_layers")
 # Arguments, as they are called in a sentence, that runs which are compared have in common.

@@ -11,7 +11,7 @@ from functools import partial
 from html import escape
 from pathlib import Path
 
-from routing.files import write_text
+from routing.common.files import write_text
 from routing.report.groups import Group, Point, control_points, own_point, unequal
 from routing.report.page import drawn, facts, page, picture, table
 from routing.report.run_plots import (

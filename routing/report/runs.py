@@ -8,9 +8,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from routing.errors import UserError, raise_all
+from routing.common.errors import UserError, raise_all
 
-# Columns that routing.end_to_end.training and routing.text_evaluation write.
+# Columns that routing.training.end_to_end.training and routing.commands.text_evaluation write.
 METRICS = (
     "step", "epoch", "train_loss", "ce_loss", "kd_loss", "gate_loss", "target_loss", "validation_loss", "active_layers",
     "skip_ratio", "temperature", "learning_rate", "perplexity", "tokens_per_second", "peak_memory_gib",
@@ -35,7 +35,7 @@ class Run:
         metrics: a row for each validation, by METRICS; None where a cell is empty.
         controls: a row for each way to run the trained weights on test text, by CONTROLS and `method`.
         layers: share of tokens that ran each layer [L]; None where that was not written.
-        analysis: what `python -m routing.analysis` wrote; None without.
+        analysis: what `python -m routing analysis` wrote; None without.
     """
 
     folder: Path

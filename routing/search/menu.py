@@ -12,7 +12,7 @@ several sources give is there once. A source is one of
 - a JSON file: a list of paths (layer indices in order, each at most twice), or an object with `routes` (lists with the
   count of each layer), such as the header of the labels of a menu.
 
-`routing.value.menus` makes the routes.
+`routing.labels.menus` makes the routes.
 """
 
 from __future__ import annotations

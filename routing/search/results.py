@@ -22,8 +22,8 @@ class Verdict(NamedTuple):
         margin: loglikelihood of the right choice minus that of the best wrong one, each per byte of its choice;
             None where there are no choices to compare.
         lucky: the answer was right, but wrong once the question was put in another form; then `correct` is False.
-        score: how good the answer is, in the units of the score that was asked for (`routing.answers.SCORES`); None
-            where the verdict alone was asked for.
+        score: how good the answer is, in the units of the score that was asked for (`tasks.answers.SCORES`); None where
+            the verdict alone was asked for.
         output: the answer itself, whole; None likewise.
     """
 

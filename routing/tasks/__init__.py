@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from routing.errors import UserError
+from routing.common.errors import UserError
 from routing.tasks import function_calls, hub, offline, procedural
 from routing.tasks.examples import SPLITS, Example, distinct
 from routing.tasks.local import local_examples

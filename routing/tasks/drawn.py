@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from routing.files import streamed
+from routing.common.files import streamed
 from routing.tasks import expand_names, iterate, order_of
 from routing.tasks.examples import Example, question_hash
 

@@ -20,10 +20,10 @@ class Example:
         answer: the right answer; for questions with choices, the text of the right choice.
         choices: texts of the choices, empty for open questions.
         gold: index of the right choice, None for open questions.
-        checker: how a generated answer is checked, see routing/answers.py.
+        checker: how a generated answer is checked, see routing/tasks/answers.py.
         shots: solved examples put before the question, for models that must be shown the format.
         accepted: further right answers of an open question.
-        form: which wording of the prompt is used, see routing/prompts.py.
+        form: which wording of the prompt is used, see routing/tasks/prompts.py.
         tools: functions that may be called, as JSON (a list of {name, description, parameters}); "" for none.
     """
 

@@ -1,6 +1,6 @@
 """Questions that functions answer: the Berkeley function-calling data, its hub relative, and easy ones of our own.
 
-`Example.tools` lists the functions that may be called, `Example.answer` the expected calls (see routing/calls.py).
+`Example.tools` lists the functions that may be called, `Example.answer` the expected calls (see calls.py).
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import json
 from collections.abc import Callable, Iterator
 from itertools import product
 
-from routing.calls import answer_problem, as_allowed
-from routing.fetch import BFCL, fetch_wheel
+from routing.models.fetch import BFCL, fetch_wheel
+from routing.tasks.calls import answer_problem, as_allowed
 from routing.tasks.examples import Example, split_of
 
 # data set -> file of questions; a file of the same name holds the answers

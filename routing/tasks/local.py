@@ -9,8 +9,8 @@ from pathlib import Path
 
 import regex
 
-from routing.answers import CHECKERS, as_number
-from routing.errors import UserError
+from routing.common.errors import UserError
+from routing.tasks.answers import CHECKERS, as_number
 from routing.tasks.examples import Example
 
 WANTED = (

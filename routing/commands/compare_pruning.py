@@ -1,0 +1,405 @@
+"""Query routers beside baselines on test questions: score, pruned layers, measured speed; run it again to continue.
+
+    python -m routing compare_pruning --adapters checkpoints/adapters --checkpoints checkpoints/orpo --output runs/p
+
+Baselines, each with adapters and without: the same k layers for all queries, chosen greedily on validation questions
+(static) or by block influence; k random layers for each query. A router is shown as it decides by itself, and with the
+number of pruned layers fixed. Test questions are those that nothing was searched, trained or chosen on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+from routing.common.arguments import DTYPES, device_problems, files_without_splits, pick_device, template_problems
+from routing.common.errors import UserError, raise_all, run_command
+from routing.common.files import file_stamps, write_json, write_text
+from routing.common.run_info import git_commit, hardware, today, versions
+from routing.common.statistics import mcnemar, wilson_interval
+from routing.evaluation.pruning_methods import (
+    Method,
+    fixed_method,
+    influence_order,
+    leave_out,
+    random_methods,
+    router_methods,
+    unpruned,
+)
+from routing.evaluation.pruning_speed import measure
+from routing.models.checkpoint import (
+    adapter_weights,
+    check_adapters,
+    check_checkpoint,
+    load_adapted,
+    load_checkpoint,
+    training_record,
+)
+from routing.models.config_fields import config_with
+from routing.models.families import load_tokenizer, locate_model
+from routing.report.pruning_pictures import markdown_table, plot_comparison, print_comparison
+from routing.scoring.along import verdicts_along
+from routing.scoring.controls import skips_around, static_routes
+from routing.scoring.packed import PathEvaluator
+from routing.scoring.plain import Evaluator, draw_requests
+from routing.search.results import Verdict
+from routing.search.routes import Route
+from routing.tasks import unknown_names
+from routing.tasks.answers import SCORES
+
+ACTIONS = ("adapter", "identity")
+PERMUTATIONS = 10_000
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="dlr compare_pruning",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--adapters", required=True, help="checkpoint of train.py --objective adapters")
+    parser.add_argument("--checkpoints", default="", help="comma-separated checkpoints with query routers")
+    parser.add_argument("--data", default="arithmetic", help="comma-separated data sets")
+    parser.add_argument("--num_samples", type=int, default=400, help="test questions of each data set, at most")
+    parser.add_argument("--control_samples", type=int, default=64, help="validation questions that choose static sets")
+    parser.add_argument("--counts", default="1,2,4,6", help="numbers of pruned layers, with commas between")
+    parser.add_argument(
+        "--max_static", type=int, default=8, help="static sets at a router's own number of layers up to so many layers"
+    )
+    parser.add_argument("--score", default="accuracy", choices=sorted(SCORES), help="score of generated answers")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of random layers")
+    parser.add_argument("--apply_chat_template", action="store_true", help="as the routers were trained")
+    parser.add_argument("--tools_in_template", action="store_true", help="let the chat template list the functions")
+    parser.add_argument("--speed_prompts", type=int, default=8, help="test prompts on which speed is measured; 0: none")
+    parser.add_argument("--speed_tokens", default="4,32", help="tokens generated for each of them, with commas between")
+    parser.add_argument("--repeats", type=int, default=3, help="times each of them is measured; the fastest counts")
+    parser.add_argument("--batch_size", type=int, default=64, help="paths evaluated together, at most")
+    parser.add_argument("--dtype", default="float32", choices=sorted(DTYPES))
+    parser.add_argument("--device", default="auto", help="torch device; auto: cuda if there is one, else cpu")
+    parser.add_argument("--output", required=True, help="folder for comparison.json, .md and .png")
+    arguments = parser.parse_args(argv)
+    raise_all(problems_of(arguments))
+    return arguments
+
+
+def _numbers(name: str, text: str, most: float = float("inf")) -> tuple[list[int], list[str]]:
+    """Whole numbers with commas between, and what is wrong with them."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    wrong = [word for word in words if not (word.isdecimal() and 1 <= int(word) <= most)]
+    if wrong:
+        return [], [f"--{name} {', '.join(wrong)}: give whole numbers from 1" + (f" to {most}" if most < 1e9 else "")]
+    return list(map(int, dict.fromkeys(words))), []
+
+
+def problems_of(arguments: argparse.Namespace) -> list[str]:
+    """What is wrong; the comma-separated arguments become lists."""
+    found, base, depth = [], None, float("inf")
+    try:
+        depth = check_adapters(Path(arguments.adapters))["num_hidden_layers"] - 1
+        base = training_record(Path(arguments.adapters))["arguments"]["model_id"]
+    except UserError as error:
+        found.append(f"--adapters: {error}")
+    arguments.checkpoints = [Path(name.strip()) for name in arguments.checkpoints.split(",") if name.strip()]
+    names = [folder.name for folder in arguments.checkpoints]
+    if len(set(names)) < len(names):
+        found.append(f"--checkpoints {', '.join(names)}: folders of the same name cannot be told apart in a table")
+    for folder in arguments.checkpoints:
+        try:
+            if check_checkpoint(folder).get("router") != "query":
+                found.append(f"--checkpoints: {folder} has no query router; make one with train.py --objective orpo")
+            elif base not in (None, training_record(folder)["arguments"]["model_id"]):
+                found.append(f"--checkpoints: {folder} is not of {base!r}, the model of --adapters")
+            elif base is not None and not _same_adapters(folder, Path(arguments.adapters)):
+                found.append(
+                    f"--checkpoints: {folder} has other adapters than --adapters {arguments.adapters}, so its answers "
+                    "would be others; give the adapters that it was trained with"
+                )
+        except UserError as error:
+            found.append(f"--checkpoints: {error}")
+    for name, most in (("counts", depth), ("speed_tokens", float("inf"))):
+        numbers, wrong = _numbers(name, getattr(arguments, name), most)
+        setattr(arguments, name, numbers)
+        found += wrong
+    for name, least in (("num_samples", 1), ("control_samples", 1), ("seeds", 1), ("repeats", 1), ("batch_size", 1)):
+        if getattr(arguments, name) < least:
+            found.append(f"--{name} {getattr(arguments, name)} must be at least {least}")
+    found += template_problems(arguments)
+    if arguments.speed_prompts < 0:
+        found.append(f"--speed_prompts {arguments.speed_prompts} must be at least 0")
+    found += [problem.replace("--dataset", "--data", 1) for problem in unknown_names(arguments.data)]
+    found += files_without_splits("data", arguments.data)
+    return found + device_problems(arguments.device)
+
+
+def _same_adapters(folder: Path, adapters: Path) -> bool:
+    """Whether a checkpoint has the very adapters of another one, or none that it would use."""
+    if check_checkpoint(folder).get("skip_action") != "adapter":
+        return True
+    own, others = adapter_weights(folder), adapter_weights(adapters)
+    return own.keys() == others.keys() and all(torch.equal(own[name], others[name]) for name in own)
+
+
+class Comparison:
+    """Models, questions and results of one call.
+
+    Args:
+        arguments: checked.
+    """
+
+    def __init__(self, arguments: argparse.Namespace):
+        self.arguments, self.output = arguments, Path(arguments.output)
+        folder = Path(arguments.adapters)
+        self.base_name = training_record(folder)["arguments"]["model_id"]
+        self.device, self.dtype = pick_device(arguments.device), DTYPES[arguments.dtype]
+        self.tokenizer = load_tokenizer(self.base_name)
+        self.model = load_adapted(folder, self.dtype, self.device)
+        self.depth = self.model.config.num_hidden_layers
+        chat = arguments.apply_chat_template, arguments.tools_in_template
+        drawn = {"validation": arguments.control_samples, "test": arguments.num_samples}
+        self.tuning, self.test = (
+            draw_requests(arguments.data, split, count, self.tokenizer, *chat) for split, count in drawn.items()
+        )
+        self.key = [
+            file_stamps(folder, "*.safetensors", "config.json"),
+            self.base_name,
+            arguments.dtype,
+            chat,
+            hardware(),
+        ]
+
+    def influence_routes(self, most: int) -> list[Route]:
+        """The routes without the 1, 2, ... layers of least block influence on validation prompts."""
+        evaluator = PathEvaluator(self.model, self.tokenizer, self.arguments.batch_size)
+        evaluator.prepare(self.tuning)
+        order = influence_order(evaluator.influence(self.tuning))
+        evaluator.release()
+        return [leave_out(self.depth, order[:size]) for size in range(1, most + 1)]
+
+    def static_routes(self, most: int, skip_action: str) -> list[Route]:
+        """The best routes without 1, 2, ... layers that are the same for all queries; kept in a file."""
+        path = self.output / "parts" / f"static-{skip_action}.json"
+        asked = [request.prompt for request in self.tuning]
+        key = json.loads(json.dumps([self.key, self.arguments.score, asked], default=str))
+        saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        found = saved.get("routes", []) if saved.get("key") == key else []
+        if len(found) < most:
+            size, score = self.arguments.batch_size, self.arguments.score
+            evaluator = PathEvaluator(self.model, self.tokenizer, size, score=score)
+            with config_with(self.model, skip_action=skip_action):
+                found = static_routes(evaluator, self.tuning, self.depth, most)
+            write_json(path, {"key": key, "routes": found})
+        return [tuple(route) for route in found]
+
+    def routers(self) -> list[Method]:
+        """What the query routers of all checkpoints do."""
+        found = []
+        for folder in self.arguments.checkpoints:
+            model, tokenizer = load_checkpoint(folder, self.dtype, self.device)
+            found += router_methods(folder.name, model, tokenizer, self.test, self.arguments.counts)
+        return found
+
+    def methods(self) -> list[Method]:
+        """Routers and baselines; these at the numbers asked for, and at those around what a router prunes itself."""
+        count, routers = len(self.test), self.routers()
+        own = [method for method in routers if method.name in {f.name for f in self.arguments.checkpoints}]
+        around = [size for method in own for size in skips_around(self.depth, self.depth - method.pruned)]
+        sizes, most = sorted({*self.arguments.counts, *around}), self.arguments.max_static
+        influence = self.influence_routes(max(sizes)) if sizes else []
+        found = [unpruned(self.depth, count), *routers]
+        for skip_action in ACTIONS:
+            # Around a router's own number the baselines have adapters, as it has.
+            own_sizes = sizes if skip_action == "adapter" else self.arguments.counts
+            fixed_sizes = [size for size in own_sizes if size <= max(self.arguments.counts, default=0) or size <= most]
+            static = self.static_routes(max(fixed_sizes, default=0), skip_action)
+            for family, routes, chosen in (("static", static, fixed_sizes), ("influence", influence, own_sizes)):
+                found += [fixed_method(family, routes[size - 1], skip_action, count) for size in chosen]
+            for size in self.arguments.counts:
+                seeds = self.arguments.seeds
+                found += random_methods(self.depth, [size] * count, f"{size} pruned", skip_action, seeds)
+        chosen = [method for method in found if method.family == "static" and method.skip_action == "adapter"]
+        for method in [*chosen, *own]:
+            if method.skip_action == "adapter":  # What the adapters bring, at the very same layers.
+                found.append(Method(f"{method.name}, bare", "bare", "identity", method.routes))
+        for method in own:
+            pruned = [route.count(0) for route in method.routes]
+            found += random_methods(self.depth, pruned, f"like {method.name}", method.skip_action, self.arguments.seeds)
+        return found
+
+    def verdicts(self, methods: Sequence[Method]) -> list[list[Verdict]]:
+        """Of each method the verdicts of all test questions."""
+        found: dict[int, list[Verdict]] = {}
+        for skip_action in ACTIONS:
+            chosen = [at for at, method in enumerate(methods) if method.skip_action == skip_action]
+            lines = verdicts_along(
+                self.model, self.tokenizer, self.test, [methods[at].routes for at in chosen], skip_action,
+                self.arguments.batch_size, self.arguments.score, self.output / "parts", self.key,
+            )  # fmt: skip
+            found |= dict(zip(chosen, lines, strict=True))
+        return [found[at] for at in range(len(methods))]
+
+    def proof(self, methods: Sequence[Method], verdicts: Sequence[Sequence[Verdict]]) -> list[dict]:
+        """Whether the checkpoints' own generate() takes the routes and gives the answers of the table."""
+        found, names = [], [method.name for method in methods]
+        part = self.test[:16]
+        for folder in self.arguments.checkpoints:
+            model, tokenizer = load_checkpoint(folder, self.dtype, self.device)
+            answers, routes = Evaluator(model, tokenizer, 1, score=self.arguments.score).verdicts_and_routes(part, None)
+            at = names.index(folder.name)
+            same = sum(route == own for route, own in zip(routes, methods[at].routes[: len(part)], strict=True))
+            right = sum(a.output == b.output for a, b in zip(answers, verdicts[at][: len(part)], strict=True))
+            found.append({"name": folder.name, "questions": len(part), "same_routes": same, "same_answers": right})
+            if same < len(part) or (right < len(part) and self.dtype == torch.float32):
+                raise RuntimeError(
+                    f"{folder}: its own generate() takes {same} of {len(part)} routes and gives {right} of the answers "
+                    "of this comparison, so neither table nor times would be of this checkpoint. Please report this."
+                )
+        return found
+
+    def speeds(self, methods: Sequence[Method]) -> dict[str, list[dict]]:
+        """Measured speed of routers as they are, and of baselines with adapters; kept in a file, method by method.
+
+        Time hangs on the number of pruned layers, hardly on which: the baselines are static sets of all numbers, and of
+        the largest number block influence and the first seed of random layers too.
+        """
+        path, arguments = self.output / "parts" / "speed.json", self.arguments
+        step = max(len(self.test) // max(arguments.speed_prompts, 1), 1)
+        places = list(range(0, len(self.test), step))[: arguments.speed_prompts]  # From all data sets.
+        prompts = [self.test[at] for at in places]
+        asked = [[request.prompt for request in prompts], arguments.speed_tokens, arguments.repeats]
+        key = json.loads(json.dumps([self.key, asked], default=str))
+        saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        done = saved.get("done", {}) if saved.get("key") == key else {}
+        stock = AutoModelForCausalLM.from_pretrained(locate_model(self.base_name), dtype=self.dtype)
+        stock = stock.to(self.device).eval()
+        folders, timed = {folder.name: folder for folder in arguments.checkpoints}, []
+        for method in methods if prompts else ():
+            largest = method.pruned == max(arguments.counts, default=None)
+            baseline = method.family == "static" or (largest and method.family == "influence")
+            baseline |= largest and method.family == "random" and method.name.endswith("pruned, seed 0")
+            baseline = baseline and method.skip_action == "adapter"
+            name = f"{method.name}, {method.skip_action}" if baseline else method.name
+            if not (name in folders or baseline or method.family == "unpruned"):
+                continue
+            timed.append(name)
+            routes = [list(method.routes[at]) for at in places]
+            made_of = file_stamps(folders[name], "*.safetensors", "config.json") if name in folders else []
+            if done.get(name, {}).get("of") == [routes, made_of]:
+                continue
+            model, forced = self.model, routes
+            if name in folders:
+                (model, _), forced = load_checkpoint(folders[name], self.dtype, self.device), None
+            with config_with(model, skip_action=method.skip_action):
+                results = [
+                    measure(stock, model, prompts, forced, tokens, arguments.repeats)
+                    for tokens in arguments.speed_tokens
+                ]
+            done[name] = {"of": [routes, made_of], "results": results}
+            write_json(path, {"key": key, "done": done})
+        return {name: done[name]["results"] for name in timed}
+
+
+def score_interval(scores: Sequence[float]) -> list[float]:
+    """95 % interval of a mean score: Wilson's where all are 0 or 1, else by bootstrap over questions."""
+    if set(scores) <= {0, 1}:
+        return wilson_interval(round(sum(scores)), len(scores))
+    values = np.array(scores, dtype=float)
+    drawn = np.random.default_rng(0).integers(0, len(values), (2000, len(values)))
+    return np.quantile(values[drawn].mean(1), (0.025, 0.975)).tolist()
+
+
+def paired_scores(first: Sequence[Verdict], second: Sequence[Verdict]) -> dict:
+    """Second less first on the same questions: mean difference of scores, its bootstrap interval, and p: McNemar's test
+    of right answers where the score is that they are right, else of a random sign for each question's difference."""
+    difference = np.array([b.score - a.score for a, b in zip(first, second, strict=True)])
+    drawn = np.random.default_rng(0).integers(0, len(difference), (2000, len(difference)))
+    right = [{at: verdict.correct for at, verdict in enumerate(side)} for side in (first, second)]
+    found = mcnemar(*right)
+    if any(verdict.score != verdict.correct for verdict in (*first, *second)):
+        signs = np.random.default_rng(0).choice([-1.0, 1.0], (PERMUTATIONS, len(difference)))
+        extreme = np.abs(signs @ difference) >= abs(difference.sum()) - 1e-9
+        found["p"] = float((extreme.sum() + 1) / (PERMUTATIONS + 1))
+    return found | {
+        "score_difference": float(difference.mean()),
+        "score_ci95": np.quantile(difference[drawn].mean(1), (0.025, 0.975)).tolist(),
+    }
+
+
+def summaries(methods: Sequence[Method], verdicts: Sequence[Sequence[Verdict]]) -> list[dict]:
+    """One row a method, each beside the unpruned model, and with adapters beside without."""
+    rows = []
+    bare = [at for at, method in enumerate(methods) if method.skip_action == "identity" and method.family != "unpruned"]
+    for method, own in zip(methods, verdicts, strict=True):
+        scores = [verdict.score for verdict in own]
+        row = {
+            "name": method.name,
+            "family": method.family,
+            "skip_action": method.skip_action,
+            "pruned": method.pruned,
+            "score": sum(scores) / len(scores),
+            "ci95": score_interval(scores),
+            "accuracy": sum(verdict.correct for verdict in own) / len(own),
+            "distinct_routes": len(set(method.routes)),
+            "against_unpruned": paired_scores(verdicts[0], own),
+        }
+        twin = next((at for at in bare if methods[at].routes == method.routes), None)
+        if method.skip_action == "adapter" and twin is not None:
+            row["against_no_adapters"] = paired_scores(verdicts[twin], own)
+        rows.append(row)
+    return rows
+
+
+def router_tests(methods: Sequence[Method], verdicts: Sequence[Sequence[Verdict]], own: Sequence[str]) -> list[dict]:
+    """Routers against baselines with adapters at as many pruned layers; of a router's own number, those around it."""
+    found = []
+    for at, method in enumerate(methods):
+        if method.family != "router":
+            continue
+        sizes = skips_around(len(method.routes[0]), len(method.routes[0]) - method.pruned)
+        wanted = {f"{family}, {size} pruned" for family in ("static", "influence") for size in sizes}
+        wanted |= {f"random {size} pruned, seed 0" for size in sizes if method.name not in own}
+        wanted |= {f"random like {method.name}, seed 0"}
+        for other, control in enumerate(methods):
+            if control.skip_action == method.skip_action and control.name in wanted:
+                entry = {"router": method.name, "pruned": method.pruned, "control": control.name}
+                found.append(entry | {"control_pruned": control.pruned} | paired_scores(verdicts[other], verdicts[at]))
+    return found
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    comparison = Comparison(arguments)
+    methods = comparison.methods()
+    verdicts = comparison.verdicts(methods)
+    names = [folder.name for folder in arguments.checkpoints]
+    result = {
+        "n": len(comparison.test),
+        "score": arguments.score,
+        "depth": comparison.depth,
+        "model": comparison.base_name,
+        "data": arguments.data,
+        "methods": summaries(methods, verdicts),
+        "router_tests": router_tests(methods, verdicts, names),
+        "generate_agrees": comparison.proof(methods, verdicts),
+        "speed": comparison.speeds(methods),
+        "arguments": {name: value for name, value in vars(arguments).items() if name != "checkpoints"}
+        | {"checkpoints": [str(folder) for folder in arguments.checkpoints]},
+        "hardware": hardware(),
+        "date": today(),
+        "versions": versions(),
+        "git_commit": git_commit(),
+    }
+    write_json(comparison.output / "comparison.json", result)
+    write_text(comparison.output / "comparison.md", markdown_table(result))
+    plot_comparison(result, comparison.output / "comparison.png")
+    print_comparison(result)
+    print(f"written to {comparison.output / 'comparison.json'}, comparison.md and comparison.png")
+
+
+if __name__ == "__main__":
+    run_command(main)

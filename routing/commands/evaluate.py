@@ -1,0 +1,52 @@
+"""Stage 3: evaluate a routed checkpoint with lm-eval, beside its base and controls.
+
+    python evaluation.py --checkpoint checkpoints/my-run --tasks routed_arithmetic --controls static,random
+    python evaluation.py --checkpoint checkpoints/my-run --check
+
+Routing sees prompts only, never the tokens that are scored. Prints a table; writes evaluation.json, evaluation.html
+and the model card (README.md) into the checkpoint folder. Run it again to continue after an interruption;
+`accelerate launch` spreads the questions over processes.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from accelerate import PartialState
+
+from routing.common.arguments import EvaluationArguments, parse
+from routing.common.errors import run_command
+from routing.common.files import write_json
+from routing.evaluation.comparison import Comparison
+from routing.evaluation.tasks import check_tasks, members
+from routing.models.checkpoint import training_record
+from routing.report.card import write_model_card
+from routing.report.html import write_html
+from routing.report.words import print_table
+
+
+def main() -> None:
+    arguments = parse(EvaluationArguments)
+    names = arguments.task_names()
+    manager = check_tasks(names)
+    tasks = members(names, manager)
+    comparison = Comparison(arguments, training_record(Path(arguments.checkpoint)))
+    if arguments.check:
+        sys.exit(0 if comparison.check(tasks[0], manager) else 1)
+    results = []
+    for task in tasks:
+        results.append(comparison.run(task, manager))
+        if PartialState().is_main_process:  # After every task: a later one may fail.
+            write_json(comparison.output, results)
+    if not PartialState().is_main_process:
+        return
+    page = comparison.output.with_suffix(".html")
+    write_html(results, page)
+    print_table(results)
+    card = write_model_card(Path(arguments.checkpoint), results)
+    print(f"written to {comparison.output}, {page}" + (f" and {card}" if card else ""))
+
+
+if __name__ == "__main__":
+    run_command(main)

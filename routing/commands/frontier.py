@@ -1,0 +1,209 @@
+"""Accuracy against executed layers and measured time, with the route bias swept, beside its controls.
+
+    python -m routing frontier checkpoints/my-run --data arithmetic --targets 29,28,27,26
+
+For each target the bias is found on validation questions (as `python -m routing calibrate` does); accuracy, layers and
+time are those of test questions, which nothing was searched, trained or calibrated on. Controls on the same questions:
+- dense: all layers once;
+- static: one path for all inputs, the best on validation questions with 1, 2, … layers skipped (greedy);
+- random: for each input the counts of its routed route on other layers, at random, several seeds; layers that the
+  router always runs stay.
+
+Questions are answered batch by batch by all of them in turn, so that time is measured under the same noise. The
+checkpoint is not changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from routing.commands.calibrate import add_arguments, problems_of
+from routing.common.arguments import DTYPES, files_without_splits, pick_device
+from routing.common.errors import raise_all, run_command
+from routing.common.files import write_json
+from routing.common.run_info import git_commit, hardware, today, versions
+from routing.common.statistics import mcnemar, wilson_interval
+from routing.evaluation.budget import decided_routes, find_bias, mean_layers
+from routing.models.checkpoint import load_checkpoint
+from routing.report.plots import plot_frontier
+from routing.scoring.controls import first_routed_layer, random_like, static_routes
+from routing.scoring.packed import PathEvaluator
+from routing.scoring.plain import Evaluator, Request, draw_requests
+from routing.search.routes import Route, full_route
+
+
+@dataclass
+class Point:
+    """One way to answer the questions, and what came of it.
+
+    Attributes:
+        method: dense, static, routed or random.
+        name: unique.
+        bias: of the routers, for routed points.
+        routes: forced routes, one a question; None: the routers decide.
+        seed: of random routes.
+    """
+
+    method: str
+    name: str
+    bias: float = 0.0
+    routes: list[Route] | None = None
+    seed: int | None = None
+    correct: list[bool] = field(default_factory=list)
+    executed: list[Route] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def summary(self, dense: Point) -> dict:
+        right = sum(self.correct)
+        paired = mcnemar(dict(enumerate(dense.correct)), dict(enumerate(self.correct)))
+        return {
+            "method": self.method,
+            "name": self.name,
+            "bias": self.bias if self.method == "routed" else None,
+            "seed": self.seed,
+            "layers": mean_layers(self.executed),
+            "accuracy": right / len(self.correct),
+            "ci95": wilson_interval(right, len(self.correct)),
+            "against_dense": paired,
+            "seconds": self.seconds,
+            "speedup": dense.seconds / self.seconds,
+        }
+
+
+def answer(model, tokenizer, requests: list[Request], points: list[Point], batch_size: int) -> None:
+    """Answer the questions with all points, batch by batch in turn; the points keep what came of it."""
+    evaluator = Evaluator(model, tokenizer, batch_size)
+    for start in tqdm(range(0, len(requests), batch_size), desc="answering"):
+        part = slice(start, start + batch_size)
+        for point in points:
+            model.config.route_bias = point.bias
+            forced = None if point.routes is None else point.routes[part]
+            began = time.perf_counter()
+            verdicts, routes = evaluator.verdicts_and_routes(requests[part], forced)
+            if model.device.type == "cuda":
+                torch.cuda.synchronize()
+            point.seconds += time.perf_counter() - began
+            point.correct += [verdict.correct for verdict in verdicts]
+            point.executed += routes
+
+
+def calibrated(model, tokenizer, requests: list[Request], arguments: argparse.Namespace) -> list[dict]:
+    """The bias for each target, found on some questions."""
+    prompts = [request.prompt_ids for request in requests]
+
+    def layers_at(bias: float) -> float:
+        model.config.route_bias = bias
+        return mean_layers(decided_routes(model, tokenizer, prompts, arguments.batch_size))
+
+    found = []
+    for target in tqdm(arguments.targets, desc="calibrating"):
+        bias, tried = find_bias(layers_at, target, arguments.tolerance)
+        found.append({"target": target, "bias": bias, "validation_layers": tried[bias]})
+    return found
+
+
+def make_points(
+    model, tokenizer, tuning: list[Request], test: list[Request], biases: dict[str, float], arguments
+) -> list[Point]:
+    """Dense, routed, random and static points for test questions; `biases` by the name of the routed point."""
+    depth = model.config.num_hidden_layers
+    routed = [Point("routed", name, bias=bias) for name, bias in biases.items()]
+    random, fewest, first = [], depth - 1.0, first_routed_layer(model.config)
+    for point in routed:
+        model.config.route_bias = point.bias
+        own = decided_routes(model, tokenizer, [request.prompt_ids for request in test], arguments.batch_size)
+        fewest = min(fewest, mean_layers(own))
+        random += [
+            Point("random", f"random like {point.name}, seed {seed}", routes=random_like(own, seed, first), seed=seed)
+            for seed in range(arguments.seeds)
+        ]
+    skips = min(max(round(depth - fewest), 1), arguments.max_static, depth - 1)
+    evaluator = PathEvaluator(model, tokenizer, arguments.batch_size)
+    static = [
+        Point("static", f"static, {at + 1} skipped", routes=[route] * len(test))
+        for at, route in enumerate(static_routes(evaluator, tuning, depth, skips))
+    ]
+    return [Point("dense", "dense", routes=[full_route(depth)] * len(test)), *routed, *random, *static]
+
+
+def print_points(points: list[dict]) -> None:
+    table = Table(title="test questions, never searched, trained or calibrated on")
+    for column in ("", "layers/input", "accuracy", "95 % interval", "gained", "lost", "p", "speed-up"):
+        table.add_column(column, justify="left" if not column else "right")
+    for point in points:
+        low, high = point["ci95"]
+        paired = point["against_dense"]
+        table.add_row(
+            point["name"], f"{point['layers']:.2f}", f"{point['accuracy']:.3f}", f"{low:.3f} – {high:.3f}",
+            str(paired["gained"]), str(paired["lost"]), f"{paired['p']:.3f}", f"{point['speedup']:.2f}",
+        )  # fmt: skip
+    Console(width=120).print(table)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="dlr frontier", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_arguments(parser)
+    parser.add_argument("--targets", default="", help="numbers of layers with commas between; beside the trained bias")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of random routes")
+    parser.add_argument("--max_static", type=int, default=4, help="layers that static paths skip, at most")
+    parser.add_argument("--output", default="", help="folder for frontier.json and .png, default the checkpoint")
+    arguments = parser.parse_args()
+    targets = [text.strip() for text in arguments.targets.split(",") if text.strip()]
+    problems = problems_of(arguments, "targets", targets)
+    problems += [
+        f"--{name} {getattr(arguments, name)} must be at least 1"
+        for name in ("seeds", "max_static")
+        if getattr(arguments, name) < 1
+    ]
+    raise_all(problems + files_without_splits("data", arguments.data))
+    arguments.targets = [float(text) for text in targets]
+    return arguments
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    model, tokenizer = load_checkpoint(
+        Path(arguments.checkpoint), DTYPES[arguments.dtype], pick_device(arguments.device)
+    )
+    tuning, test = (
+        draw_requests(arguments.data, split, arguments.num_samples, tokenizer, arguments.apply_chat_template)
+        for split in ("validation", "test")
+    )
+    biases = {"routed, as saved": model.config.route_bias}
+    found = calibrated(model, tokenizer, tuning, arguments)
+    biases |= {f"routed, target {entry['target']:g}": entry["bias"] for entry in found}
+    points = make_points(model, tokenizer, tuning, test, biases, arguments)
+    answer(model, tokenizer, test, points, arguments.batch_size)
+    summaries = [point.summary(points[0]) for point in points]
+    print_points(summaries)
+    output = Path(arguments.output or arguments.checkpoint)
+    write_json(
+        output / "frontier.json",
+        {
+            "points": summaries,
+            "calibrated": found,
+            "test_questions": len(test),
+            "validation_questions": len(tuning),
+            "arguments": vars(arguments),
+            "hardware": hardware(),
+            "date": today(),
+            "versions": versions(),
+            "git_commit": git_commit(),
+        },
+    )
+    plot_frontier(summaries, output / "frontier.png", f"{len(test)} test questions ({arguments.data}), {hardware()}")
+    print(f"written to {output / 'frontier.json'} and {output / 'frontier.png'}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,242 @@
+"""Stage 1: layer paths and their verdicts, as labels: by a tree search, an exploration of sets of layers to prune, or
+along the same menu of paths for every question.
+
+    python data_generation.py --model M --dataset arc,dart --output_dir data/mcts_paths --num_simulations 50 --budget 2
+    python data_generation.py --model M --search dfs --dataset dart --output_dir data/explored
+    python data_generation.py --search menu --menu influence:0,2,4,6,9,12 --dataset procedural --output_dir data/menu
+
+Without hub access: --dataset arithmetic (or piqa, openbookqa, …), and the default model. A run that was
+interrupted continues when it is started again with the same arguments.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from routing.common.arguments import DTYPES, DataGenerationArguments, as_dict, is_first_process, parse, pick_device
+from routing.common.errors import UserError, raise_all, run_command
+from routing.common.run_info import git_commit, versions
+from routing.labels.labelling import Labeller, Scorer, label_all, no_prior
+from routing.labels.menus import MenuQuestions, make_menu, menu_hashes
+from routing.labels.reading import FORMAT, LABELS
+from routing.labels.table import menu_routes
+from routing.labels.writing import LabelFolder
+from routing.models.checkpoint import adapter_hashes, load_adapted
+from routing.models.families import load_base_config, load_tokenizer, locate_model, routed_class
+from routing.scoring.packed import PathEvaluator
+from routing.scoring.plain import Request, request_of
+from routing.scoring.verification import StableScorer, VerifiedScorer
+from routing.search.exploration import EXPLORATIONS, ExplorationSettings
+from routing.search.mcts import SearchSettings, search
+from routing.search.menu import MenuSettings, along_menu, parse_spec
+from routing.tasks import load_examples
+from routing.tasks.calls import score_problems
+from routing.tasks.drawn import DrawnExamples, draw
+from routing.tasks.examples import Example
+from routing.tasks.prompts import scoring_of
+from routing.tasks.variants import permuted, rephrased
+
+# A run may be continued with others of these.
+NOT_IN_HEADER = ("output_dir", "device", "batch_size", "cache_gib")
+# Arguments that matter to one kind of search alone: those of the others are in no header either.
+OF_SEARCH = {
+    "mcts": (
+        "num_simulations", "budget", "exploration_constant", "length_penalty", "random_prob", "widening", "focus",
+        "stop_saving", "prior", "move_order", "reward", "verify",
+    ),
+    "dfs": ("search", "score", "num_scenarios", "branching", "min_branching"),
+    "random": ("search", "score", "subsets", "stop_score"),
+    "menu": ("search", "score", "menu", "menu_kept", "menu_samples", "reward", "verify"),
+}  # fmt: skip
+MENU_PARTS = "menu.parts"  # folder of the steps of a menu that is being made
+
+
+def make_header(arguments: DataGenerationArguments, config) -> dict:
+    others = {name for names in OF_SEARCH.values() for name in names} - set(OF_SEARCH[arguments.search])
+    # Headers of older folders lack these, which then were as they are where nobody asks for them.
+    newer = {name for name in ("adapters", "tools_in_template", "wording") if not getattr(arguments, name)}
+    if arguments.move_order == ("late" if arguments.focus else "random"):
+        newer.add("move_order")
+    left_out = others | set(NOT_IN_HEADER) | newer
+    chosen = {key: value for key, value in as_dict(arguments).items() if key not in left_out}
+    if arguments.adapters:
+        chosen["adapters_sha256"] = adapter_hashes(arguments.adapters)
+    if arguments.search == "menu":
+        chosen["menu_sha256"] = menu_hashes(arguments.menu)
+    return {
+        "format": FORMAT,
+        "model": arguments.model,
+        "revision": getattr(config, "_commit_hash", None),
+        "model_type": config.model_type,
+        "num_layers": config.num_hidden_layers,
+        "arguments": chosen,
+        "versions": versions(),
+        "git_commit": git_commit(),
+    }
+
+
+def draw_questions(arguments: DataGenerationArguments, path: Path) -> None:
+    """Draw the examples into a file; refuse those that cannot be scored as asked."""
+    change = rephrased if arguments.wording else None
+    draw(arguments.dataset, arguments.split, arguments.num_samples, arguments.seed, path, change)
+    problems = {}
+    for example in DrawnExamples(path):
+        problems |= dict.fromkeys(scoring_problems(example, arguments))
+    if problems:
+        path.unlink()
+        raise_all(list(problems))
+
+
+def scoring_problems(example: Example, arguments: DataGenerationArguments) -> list[str]:
+    """Why an example cannot be scored as the arguments ask."""
+    found = []
+    scoring = scoring_of(example, arguments.scoring)
+    if arguments.scoring.startswith("loglikelihood") and not example.choices:
+        found.append(
+            f"--scoring {arguments.scoring} compares choices, and {example.dataset} has questions without any; use "
+            "--scoring generate or auto"
+        )
+    if arguments.search != "mcts" and (problem := score_problems(arguments.score, example)) is not None:
+        found.append(f"--score: {problem}")
+    if arguments.reward == "margin" and scoring == "generate":
+        found.append(
+            f"--reward margin compares the loglikelihoods of choices, and {example.dataset} is scored by generated "
+            "answers; use --reward binary"
+        )
+    if arguments.verify == "permute" and not (scoring == "generate" and example.choices):
+        found.append(
+            f"--verify permute changes the order of choices that a prompt lists, and those of {example.dataset} list "
+            "none; use --verify paraphrase, or --scoring generate for questions with choices"
+        )
+    return found
+
+
+def make_search(
+    arguments: DataGenerationArguments, folder: LabelFolder
+) -> tuple[Callable, SearchSettings | ExplorationSettings | MenuSettings]:
+    """The search that is asked for, and its settings."""
+    if arguments.search == "menu":
+        return along_menu, MenuSettings(tuple(menu_routes(folder.folder, folder.header)))
+    if arguments.search in EXPLORATIONS:
+        settings = ExplorationSettings(
+            num_scenarios=arguments.num_scenarios,
+            branching=arguments.branching,
+            min_branching=arguments.min_branching,
+            subsets=arguments.subsets,
+            stop_score=arguments.stop_score,
+        )
+        return EXPLORATIONS[arguments.search], settings
+    settings = SearchSettings(
+        num_simulations=arguments.num_simulations,
+        budget=arguments.budget,
+        exploration_constant=arguments.exploration_constant,
+        length_penalty=arguments.length_penalty,
+        random_prob=arguments.random_prob,
+        widening=arguments.widening,
+        focus=arguments.focus,
+        stop_saving=arguments.stop_saving,
+        reward=arguments.reward,
+        move_order=arguments.move_order,
+    )
+    return search, settings
+
+
+def load_model(arguments: DataGenerationArguments, config):
+    """The model that runs the routes, in eval mode."""
+    dtype, device = DTYPES[arguments.dtype], pick_device(arguments.device)
+    if arguments.adapters:
+        return load_adapted(Path(arguments.adapters), dtype, device)
+    model = routed_class(config.model_type).from_pretrained(locate_model(arguments.model), dtype=dtype)
+    return model.to(device).eval()
+
+
+def score_of_answers(arguments: DataGenerationArguments) -> str | None:
+    """The score that verdicts have: none where nothing but right and wrong is asked for."""
+    plain = arguments.search == "mcts" or (arguments.search == "menu" and arguments.score == "accuracy")
+    return None if plain else arguments.score
+
+
+def menu_field(arguments: DataGenerationArguments, header: dict, model: Callable, tokenizer, make) -> dict:
+    """The menu as a field of the header; `model` loads the model."""
+    asked = MenuQuestions(
+        model,
+        tokenizer,
+        lambda split: [make(e) for e in load_examples(arguments.dataset, split, arguments.menu_samples, seed=0)],
+        Path(arguments.output_dir) / MENU_PARTS,
+        arguments.batch_size,
+        score_of_answers(arguments),
+        [header["model"], header["revision"], header["arguments"].get("adapters_sha256"), arguments.dtype],
+    )
+    sources = parse_spec(arguments.menu)
+    routes = make_menu(sources, header["num_layers"], arguments.menu_kept, asked.order, asked.rewards, asked.diverging)
+    return {"menu": {"spec": arguments.menu, "routes": [list(route) for route in routes]}}
+
+
+def make_scorer(arguments: DataGenerationArguments, model, tokenizer, make) -> tuple[Scorer, PathEvaluator]:
+    """The scorer of the search, with its re-test, and the evaluator below it."""
+    score = score_of_answers(arguments)
+    evaluator = PathEvaluator(model, tokenizer, arguments.batch_size, int(arguments.cache_gib * 2**30), score)
+    if arguments.verify == "none":
+        return evaluator, evaluator
+    if arguments.verify == "alone":
+        return StableScorer(evaluator, evaluator.alone), evaluator
+    changed = permuted if arguments.verify == "permute" else rephrased
+    return VerifiedScorer(evaluator, lambda example: make(changed(example))), evaluator
+
+
+def main() -> None:
+    arguments = parse(DataGenerationArguments)
+    config = load_base_config(arguments.model)
+    tokenizer = load_tokenizer(arguments.model)
+    chat = arguments.apply_chat_template
+    if chat and not tokenizer.chat_template:
+        raise UserError("--apply_chat_template: the tokenizer has no chat template; leave the flag out")
+
+    def make(example: Example) -> Request:
+        return request_of(example, arguments.scoring, tokenizer, chat, arguments.tools_in_template)
+
+    @cache
+    def model():
+        return load_model(arguments, config)
+
+    path, header = Path(arguments.output_dir), make_header(arguments, config)
+    folder = LabelFolder(
+        path,
+        header,
+        arguments.group_size,
+        draw=lambda file: draw_questions(arguments, file),
+        settle=lambda: menu_field(arguments, header, model, tokenizer, make) if arguments.search == "menu" else {},
+    )
+    shutil.rmtree(path / MENU_PARTS, ignore_errors=True)  # The menu is in the header.
+    if folder.finished() == len(folder):
+        print(f"{path / LABELS} is complete: {len(folder)} examples", file=sys.stderr)
+        return
+    scorer, evaluator = make_scorer(arguments, model(), tokenizer, make)
+    method, settings = make_search(arguments, folder)
+    guided = arguments.search == "mcts" and arguments.prior == "influence"
+    labeller = Labeller(
+        depth=config.num_hidden_layers,
+        settings=settings,
+        seed=arguments.seed,
+        scorer=scorer,
+        prior=evaluator.influence if guided else no_prior,
+        replays=arguments.reward == "binary" and arguments.dtype == "float32",
+        search=method,
+        margins=arguments.reward == "margin",
+    )
+    counts = label_all(folder, make, labeller, show=is_first_process())
+    print(
+        f"{path / LABELS}: {len(folder)} examples; {counts.examples} of them searched by this process, with "
+        f"{counts.evaluations} evaluations: {counts.base_correct} right at full depth, "
+        f"{counts.shortened} of them also with fewer layers, {counts.fixed} wrong answers fixed"
+        + (f"; {counts.lucky} right paths failed the re-test" if arguments.verify != "none" else ""),
+        file=sys.stderr,
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)

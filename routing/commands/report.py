@@ -1,0 +1,50 @@
+"""Training runs as tables, pictures and one page: losses, layers, speed and controls, seeds taken together.
+
+    python -m routing report runs/dense runs/gumbel --output report
+    python -m routing report sweeps/token-routing --output sweeps/token-routing/report
+    python -m routing report sweeps/hybrid --output sweeps/hybrid/report
+
+Each RUN is the folder of a run of train.py (metrics.csv, arguments.json; controls.csv, layers.csv and analysis.json
+where there are any), or of a sweep, whose runs/ are all taken. Writes report.csv, a PNG for each picture and
+report.html, which needs nothing beside it. Hybrid language models (--objective lm) have a report of their own
+kind, with paired.csv: differences of test loss by seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from routing.common.errors import UserError, run_command
+from routing.report.groups import group_runs
+from routing.report.hybrid_page import write_hybrid_report
+from routing.report.hybrid_runs import read_hybrid_run
+from routing.report.run_page import write_report
+from routing.report.runs import find_runs, read_object, read_run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="dlr report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="folder of a run, or of a sweep")
+    parser.add_argument("--output", required=True, type=Path, help="folder of the report")
+    arguments = parser.parse_args()
+    folders, empty = find_runs(arguments.runs)
+    hybrid = {read_object(folder / "arguments.json", ("objective",))["objective"] == "lm" for folder in folders}
+    if len(hybrid) > 1:
+        raise UserError("some runs are of --objective lm and others are not; give each kind a report of its own.")
+    if hybrid == {True}:
+        notes = write_hybrid_report([read_hybrid_run(folder) for folder in folders], arguments.output)
+    else:
+        notes = write_report(group_runs([read_run(folder) for folder in folders]), arguments.output)
+    if empty:
+        notes.append(f"left out, without metrics.csv yet: {', '.join(empty)}")
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(f"written to {arguments.output / 'report.html'}")
+
+
+if __name__ == "__main__":
+    run_command(main)

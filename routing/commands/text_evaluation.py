@@ -1,0 +1,241 @@
+"""Loss of a checkpoint on held-out text, beside its base, itself at full depth, and controls of equal depth.
+
+    python -m routing text_evaluation checkpoints/my-run
+    python -m routing text_evaluation checkpoints/my-run --thresholds 0.1,0.2,0.4
+    python -m routing text_evaluation checkpoints/dense --skip 0.25
+
+The corpus and the rows are those of the checkpoint's training, of the test part, which training never read. All methods
+take each batch in turn. A threshold is another share of skipped layers of the same router. Writes text_evaluation.json,
+controls.csv and layers.csv into the checkpoint folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import math
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from routing.common.arguments import DTYPES, device_problems, pick_device
+from routing.common.errors import UserError, raise_all, run_command
+from routing.common.files import write_json, write_text
+from routing.common.run_info import git_commit, hardware, today, versions
+from routing.evaluation.text_controls import (
+    Method,
+    at_threshold,
+    compare,
+    difference,
+    fixed,
+    full_depth,
+    loss_interval,
+    random_layers,
+    random_tokens,
+    routed,
+)
+from routing.models.checkpoint import check_checkpoint, load_checkpoint, training_record
+from routing.models.families import load_base_config, locate_model, routed_class
+from routing.report.card import TEXT_RESULTS, read_results, write_model_card
+from routing.text.corpora import passages
+from routing.text.sequences import Sequences, make_sequences
+from routing.training.end_to_end.static import costs_of_layers, static_route
+from routing.training.end_to_end.threshold import router_logits, threshold_bias
+from routing.training.end_to_end.validation import Measured, batches_of, validate
+from train_models.global_routers import LEARNED
+
+COLUMNS = (
+    "run", "objective", "router", "trainable", "seed", "method", "method_seed", "target", "layers", "skip_ratio",
+    "loss", "loss_low", "loss_high", "perplexity", "difference", "difference_low", "difference_high", "speedup",
+    "tokens",
+)  # fmt: skip
+CONTROLS = ("random_tokens", "random_layers", "static")
+RANKING_TOKENS = 4096  # of training text, by which the static route is chosen
+SHOWN = ("method", "method_seed", "layers", "loss", "loss_low", "loss_high", "perplexity", "difference", "speedup")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dlr text_evaluation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", help="folder of a checkpoint that was trained end to end")
+    parser.add_argument("--rows", type=int, default=64, help="rows of text, at most")
+    parser.add_argument("--skip", type=float, help="share of all layers for controls of a checkpoint that skips none")
+    parser.add_argument(
+        "--thresholds",
+        default="",
+        help="further shares of routable layers to set the threshold for, with commas",
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="random controls of each kind")
+    parser.add_argument("--batch_size", type=int, default=4, help="rows a forward")
+    parser.add_argument("--controls", default=",".join(CONTROLS), help="of equal depth, with commas; empty for none")
+    parser.add_argument("--dtype", default="float32", choices=sorted(DTYPES))
+    parser.add_argument("--device", default="auto", help="torch device; auto: cuda if there is one, else cpu")
+    return parser
+
+
+def parse_arguments() -> argparse.Namespace:
+    arguments = make_parser().parse_args()
+    found = device_problems(arguments.device)
+    for name in ("rows", "seeds", "batch_size"):
+        if getattr(arguments, name) < 1:
+            found.append(f"--{name} {getattr(arguments, name)} must be at least 1")
+    arguments.controls = [name.strip() for name in arguments.controls.split(",") if name.strip()]
+    if unknown := [name for name in arguments.controls if name not in CONTROLS]:
+        found.append(f"--controls {', '.join(unknown)}: unknown; allowed are {', '.join(CONTROLS)}")
+    if arguments.skip is not None and not 0 <= arguments.skip < 1:
+        found.append(f"--skip {arguments.skip} must lie between 0 and 1")
+    try:
+        arguments.thresholds = [float(share) for share in arguments.thresholds.split(",") if share.strip()]
+        if not all(0 <= share <= 1 for share in arguments.thresholds):
+            raise ValueError
+    except ValueError:
+        found.append(f"--thresholds {arguments.thresholds!r} must be shares from 0 to 1, such as 0.1,0.2")
+    try:
+        router = check_checkpoint(Path(arguments.checkpoint)).get("router")
+        if arguments.thresholds and router not in LEARNED:
+            found.append(f"--thresholds: {arguments.checkpoint} has router {router!r}, which has no threshold")
+        if "corpus" not in training_record(Path(arguments.checkpoint))["arguments"]:
+            found.append(f"{arguments.checkpoint} was trained on labels, not on text; evaluate it with evaluation.py")
+    except UserError as error:
+        found.append(str(error))
+    raise_all(found)
+    return arguments
+
+
+def text_of(training: dict, tokenizer, part: str, rows: int) -> Sequences:
+    """Rows of a part of the corpus that a checkpoint was trained on, laid out as in its training."""
+    length, prompt = training["sequence_length"], training["prompt_tokens"]
+    texts, count = passages(training["corpus"], part), rows
+    while True:  # Of a large corpus no more is tokenized than is needed.
+        found = make_sequences(texts[:count], tokenizer, length, training["layout"], prompt)
+        if len(found) >= rows or count >= len(texts):
+            break
+        count *= 2
+    if not len(found):
+        raise UserError(
+            f"the {part} part of {training['corpus']!r} makes no row of {length} tokens; give a larger one."
+        )
+    return Sequences(found.ids[:rows], found.lengths[:rows])
+
+
+def controls_of(model, names: list[str], skipped: float, ranking: list, seeds: int) -> list[Method]:
+    """Controls that leave out a share of the routable layers: random ones, and the best fixed ones around it."""
+    depth, kept = model.config.num_hidden_layers, model.config.kept_layers
+    makers = [make for make in (random_tokens, random_layers) if make.__name__ in names]
+    methods = [make(model, skipped, seed) for make in makers for seed in range(seeds)]
+    if "static" not in names:
+        return methods
+    count = skipped * (depth - kept)
+    costs = costs_of_layers(model, ranking, kept)
+    for out in sorted({math.floor(count + 1e-6), math.ceil(count - 1e-6)}):
+        methods.append(fixed(model, static_route(costs, depth, out)))
+    return methods
+
+
+def rows_of_table(methods: list[Method], totals: list[Measured], about: dict, kept: int) -> list[dict]:
+    """One dict with COLUMNS for each method."""
+    named = {method.name: total for method, total in zip(methods, totals)}
+    found = []
+    for method, total in zip(methods, totals):
+        low, high = loss_interval(total)
+        routable = total.layer_shares[kept:]
+        row = about | {
+            "method": method.name,
+            "method_seed": method.seed,
+            "layers": total.layers,
+            "skip_ratio": 1 - sum(routable) / len(routable),
+            "loss": total.loss,
+            "loss_low": low,
+            "loss_high": high,
+            "perplexity": math.exp(total.loss),
+            "speedup": named["full"].seconds / total.seconds,
+            "target": method.target,
+            "tokens": total.tokens,
+        }
+        if "routed" in named and method.name != "routed":
+            gap, (below, above) = difference(total, named["routed"])
+            row |= {"difference": gap, "difference_low": below, "difference_high": above}
+        found.append(row)
+    return found
+
+
+def write_table(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:
+    text = io.StringIO()
+    table = csv.DictWriter(text, columns, lineterminator="\n")
+    table.writeheader()
+    for row in rows:
+        cells = {name: row.get(name) for name in columns}
+        table.writerow({n: f"{v:.6g}" if isinstance(v, float) else v for n, v in cells.items()})
+    write_text(path, text.getvalue())
+
+
+def print_table(rows: list[dict], title: str) -> None:
+    table = Table(title=title)
+    for name in SHOWN:
+        table.add_column(name, justify="right")
+    for row in rows:
+        values = [row.get(name) for name in SHOWN]
+        table.add_row(*("" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v) for v in values))
+    Console(width=140).print(table)
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    folder, device = Path(arguments.checkpoint), pick_device(arguments.device)
+    training = training_record(folder)["arguments"]
+    model, tokenizer = load_checkpoint(folder, DTYPES[arguments.dtype], device)
+    kept, depth = model.config.kept_layers, model.config.num_hidden_layers
+    batches, ranking = (
+        batches_of(text_of(training, tokenizer, part, rows), arguments.batch_size, training["prompt_tokens"], device)
+        for part, rows in (("test", arguments.rows), ("train", max(RANKING_TOKENS // training["sequence_length"], 1)))
+    )
+    methods = [full_depth(model)]
+    if training["trainable"] == "lora":  # Else it is the model at full depth.
+        base_class = routed_class(load_base_config(training["model_id"]).model_type)
+        place = locate_model(training["model_id"])
+        base = base_class.from_pretrained(place, dtype=DTYPES[arguments.dtype], router="none", kept_layers=kept)
+        methods.append(full_depth(base.to(device).eval(), "base"))
+    decides = model.config.router != "none" or model.config.fixed_route is not None
+    skipped = None
+    if decides:
+        methods.append(routed(model))
+        shares = validate(model, batches).layer_shares[kept:]
+        skipped = 1 - sum(shares) / len(shares)
+    elif arguments.skip is not None:
+        skipped = arguments.skip * depth / (depth - kept)
+        if skipped > 1:
+            raise UserError(
+                f"--skip {arguments.skip} is more than the {depth - kept} of {depth} layers that can be skipped; give "
+                f"at most {(depth - kept) / depth:.3f}."
+            )
+    if arguments.thresholds:
+        logits = router_logits(model, ranking)
+        methods += [at_threshold(model, share, threshold_bias(logits, share)) for share in arguments.thresholds]
+    if skipped is not None and arguments.controls:
+        methods += controls_of(model, arguments.controls, skipped, ranking, arguments.seeds)
+    totals = compare(methods, batches, lambda all_: tqdm(all_, desc="evaluating text"))
+    about = {"run": training["run_name"]} | {
+        name: training[name] for name in ("objective", "router", "trainable", "seed")
+    }
+    rows = rows_of_table(methods, totals, about, kept)
+    shown = totals[[method.name for method in methods].index("routed" if decides else "full")]
+    facts = {"corpus": training["corpus"], "part": "test", "hardware": hardware(), "date": today()}
+    facts |= {"arguments": vars(arguments), "versions": versions(), "git_commit": git_commit()}
+    facts["threads"] = torch.get_num_threads()
+    write_json(folder / TEXT_RESULTS, facts | {"rows": rows, "layer_shares": shown.layer_shares})
+    write_table(folder / "controls.csv", COLUMNS, rows)
+    shares = [{"layer": layer, "share": share} for layer, share in enumerate(shown.layer_shares)]
+    write_table(folder / "layers.csv", ("layer", "share"), shares)
+    write_model_card(folder, read_results(folder))
+    print_table(rows, f"{training['run_name']}: {len(totals[0].losses)} rows of {training['corpus']}, test part")
+
+
+if __name__ == "__main__":
+    run_command(main)

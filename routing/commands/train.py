@@ -1,0 +1,72 @@
+"""Stage 2: train routers on the frozen base and write a checkpoint that loads with trust_remote_code.
+
+    python train.py --model_id M --data data/mcts_paths --run_name my-run --num_epochs 25 --learning_rate 1e-3
+
+Or train a router end to end on text, with adapters or on the frozen base; a YAML file can hold the arguments:
+
+    python train.py --objective gumbel --router prefix_token --run_name my-run
+    python train.py experiments/gumbel.yaml --run_name my-run --seed 1
+
+Or train adapters that stand in for skipped layers; other commands take them with --adapters checkpoints/my-adapters:
+
+    python train.py --objective adapters --dataset arithmetic --run_name my-adapters
+
+Or train a router that reads the query and prunes layers, on layer sets that data_generation.py explored:
+
+    python train.py --objective orpo --router query --data data/explored --run_name my-run
+
+Or train a router that estimates what each path of a menu is worth, on a dense table of --search menu:
+
+    python train.py --objective value --data data/menu --adapters checkpoints/my-adapters --run_name my-run
+
+Or train a small language model from scratch whose blocks choose linear or softmax attention for each token:
+
+    python train.py --objective lm --config dynamic --run_name my-run
+
+A run that was interrupted continues with the same arguments and --resume. Several GPUs, or processes on a machine
+without any (--multi_gpu is what makes accelerate start them there too):
+
+    accelerate launch --multi_gpu --num_processes 2 train.py --batch_size 8 …
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib import import_module
+
+from routing.common.arguments import TrainArguments, expanded, parse
+from routing.common.errors import run_command
+from routing.objectives.table import END_TO_END, PREFERENCE
+
+# --objective -> package with arguments.py and run.py, and the class of its arguments. They are imported when asked for.
+ROOMS = {
+    **dict.fromkeys(END_TO_END, ("routing.training.end_to_end", "EndToEndArguments")),
+    **dict.fromkeys(PREFERENCE, ("routing.training.preferences", "PreferenceArguments")),
+    "adapters": ("routing.training.adapters", "AdapterArguments"),
+    "value": ("routing.training.value", "ValueArguments"),
+    "lm": ("routing.training.language_model", "LanguageModelArguments"),
+}
+
+
+def main() -> None:
+    objective = chosen_objective(sys.argv[1:])
+    if objective not in ROOMS:
+        arguments = parse(TrainArguments)
+        from routing.training.routers.run import run
+
+        return run(arguments)
+    room, kind = ROOMS[objective]
+    arguments = parse(getattr(import_module(f"{room}.arguments"), kind))
+    import_module(f"{room}.run").run(arguments)
+
+
+def chosen_objective(argv: list[str]) -> str:
+    """The value of --objective, which decides about all other arguments."""
+    parser = argparse.ArgumentParser(add_help=False)  # Takes --obj too, as the parser of all arguments does.
+    parser.add_argument("--objective", default="supervised")
+    return parser.parse_known_args(expanded(argv))[0].objective
+
+
+if __name__ == "__main__":
+    run_command(main)

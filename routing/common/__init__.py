@@ -1,0 +1,1 @@
+"""What every room needs: errors, files, locks, arguments, statistics, facts about a run."""

@@ -1,1 +1,0 @@
-"""Evaluating many (example, path) pairs: packed tokens, shared prefixes of layers and of prompts."""

@@ -1,0 +1,1 @@
+"""Base models: families, tokenizers, fetching, checkpoint folders, the hub."""

@@ -1,0 +1,239 @@
+"""Checkpoint folders: writing one, with the base weights or with a reference to them, and loading it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.dynamic_module_utils import custom_object_save
+
+from routing.common.errors import UserError
+from routing.common.files import sha256, write_json
+from routing.models.families import load_base_config, load_tokenizer, locate_model, routed_class
+from routing.models.query_encoder import encoder_tokenizer
+from train_models.checkpoint_card import CARD
+from train_models.query_router import ENCODER_FOLDER
+from train_models.routed_model import ROUTER_FILE, load_small_parts
+
+HYBRID = "gdn_hybrid"  # model_type of the language models of train.py --objective lm
+
+
+def save_checkpoint(
+    folder: Path,
+    base: str,
+    routers: dict[str, torch.Tensor],
+    config_fields: dict,
+    save_base: str,
+    run_info: dict,
+    change: Callable[[torch.nn.Module], None] | None = None,
+    dtype: torch.dtype | str = "auto",
+    encoder: str | None = None,
+) -> None:
+    """Write a self-contained folder that loads with trust_remote_code, replacing an older one but for its README.md.
+
+    Args:
+        folder: the checkpoint.
+        base: the base model's name.
+        routers: state dict of `model.model.routers`, with adapters as `small_parts` names them.
+        config_fields: fields of RoutingFields that the routers were trained with.
+        save_base: copy: the base weights, bit for bit in their own dtype, go into the folder; reference: only
+            the routers do, and config.json names the base.
+        run_info: saved as training.json.
+        change: what is done to a copied base before it is saved (merging adapters, say).
+        dtype: of the copied base; auto: its own.
+        encoder: of a query router, the name of its sentence encoder, whose tokenizer goes along.
+    """
+    place = locate_model(base)
+    work = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    routed = routed_class(load_base_config(base).model_type)
+    config = routed.config_class.from_pretrained(place, **config_fields)
+    if save_base == "copy":
+        model = routed.from_pretrained(place, config=config, dtype=dtype)
+        load_small_parts(model.model, routers)
+        if change is not None:
+            change(model)
+        model.config.trained_num_windows = config.num_windows
+        model.save_pretrained(work)
+    else:
+        config.trained_num_windows = config.num_windows
+        save_reference(work, routed, config, place, routers)
+    load_tokenizer(base).save_pretrained(work)
+    if encoder is not None:
+        encoder_tokenizer(encoder).save_pretrained(work / ENCODER_FOLDER)
+    write_json(work / "training.json", run_info)
+    put_in_place(work, folder)
+
+
+def put_in_place(work: Path, folder: Path) -> None:
+    """Give a finished checkpoint its name, in place of an older one, whose README.md it takes over."""
+    if (folder / CARD).exists():  # It may have been written by hand.
+        shutil.copy2(folder / CARD, work)
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    work.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def save_reference(work: Path, routed: type, config, place: str, routers: dict[str, torch.Tensor]) -> None:
+    """Routers, code and a config that names the base."""
+    base = Path(place)
+    if base.is_dir():
+        config.base_model = str(base.resolve())
+        config.base_sha256 = {path.name: sha256(path) for path in sorted(base.glob("*.safetensors"))}
+        if not config.base_sha256:
+            raise UserError(f"--save_base reference: {base} holds no safetensors weights; use --save_base copy.")
+    else:
+        config.base_model, config.base_revision = place, config._commit_hash
+    config.architectures = [routed.__name__]
+    with torch.device("meta"):
+        shell = routed(config)
+    custom_object_save(shell, work, config=config)
+    config.save_pretrained(work)
+    save_file({name: tensor.contiguous() for name, tensor in routers.items()}, work / ROUTER_FILE)
+
+
+def load_checkpoint(folder: Path, dtype: torch.dtype, device: torch.device):
+    """A routed checkpoint in eval mode, and its tokenizer.
+
+    Raises:
+        UserError: for a folder that train.py did not write.
+    """
+    check_checkpoint(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=dtype)
+    if not hasattr(model.config, "route_bias"):
+        raise UserError(f"{folder} was made by a version without route_bias. Make it again with train.py.")
+    return model.to(device).eval(), AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+
+
+def load_adapted(folder: Path, dtype: torch.dtype, device: torch.device):
+    """A checkpoint with adapters, in eval mode.
+
+    Raises:
+        UserError: for a folder that train.py did not write, or that has no adapters.
+    """
+    check_adapters(folder)
+    return load_checkpoint(folder, dtype, device)[0]
+
+
+def check_adapters(folder: Path, base: str | None = None) -> dict:
+    """Fields of the config of a checkpoint with adapters.
+
+    Args:
+        base: name of the model that they must be of.
+
+    Raises:
+        UserError: if it is none.
+    """
+    fields = check_checkpoint(folder)
+    if fields.get("skip_action") != "adapter":
+        raise UserError(f"{folder} has no adapters. Give a checkpoint of train.py --objective adapters.")
+    made_of = training_record(folder)["arguments"]["model_id"]
+    if base not in (None, made_of):
+        raise UserError(f"{folder} has adapters of {made_of!r}, and the model is {base!r}. Give the same model.")
+    return fields
+
+
+def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The adapters of a checkpoint, as `small_parts` names them."""
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - the file is no dict
+                if name.removeprefix("model.").startswith("adapters."):
+                    found[name.removeprefix("model.")] = file.get_tensor(name)
+    return found
+
+
+def adapter_hashes(folder: str) -> dict[str, str]:
+    """SHA-256 of each weight file of a checkpoint with adapters, as headers of labels hold them; none for no folder."""
+    return {path.name: sha256(path) for path in sorted(Path(folder).glob("*.safetensors"))} if folder else {}
+
+
+def adapter_fields(folder: str) -> dict:
+    """Config fields by which a model has the adapters of a checkpoint; none for no folder."""
+    if not folder:
+        return {}
+    adapted = check_adapters(Path(folder))
+    return {name: adapted[name] for name in ("skip_action", "adapter_size")}
+
+
+def load_adapters(model, folder: str) -> None:
+    """Give a model that was made with `adapter_fields` the adapters of that checkpoint."""
+    if folder:
+        weights = adapter_weights(Path(folder)).items()
+        model.model.adapters.load_state_dict({name.removeprefix("adapters."): tensor for name, tensor in weights})
+
+
+def check_checkpoint(folder: Path) -> dict:
+    """Fields of the config of a checkpoint of trained routers.
+
+    Raises:
+        UserError: if it is none.
+    """
+    fields = read_config(folder)
+    if fields.get("model_type") == HYBRID:
+        raise UserError(
+            f"{folder} is a hybrid language model of --objective lm, which has no base and skips no layers. Give a "
+            "checkpoint of another objective. Hybrids are measured by their training (training.json, test), compared "
+            "by python -m routing report, shown by python -m routing show_tokens and evaluated by stock lm_eval "
+            f"(--model_args pretrained={folder},trust_remote_code=True)."
+        )
+    if fields.get("trained_num_windows") is None:
+        raise UserError(f"{folder} holds no trained routers. Give the folder of a checkpoint of train.py.")
+    return fields
+
+
+def checkpoint_hash(folder: Path, besides: tuple[str, ...] = ()) -> str:
+    """SHA-256 of what decides what a checkpoint does: its weights, and the fields of its config.
+
+    Args:
+        besides: fields that do not count.
+    """
+    fields = {k: v for k, v in read_config(folder).items() if k not in ("transformers_version", *besides)}
+    weights = {path.name: sha256(path) for path in sorted(folder.glob("*.safetensors"))}
+    return hashlib.sha256(json.dumps([fields, weights], sort_keys=True).encode()).hexdigest()
+
+
+def read_config(folder: Path) -> dict:
+    """Fields of the config of any checkpoint.
+
+    Raises:
+        UserError: if there is none.
+    """
+    try:
+        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder / 'config.json'} cannot be read ({error}). Give the folder of a checkpoint of train.py."
+        ) from error
+    if not isinstance(fields, dict) or "model_type" not in fields:
+        raise UserError(f"{folder / 'config.json'} has no model_type. Give the folder of a checkpoint of train.py.")
+    return fields
+
+
+def training_record(folder: Path) -> dict:
+    """What train.py wrote beside the weights.
+
+    Raises:
+        UserError: if the folder is no checkpoint of train.py.
+    """
+    path = folder / "training.json"
+    if not path.is_file():
+        raise UserError(f"{folder} holds no training.json, so it is no checkpoint of train.py.")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        record["arguments"]["model_id"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error!r}); make the checkpoint again with train.py.") from error
+    return record

@@ -1,0 +1,76 @@
+"""Verdicts of many questions along many layer sets, with adapters or nothing in the place of pruned layers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from routing.common.files import write_json
+from routing.models.config_fields import config_with
+from routing.scoring.packed import PathEvaluator
+from routing.scoring.plain import Request
+from routing.search.results import Verdict
+from routing.search.routes import Route
+
+TOGETHER = 32  # questions whose paths are evaluated side by side
+
+
+def verdicts_along(
+    model,
+    tokenizer,
+    requests: Sequence[Request],
+    lines: Sequence[Sequence[Route]],
+    skip_action: str,
+    batch_size: int = 64,
+    score: str | None = None,
+    folder: Path | None = None,
+    key: object = None,
+) -> list[list[Verdict]]:
+    """Verdict of each request along its route in each line, [lines][requests].
+
+    Args:
+        model: a Routed...ForCausalLM with adapters, or without for skip_action "identity".
+        lines: for each method the route of each request.
+        skip_action: adapter or identity: what stands in for pruned layers.
+        score: of generated answers, see `routing.scoring.packed.PathEvaluator`.
+        folder: where groups of questions are kept as they are done, so that a rerun goes on.
+        key: what the verdicts depend on besides: model, questions, score.
+    """
+    evaluator = PathEvaluator(model, tokenizer, batch_size, score=score)
+    found: list[list[Verdict]] = [[] for _ in lines]
+    starts = range(0, len(requests), TOGETHER)
+    with config_with(model, skip_action=skip_action), tqdm(total=len(requests), desc=f"answers, {skip_action}") as bar:
+        for start in starts:
+            part = requests[start : start + TOGETHER]
+            # Methods that agree on a question share its verdict.
+            pairs = list(dict.fromkeys((at, line[start + at]) for line in lines for at in range(len(part))))
+            asked = [[request.prompt, request.choice_ids, request.max_new_tokens, request.stop] for request in part]
+            answers = [[request.example.answer, request.example.accepted] for request in part]
+            own = [key, skip_action, score, asked, answers, pairs]
+            digest = hashlib.sha256(json.dumps(own, default=str).encode()).hexdigest()
+            path = None if folder is None else folder / f"{skip_action}-{start // TOGETHER:04d}.json"
+            verdicts = _read(path, digest)
+            if verdicts is None:
+                evaluator.prepare(part)
+                verdicts = evaluator.verdicts([part[at] for at, _ in pairs], [route for _, route in pairs])
+                evaluator.release()
+                if path is not None:
+                    write_json(path, {"key": digest, "verdicts": verdicts})
+            known = dict(zip(pairs, verdicts, strict=True))
+            for line, own in zip(found, lines, strict=True):
+                own_part = own[start : start + len(part)]
+                line += [known[at, route] for at, route in enumerate(own_part)]
+            bar.update(len(part))
+    return found
+
+
+def _read(path: Path | None, digest: str) -> list[Verdict] | None:
+    """Verdicts of a group that was done before with the same key."""
+    if path is None or not path.exists():
+        return None
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    return [Verdict(*verdict) for verdict in saved["verdicts"]] if saved["key"] == digest else None

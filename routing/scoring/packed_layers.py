@@ -1,0 +1,99 @@
+"""The decoder layers of a model, made ready for packed tokens and for speed; the model itself stays as it is."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.activations import SiLUActivation
+
+from routing.scoring.packed_attention import NAME, PackedStep
+
+# Weights in the processor's own order take as much memory again, so only for models up to this size (bytes).
+LARGEST_PREPACKED = 4 * 2**30
+EXPECTED_TOKENS = 256  # in one call; the order of the weights is chosen for it
+
+
+class PrepackedLinear(nn.Module):
+    """A linear layer for inference on a processor, its weight reordered once (oneDNN) instead of in every call."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), EXPECTED_TOKENS)
+        self.bias = None if linear.bias is None else linear.bias.detach()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+
+
+class FusedMLP(nn.Module):
+    """A gated SiLU MLP and the residual: what follows a product of matrices is done while it is at hand."""
+
+    def __init__(self, mlp: nn.Module):
+        super().__init__()
+        self.gate, self.up, self.down = mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight
+
+    @staticmethod
+    def fits(mlp: nn.Module) -> bool:
+        """Whether it is such an MLP, of reordered weights without bias."""
+        linears = [getattr(mlp, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
+        plain = all(isinstance(linear, PrepackedLinear) and linear.bias is None for linear in linears)
+        return plain and isinstance(mlp.act_fn, (nn.SiLU, SiLUActivation))
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        linear = torch.ops.mkldnn._linear_pointwise
+        gate = linear(x, self.gate, None, "swish", [], "")
+        return linear.binary(linear.binary(x, gate, self.up, None, "mul"), residual, self.down, None, "add")
+
+
+class PackedLayer(nn.Module):
+    """A pre-norm decoder layer (Llama, Qwen2, Qwen3) over packed tokens.
+
+    The MLP runs on the tokens alone whose state is asked for; keys and values are those of all.
+    """
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.input_layernorm, self.self_attn = layer.input_layernorm, layer.self_attn
+        self.post_attention_layernorm, self.mlp = layer.post_attention_layernorm, layer.mlp
+        self.fused = FusedMLP(layer.mlp) if FusedMLP.fits(layer.mlp) else None
+
+    def forward(self, hidden: torch.Tensor, packed: PackedStep, **kwargs) -> torch.Tensor:
+        """States [1, n, D] to [1, m, D], of the tokens `packed.kept`, or of all."""
+        attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden), packed=packed, **kwargs)
+        hidden = hidden + attended
+        if packed.kept is not None:
+            hidden = hidden[:, packed.kept]
+        if not hidden.shape[1]:
+            return hidden
+        normed = self.post_attention_layernorm(hidden)
+        return hidden + self.mlp(normed) if self.fused is None else self.fused(normed, hidden)
+
+
+def packed_layers(model: PreTrainedModel) -> tuple[nn.ModuleList, nn.Module]:
+    """Decoder layers that attend within segments of packed tokens, and the language-model head.
+
+    They share the model's weights, but for reordered copies in fp32 on a processor.
+    """
+    config = copy.deepcopy(model.config)
+    config._attn_implementation = NAME
+    memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())} | {id(model.config): config}
+    layers, head = copy.deepcopy(model.model.layers, memo), model.lm_head
+    if _prepackable(model):
+        for layer in layers:
+            for name, module in list(layer.named_modules()):
+                if type(module) is nn.Linear:
+                    layer.set_submodule(name, PrepackedLinear(module))
+        head = PrepackedLinear(head)
+    return nn.ModuleList(map(PackedLayer, layers)), head
+
+
+def _prepackable(model: PreTrainedModel) -> bool:
+    weights = list(model.parameters())
+    return (
+        torch.backends.mkldnn.is_available()
+        and all(weight.device.type == "cpu" and weight.dtype == torch.float32 for weight in weights)
+        and sum(weight.nbytes for weight in weights) <= LARGEST_PREPACKED
+    )

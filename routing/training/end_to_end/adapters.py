@@ -1,0 +1,76 @@
+"""LoRA adapters (PEFT) on a routed model: switched off for the teacher, merged into the weights of the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from peft import LoraConfig, LoraModel
+from peft.tuners.tuners_utils import cast_adapter_dtype
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from torch import nn
+
+from routing.common.errors import UserError
+
+NAME = "default"
+
+
+def lora_config(arguments) -> LoraConfig:
+    targets = [name.strip() for name in arguments.lora_targets.split(",") if name.strip()]
+    return LoraConfig(
+        r=arguments.lora_rank,
+        lora_alpha=arguments.lora_alpha,
+        lora_dropout=arguments.lora_dropout,
+        target_modules=targets,
+        exclude_modules=r".*routers.*",
+    )
+
+
+def add_adapters(model: nn.Module, config: LoraConfig) -> LoraModel:
+    """Put adapters into a model, in place; they alone get gradients.
+
+    Raises:
+        UserError: if no linear map has one of the names.
+    """
+    try:
+        adapters = LoraModel(model, config, NAME)
+    except ValueError as error:
+        raise UserError(
+            f"--lora_targets {','.join(sorted(config.target_modules))}: {str(error).splitlines()[0]} Linear maps of a "
+            f"layer are {', '.join(sorted(_linear_names(model)))}."
+        ) from error
+    # Adapters of a base in half precision stay in float32: steps of the size of a learning rate would round to nothing.
+    cast_adapter_dtype(model, NAME)
+    return adapters
+
+
+def _linear_names(model: nn.Module) -> set[str]:
+    layer = model.model.layers[0]
+    return {name.split(".")[-1] for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
+
+
+@contextmanager
+def adapters_off(adapters: LoraModel | None) -> Iterator[None]:
+    """The base as it was, while inside."""
+    if adapters is None:
+        yield
+        return
+    adapters.disable_adapter_layers()
+    try:
+        yield
+    finally:
+        adapters.enable_adapter_layers()
+
+
+def merge_adapters(model: nn.Module, config: LoraConfig, state: dict[str, torch.Tensor]) -> None:
+    """Add trained adapters to the weights of another copy of their base, in place."""
+    adapters = add_adapters(model, config)
+    set_peft_model_state_dict(adapters, state, NAME)
+    adapters.merge_and_unload(safe_merge=True)
+
+
+def adapter_state(adapters: LoraModel) -> dict[str, torch.Tensor]:
+    """Weights of the adapters, on the CPU."""
+    state = get_peft_model_state_dict(adapters, adapter_name=NAME)
+    return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}

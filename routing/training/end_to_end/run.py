@@ -1,0 +1,158 @@
+"""One run of training end to end: model, text, training, checkpoint."""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from transformers import BitsAndBytesConfig, set_seed
+
+from routing.common.arguments import DTYPES, as_dict, is_first_process, pick_device
+from routing.common.errors import UserError
+from routing.common.files import write_json
+from routing.common.locks import only_run
+from routing.common.run_info import git_commit, hardware, today, versions
+from routing.models.checkpoint import adapter_fields, load_adapters, save_checkpoint
+from routing.models.families import load_base_config, load_tokenizer, locate_model, routed_class
+from routing.report.card import write_model_card
+from routing.text.corpora import passages
+from routing.text.sequences import Sequences, make_sequences
+from routing.training.end_to_end.adapters import adapter_state, add_adapters, lora_config, merge_adapters
+from routing.training.end_to_end.arguments import EndToEndArguments
+from routing.training.end_to_end.static import costs_of_layers, static_route
+from routing.training.end_to_end.threshold import router_logits, threshold_bias
+from routing.training.end_to_end.training import EndToEnd, train_end_to_end
+from routing.training.end_to_end.validation import batches_of
+from routing.training.run_folder import prepare_folder
+from train_models.routed_model import small_parts
+
+RANKING_ROWS = 64  # of training text, by which a threshold is set
+RANKING_TOKENS = 1024  # of training text, by which the layers of a static route are chosen; read once for each layer
+
+
+def rows_of(arguments, part: str, tokenizer) -> Sequences:
+    """Rows of a part of the corpus, for any stage that trains on text.
+
+    Raises:
+        UserError: if there is too little text for one.
+    """
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer of {arguments.model_id!r} has no eos token to end a passage; set one.")
+    texts = passages(arguments.corpus, part, getattr(arguments, f"{part}_passages"))
+    rows = make_sequences(texts, tokenizer, arguments.sequence_length, arguments.layout, arguments.prompt_tokens)
+    if not len(rows):
+        raise UserError(
+            f"{len(texts)} {part} passages of {arguments.corpus!r} make no row of --sequence_length "
+            f"{arguments.sequence_length}; give more passages or shorter rows."
+        )
+    return rows
+
+
+def load_trainable(arguments: EndToEndArguments, device: torch.device):
+    """The routed model with a fresh router, its base frozen, and its adapters or None."""
+    config = load_base_config(arguments.model_id)
+    fields = arguments.model_fields(config.num_hidden_layers) | adapter_fields(arguments.adapters)
+    quantized = {}
+    if arguments.load_in_4bit:
+        quantized["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=DTYPES[arguments.dtype]
+        )
+        quantized["device_map"] = {"": device}
+    model = routed_class(config.model_type).from_pretrained(
+        locate_model(arguments.model_id), dtype=DTYPES[arguments.dtype], **fields, **quantized
+    )
+    load_adapters(model, arguments.adapters)
+    if not quantized:
+        model.to(device)
+    model.requires_grad_(False)
+    model.model.init_routers()
+    adapters = add_adapters(model, lora_config(arguments)) if arguments.trainable == "lora" else None
+    model.model.routers.requires_grad_(True)
+    return model, adapters, fields
+
+
+def choose_static(arguments: EndToEndArguments, model, rows: Sequences, work: Path, device) -> list[int]:
+    """The fixed route of --objective static, by training text; kept in a file."""
+    path, depth = work / "static_route.json", model.config.num_hidden_layers
+    count = max(RANKING_TOKENS // arguments.sequence_length, 1)
+    part = Sequences(rows.ids[:count], rows.lengths[:count])
+    skipped = round(arguments.target_skip * (depth - arguments.kept_layers))
+    if arguments.resume and path.exists():
+        return json.loads(path.read_text())["route"]
+    batches = batches_of(part, arguments.batch_size, arguments.prompt_tokens, device)
+    costs = costs_of_layers(model, batches, arguments.kept_layers)
+    (route,) = broadcast_object_list([static_route(costs, depth, skipped)])
+    if is_first_process():
+        write_json(path, {"route": route, "loss_without_layer": costs})
+    return route
+
+
+def run(arguments: EndToEndArguments) -> None:
+    """Train and write the checkpoint folder, with metrics.csv beside the weights."""
+    base_config = load_base_config(arguments.model_id)
+    if arguments.kept_layers >= base_config.num_hidden_layers:
+        raise UserError(
+            f"--kept_layers {arguments.kept_layers} leaves none of the model's {base_config.num_hidden_layers} layers "
+            "to route; give less."
+        )
+    tokenizer = load_tokenizer(arguments.model_id)
+    rows, held_out = (rows_of(arguments, part, tokenizer) for part in ("train", "validation"))
+    work = Path(arguments.work_dir) / arguments.run_name
+    device = pick_device(arguments.device)
+    processes = PartialState(cpu=device.type == "cpu")
+    with only_run(work, together=True):
+        if processes.is_main_process:
+            prepare_folder(arguments, work, work / "trainer")
+        processes.wait_for_everyone()
+        set_seed(arguments.seed)
+        model, adapters, fields = load_trainable(arguments, device)
+        if arguments.objective == "static":
+            fields["fixed_route"] = model.config.fixed_route = choose_static(arguments, model, rows, work, device)
+        if processes.is_main_process:
+            trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+            print(
+                f"{arguments.objective}, router {arguments.router}: {trained:,} trainable parameters; {len(rows)} "
+                f"training and {len(held_out)} validation rows of {arguments.sequence_length} tokens",
+                file=sys.stderr,
+            )
+        batches = batches_of(held_out, arguments.batch_size, arguments.prompt_tokens, device)
+        trainer = train_end_to_end(EndToEnd(model, adapters, arguments), rows, batches, work, processes.num_processes)
+        if arguments.calibrate_threshold:
+            model.eval()
+            ranking = batches_of(Sequences(*(part[:RANKING_ROWS] for part in rows)), arguments.batch_size,
+                                 arguments.prompt_tokens, device)  # fmt: skip
+            fields["route_bias"] = threshold_bias(router_logits(model, ranking), arguments.target_skip)
+        summary = {
+            "arguments": as_dict(arguments),
+            "num_processes": processes.num_processes,
+            "datasets": [],
+            "train_rows": len(rows),
+            "validation_rows": len(held_out),
+            "route_bias": fields.get("route_bias", 0.0),
+            "log": trainer.state.log_history,
+            "versions": versions(),
+            "git_commit": git_commit(),
+            "hardware": hardware(),
+            "date": today(),
+        }
+        routers = {name: tensor.detach().cpu() for name, tensor in small_parts(model.model).items()}
+        state = adapter_state(adapters) if adapters else None
+        del model, adapters, trainer
+        gc.collect()
+        processes.destroy_process_group()
+        if is_first_process():
+            folder = Path(arguments.output_dir) / arguments.run_name
+            merged = {}
+            if state is not None:
+                # In the dtype of training: in a coarser one small changes would vanish, and it be another model.
+                merged["dtype"] = DTYPES[arguments.dtype]
+                merged["change"] = partial(merge_adapters, config=lora_config(arguments), state=state)
+            save_checkpoint(folder, arguments.model_id, routers, fields, arguments.save_base, summary, **merged)
+            write_model_card(folder)
+            print(f"checkpoint: {folder}", file=sys.stderr)

@@ -1,0 +1,285 @@
+"""Router inputs, computed once.
+
+Base and labelled route are fixed, so what enters each router is a constant of the example. One pass writes all
+of it; the epochs of training then run on it without the base. The pooling is the model's own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from routing.common.errors import UserError
+from routing.common.files import write_json
+from routing.common.locks import held
+from routing.tasks.prompts import left_pad
+from train_models.routers import pool_windows, window_weights
+
+MANIFEST = "features.json"
+SHARD_SIZE = 64  # examples; a shard is made in memory, and what several processes share out
+# dtype names of safetensors that shards use
+STORED = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "BOOL": torch.bool,
+    "I64": torch.int64,
+}
+
+
+@dataclass(frozen=True)
+class RouterExample:
+    """A labelled example as the routers see it: prompt tokens and route (L counts)."""
+
+    prompt_ids: tuple[int, ...]
+    route: tuple[int, ...]
+
+
+@torch.no_grad()
+def router_inputs(model, examples: list[RouterExample], pad_id: int) -> dict[str, torch.Tensor]:
+    """Pooled inputs of all routers, the labelled routes being executed (teacher forcing).
+
+    Args:
+        model: a Routed...ForCausalLM.
+        examples: B of them.
+        pad_id: token for left padding.
+
+    Returns:
+        features [B, L, W, D] fp32; windows [B, W] bool; labels [B, L].
+    """
+    padded, masks = left_pad([example.prompt_ids for example in examples], pad_id)
+    device = model.device
+    ids, mask = torch.tensor(padded, device=device), torch.tensor(masks, device=device)
+    labels = torch.tensor([example.route for example in examples])
+    executed = labels.clone()
+    executed[:, -1] = 0  # No router reads what the last layer puts out.
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    inner = model.model
+    states = inner(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        routes=executed,
+        use_cache=False,
+        output_hidden_states=True,
+    ).hidden_states[:-1]
+    weights, windows = window_weights(inner.routing_mask(ids, mask, states[0]), inner.config.num_windows)
+    # On the device of the first layer, then to the host at once: a copy a layer would make the device wait for each.
+    features = torch.stack([pool_windows(state, weights).to(device) for state in states], dim=1)
+    return {"features": features.cpu(), "windows": windows.cpu(), "labels": labels}
+
+
+def fingerprint(examples: list[RouterExample], **settings) -> str:
+    """Hash of everything that the features depend on."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for example in examples:
+        digest.update(json.dumps([example.prompt_ids, example.route]).encode())
+    return digest.hexdigest()
+
+
+def feature_bytes(layers: int, windows: int, width: int, dtype: torch.dtype) -> int:
+    """Bytes on disk of one example: L * W * D features, W flags and L labels of eight bytes."""
+    return layers * windows * width * dtype.itemsize + windows + 8 * layers
+
+
+def cache_features(
+    folder: Path,
+    model,
+    examples: list[RouterExample],
+    pad_id: int,
+    batch_size: int,
+    key: str,
+    dtype: torch.dtype = torch.float32,
+    show: bool = True,
+    inputs: Callable[..., dict[str, torch.Tensor]] | None = None,
+    size: int | None = None,
+) -> None:
+    """Write the features of all examples as safetensors shards; shards that are there are kept.
+
+    Any number of processes may call this at once with the same arguments: each makes shards that no other is at
+    work on, and returns when all are there.
+
+    Args:
+        folder: emptied first if it holds features with another key.
+        key: from `fingerprint`.
+        dtype: of the stored features; float32 is exact.
+        show: whether to show progress.
+        inputs: what computes them, called and answering as `router_inputs` does, which is the default; tensors may be
+            others, but for `features`.
+        size: bytes of an example on disk; None: as those of `router_inputs`.
+
+    Raises:
+        UserError: before anything is computed, if the disk has too little room; for features beyond float16.
+    """
+    config = model.config
+    size = size or feature_bytes(config.num_hidden_layers, config.num_windows, config.hidden_size, dtype)
+    with held(folder / ".lock", wait=True):
+        _prepare(folder, len(examples), key, size)
+    starts = range(0, len(examples), SHARD_SIZE)
+
+    def compute(part: list[RouterExample]) -> dict[str, torch.Tensor]:
+        return (inputs or router_inputs)(model, part, pad_id)
+
+    with tqdm(total=len(examples), desc="router inputs", unit="example", disable=not show) as progress:
+        # First what is free, then what another process had: it is finished by now, or its maker died.
+        for wait in (False, True):
+            for start in starts:
+                part = examples[start : start + SHARD_SIZE]
+                _make_shard(shard_path(folder, start), compute, part, batch_size, dtype, wait)
+                progress.update(len(part) if not wait else 0)
+
+
+def _prepare(folder: Path, count: int, key: str, size: int) -> None:
+    """Remove features of another key, and see to it that the missing ones have room; `size` bytes an example."""
+    manifest = folder / MANIFEST
+    wanted = {"key": key, "examples": count, "shard_size": SHARD_SIZE}
+    fits = manifest.exists() and json.loads(manifest.read_text()) == wanted
+    if not fits:
+        for old in folder.glob("*.safetensors"):
+            old.unlink()
+    missing = [start for start in range(0, count, SHARD_SIZE) if not shard_path(folder, start).exists()]
+    needed = size * sum(min(SHARD_SIZE, count - start) for start in missing)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"the router inputs of {count} examples need {needed} more bytes ({size} an example) and {folder} has "
+            f"{free} free. Give a --work_dir on a larger disk, store half the bytes with --features_dtype float16 or "
+            "bfloat16, or store none with --features live."
+        )
+    if not fits:
+        write_json(manifest, wanted)
+
+
+def _make_shard(path: Path, compute: Callable, part: list[RouterExample], batch_size: int, dtype, wait: bool) -> None:
+    """Write one shard, unless it is there, or another process is at work on it and `wait` is not set."""
+    if path.exists():
+        return
+    lock = path.with_suffix(".lock")
+    with held(lock, wait) as had:
+        if not had:
+            return
+        if not path.exists():
+            temporary = path.with_suffix(".tmp")
+            save_file(_shard(compute, part, batch_size, dtype), temporary)
+            temporary.replace(path)
+        lock.unlink(missing_ok=True)
+
+
+def _shard(compute: Callable, part: list[RouterExample], batch_size: int, dtype) -> dict[str, torch.Tensor]:
+    """Tensors of a shard; examples of like length share a batch, so that little is padding."""
+    order = sorted(range(len(part)), key=lambda at: len(part[at].prompt_ids))
+    tensors: dict[str, torch.Tensor] = {}
+    for first in range(0, len(part), batch_size):
+        rows = order[first : first + batch_size]
+        for name, tensor in compute([part[row] for row in rows]).items():
+            stored = tensor.to(dtype) if name == "features" else tensor
+            if name not in tensors:
+                tensors[name] = stored.new_empty((len(part), *stored.shape[1:]))
+            tensors[name][rows] = stored
+    if not tensors["features"].isfinite().all():
+        raise UserError(
+            f"router inputs are not finite in {dtype}. Store them as --features_dtype bfloat16 or float32; if they are "
+            "that already, the base itself overflows, and needs another --dtype."
+        )
+    return tensors
+
+
+def shard_path(folder: Path, start: int) -> Path:
+    return folder / f"features-{start // SHARD_SIZE:05d}.safetensors"
+
+
+class Shard:
+    """Rows of the tensors of a safetensors file.
+
+    They are read into memory of their own, not mapped: pages of a mapped file count as resident, so a process would
+    seem to grow by all it reads.
+
+    Attributes:
+        rows: how many.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        self.rows = next(iter(header.values()))["shape"][0]
+        self.tensors = {
+            name: (STORED[entry["dtype"]], entry["shape"][1:], 8 + length + entry["data_offsets"][0])
+            for name, entry in header.items()
+        }
+
+    def empty(self, rows: int) -> dict[str, torch.Tensor]:
+        """Tensors for so many rows, their content not set."""
+        return {name: torch.empty((rows, *shape), dtype=dtype) for name, (dtype, shape, _) in self.tensors.items()}
+
+    def read(self, row: int, batch: dict[str, torch.Tensor], at: int) -> None:
+        """Read one row of every tensor into row `at` of the tensors of a batch."""
+        with self.path.open("rb", buffering=0) as file:
+            for name, (_, _, start) in self.tensors.items():
+                place = memoryview(batch[name][at].view(torch.uint8).numpy()).cast("B")
+                if os.preadv(file.fileno(), [place], start + row * len(place)) != len(place):
+                    raise UserError(f"{self.path} is cut short. Remove it and start again with the same arguments.")
+
+
+class CachedFeatures(Dataset):
+    """Features of some examples, read from the shards batch by batch; nothing is kept in memory but their headers."""
+
+    def __init__(self, folder: Path, indices: list[int]):
+        self.folder, self.indices = folder, indices
+        self._shards: dict[int, Shard] = {}
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def _shard(self, start: int) -> Shard:
+        if start not in self._shards:
+            self._shards[start] = Shard(shard_path(self.folder, start))
+        return self._shards[start]
+
+    def __getitems__(self, items: list[int]) -> dict[str, torch.Tensor]:
+        """A batch: features [B, L, W, D], fp32; windows [B, W]; labels [B, L]."""
+        batch: dict[str, torch.Tensor] = {}
+        for at, item in enumerate(items):
+            number, row = divmod(self.indices[item], SHARD_SIZE)
+            shard = self._shard(number * SHARD_SIZE)
+            batch = batch or shard.empty(len(items))
+            shard.read(row, batch, at)
+        return batch | {"features": batch["features"].float()}
+
+    def __getitem__(self, item: int) -> dict[str, torch.Tensor]:
+        return {name: tensor[0] for name, tensor in self.__getitems__([item]).items()}
+
+
+def read_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Collator of `CachedFeatures`, whose batches are whole as they are read."""
+    return batch
+
+
+class LiveExamples(Dataset):
+    """The examples themselves; the base computes their features in every step, see `live_collator`."""
+
+    def __init__(self, examples: list[RouterExample]):
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, item: int) -> RouterExample:
+        return self.examples[item]
+
+
+def live_collator(model, pad_id: int):
+    """Collator that runs the base on a batch of `LiveExamples`."""
+    return lambda batch: router_inputs(model, batch, pad_id)

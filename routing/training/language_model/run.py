@@ -1,0 +1,152 @@
+"""One run of training a hybrid language model from scratch: text, model, training, checkpoint."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from transformers import set_seed
+
+from routing.common.arguments import as_dict, is_first_process, pick_device
+from routing.common.errors import UserError
+from routing.common.files import write_json
+from routing.common.locks import only_run
+from routing.common.run_info import git_commit, hardware, today, versions
+from routing.models.checkpoint import put_in_place
+from routing.models.families import load_tokenizer
+from routing.report.card import write_model_card
+from routing.training.end_to_end.run import rows_of
+from routing.training.end_to_end.validation import batches_of
+from routing.training.language_model.arguments import LanguageModelArguments
+from routing.training.language_model.configurations import matched
+from routing.training.language_model.parameters import parameter_counts
+from routing.training.language_model.training import train_language_model
+from routing.training.language_model.validation import validate
+from routing.training.run_folder import prepare_folder
+from train_models.configuration_gdn_hybrid import GdnHybridConfig
+from train_models.modeling_gdn_hybrid import GdnHybridForCausalLM
+
+RESULT = "result.json"  # written last; it says that a run is done
+# Fields of the model in RESULT; those of a file, and a matched width, differ from the arguments.
+MODEL_FIELDS = (
+    "pattern", "hidden_size", "num_attention_heads", "head_dim", "intermediate_size", "vocab_size", "router",
+    "random_share",
+)  # fmt: skip
+
+
+def check_vocabulary(arguments: LanguageModelArguments, tokenizer) -> None:
+    """Refuse a file whose vocabulary lacks tokens of the text, before that is read.
+
+    Raises:
+        UserError: if it does.
+    """
+    size = arguments.model_fields().get("vocab_size", len(tokenizer))
+    if size < len(tokenizer):
+        raise UserError(
+            f"--config {arguments.config}: vocab_size {size} is less than the {len(tokenizer)} tokens of the tokenizer "
+            f"of {arguments.model_id!r}. Leave vocab_size out."
+        )
+
+
+def make_config(arguments: LanguageModelArguments, tokenizer) -> GdnHybridConfig:
+    fields = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "max_position_embeddings": max(arguments.sequence_length, 2048),  # lm-eval cuts its requests at so many tokens
+    } | arguments.model_fields()
+    return matched(fields) if arguments.match_parameters else GdnHybridConfig(**fields)
+
+
+def save_language_model(folder: Path, model, tokenizer, metrics: Path, run_info: dict) -> None:
+    """Write a self-contained folder that loads with trust_remote_code, replacing an older one but for its README.md."""
+    work = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    model.save_pretrained(work)
+    tokenizer.save_pretrained(work)
+    shutil.copy2(metrics, work)
+    write_json(work / "training.json", run_info)
+    put_in_place(work, folder)
+
+
+def run(arguments: LanguageModelArguments) -> None:
+    """Train and write the checkpoint folder, with metrics.csv beside the weights."""
+    tokenizer = load_tokenizer(arguments.model_id)
+    check_vocabulary(arguments, tokenizer)
+    rows, held_out, test = (rows_of(arguments, part, tokenizer) for part in ("train", "validation", "test"))
+    work = Path(arguments.work_dir) / arguments.run_name
+    device = pick_device(arguments.device)
+    processes = PartialState(cpu=device.type == "cpu")
+    with only_run(work, together=True):
+        if processes.is_main_process:
+            # A file may be edited between two starts; a named configuration may not.
+            made_from = None if arguments.named() else {"model_fields": arguments.model_fields()}
+            prepare_folder(arguments, work, work / "trainer", made_from)
+            (work / RESULT).unlink(missing_ok=True)
+        processes.wait_for_everyone()
+        set_seed(arguments.seed)
+        config = make_config(arguments, tokenizer)
+        model = GdnHybridForCausalLM(config).to(device)
+        sizes = parameter_counts(config)
+        rate = arguments.peak_rate(arguments.model_fields())
+        if processes.is_main_process:
+            print(
+                f"{arguments.config}: {'-'.join(config.pattern)}, {sizes['total']:,} parameters "
+                f"({sizes['embeddings']:,} of the embeddings), MLP width {config.intermediate_size}, learning rate "
+                f"{rate:g}; {len(rows)} training and {len(held_out)} validation rows of {arguments.sequence_length} "
+                "tokens",
+                file=sys.stderr,
+            )
+        validation, tests = (batches_of(part, arguments.batch_size, 0, device) for part in (held_out, test))
+        trainer = train_language_model(model, arguments, rate, rows, validation, work, processes.num_processes)
+        kept = trainer.state.best_global_step
+        log = trainer.state.log_history
+        if kept is None:
+            raise UserError(
+                f"training diverged: no validation had a finite loss (learning rate {rate:g}). Give a lower "
+                f"--learning_rate, a lower --max_grad_norm or more --warmup_steps; losses: {work / 'metrics.csv'}."
+            )
+        chosen = next(entry for entry in log if entry["step"] == kept and "eval_validation_loss" in entry)
+        measured = validate(model, tests)  # of the best weights
+        alarmed = {entry["step"]: entry["warnings"] for entry in log if entry.get("warnings")}
+        summary = {
+            "arguments": as_dict(arguments),
+            "num_processes": processes.num_processes,
+            "parameters": sizes,
+            "model": {name: getattr(config, name) for name in MODEL_FIELDS},
+            "learning_rate": rate,
+            "train_rows": len(rows),
+            "validation_rows": len(held_out),
+            "test_rows": len(test),
+            "kept_step": kept,
+            "validation_loss": chosen["eval_validation_loss"],
+            "test": measured.facts() | {"softmax_shares": dict(zip(map(str, config.routed_blocks), measured.shares))},
+            "warnings": chosen["warnings"],
+            "alarms": alarmed,
+            "log": log,
+            "versions": versions(),
+            "git_commit": git_commit(),
+            "hardware": hardware(),
+            "date": today(),
+        }
+        del trainer
+        gc.collect()
+        processes.destroy_process_group()
+        if is_first_process():
+            if alarmed:
+                print(
+                    f"ALARM: alarms in {len(alarmed)} validations (training.json, alarms); at the kept step {kept}: "
+                    f"{'; '.join(chosen['warnings']) or 'none'}",
+                    file=sys.stderr,
+                )
+            folder = Path(arguments.output_dir) / arguments.run_name
+            save_language_model(folder, model.to(torch.float32), tokenizer, work / "metrics.csv", summary)
+            write_model_card(folder)
+            write_json(work / RESULT, {name: value for name, value in summary.items() if name != "log"})
+            print(f"checkpoint: {folder}", file=sys.stderr)

@@ -1,0 +1,1 @@
+"""Dr.LLM: routers of layers, trained on labelled paths."""

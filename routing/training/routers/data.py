@@ -1,0 +1,118 @@
+"""Labels turned into training data: router examples, and requests for the held-out questions."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedConfig
+
+from routing.common.arguments import TrainArguments, is_first_process
+from routing.common.errors import UserError, raise_all
+from routing.labels.reading import read_header, read_labels
+from routing.labels.records import example_of
+from routing.scoring.plain import Request, make_request
+from routing.tasks.examples import held_out, held_out_key, question_hash
+from routing.training.features import RouterExample
+
+# Data sets whose labels are used on request only, as in Dr.LLM's training command.
+ON_REQUEST = {"squadv2": "with_squad", "commonsense_qa": "with_commonsense"}
+
+
+@dataclass
+class TrainingData:
+    """Examples with a right path, and who of them is held out.
+
+    Attributes:
+        examples: prompt tokens and labelled routes.
+        train_indices, held_out_indices: a partition of the examples, by question hash.
+        held_out_requests: all held-out questions, those that no path answered right included, ready to be
+            answered with the routers deciding.
+        datasets: names of the data sets that they are of.
+    """
+
+    examples: list[RouterExample]
+    train_indices: list[int]
+    held_out_indices: list[int]
+    held_out_requests: list[Request]
+    datasets: list[str]
+
+
+def load_training_data(arguments: TrainArguments, config: PreTrainedConfig, tokenizer) -> TrainingData:
+    """Read the label folders.
+
+    Raises:
+        UserError: for labels of another model or depth, damaged files, or too few examples.
+    """
+    folders = arguments.data_folders()
+    headers = [read_header(folder) for folder in folders]
+    problems: list[str] = []
+    for folder, header in zip(folders, headers, strict=True):
+        problems += foreign_labels(folder, header, arguments.model_id, config)
+    raise_all(problems)
+    data = TrainingData([], [], [], [], [])
+    left_out: Counter[str] = Counter()
+    seen = set()
+    for header, record in _records(folders, headers):
+        flag = ON_REQUEST.get(record["dataset"])
+        if flag and not getattr(arguments, flag):
+            left_out[f"of {record['dataset']} (use --{flag})"] += 1
+            continue
+        example = example_of(record)
+        key = question_hash(example)
+        if key in seen:
+            left_out["asked before"] += 1
+            continue
+        seen.add(key)
+        if record["dataset"] not in data.datasets:
+            data.datasets.append(record["dataset"])
+        kept_aside = held_out(held_out_key(example), arguments.eval_fraction)
+        chat = header["arguments"]["apply_chat_template"]
+        request = make_request(example, record["scoring"], record["prompt"], tokenizer, chat)
+        if kept_aside:
+            data.held_out_requests.append(request)
+        if not record["correct"]:
+            left_out["without a right path"] += 1
+            continue
+        indices = data.held_out_indices if kept_aside else data.train_indices
+        indices.append(len(data.examples))
+        data.examples.append(RouterExample(request.prompt_ids, tuple(record["route"])))
+    for reason, count in left_out.items() if is_first_process() else ():
+        print(f"left out {count} labels {reason}", file=sys.stderr)
+    if not data.train_indices or not data.held_out_indices:
+        raise UserError(
+            f"{arguments.data}: {len(data.train_indices)} training and {len(data.held_out_indices)} held-out examples "
+            f"with a right path are too few. Label more examples, or change --eval_fraction {arguments.eval_fraction}."
+        )
+    return data
+
+
+def _records(folders: list[Path], headers: list[dict]) -> Iterator[tuple[dict, dict]]:
+    for folder, header in zip(folders, headers, strict=True):
+        for record in read_labels(folder):
+            yield header, record
+
+
+def foreign_labels(folder: Path, header: dict, model_id: str, config: PreTrainedConfig) -> list[str]:
+    """Why labels do not fit the model, as sentences."""
+    made_with = header["model"]
+    if header["num_layers"] != config.num_hidden_layers:
+        return [
+            f"{folder} was made with {made_with!r} of {header['num_layers']} layers, and --model_id {model_id!r} has "
+            f"{config.num_hidden_layers}. Give the model of the labels, or make labels with this one"
+        ]
+    revision, current = header.get("revision"), getattr(config, "_commit_hash", None)
+    if revision and current and revision != current:
+        return [
+            f"{folder} was made with revision {revision} of {made_with!r}, and the hub now has {current}. Give a local "
+            "folder of the old revision, or make labels anew"
+        ]
+    if made_with != model_id:
+        return [
+            f"{folder} was made with --model {made_with!r}, not with --model_id {model_id!r}. Give the same name, or "
+            "make labels with this model"
+        ]
+    return []

@@ -1,0 +1,69 @@
+"""The folder of a training run: started anew, or continued with the same arguments."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from accelerate import PartialState
+
+from routing.common.arguments import as_dict
+from routing.common.errors import UserError
+from routing.common.files import write_json
+
+
+def prepare_folder(arguments, work: Path, states: Path, made_from: dict | None = None) -> None:
+    """Make the run's folder ready: the Trainer's checkpoints in `states` are kept with --resume, else removed.
+
+    Args:
+        made_from: what the run depends on besides its arguments, such as hashes of its data.
+
+    Raises:
+        UserError: if --resume comes with other arguments or data than the run was started with, or there is no run.
+    """
+    saved, source = work / "arguments.json", work / "made_from.json"
+    chosen = {key: value for key, value in as_dict(arguments).items() if key != "resume"}
+    chosen["num_processes"] = PartialState().num_processes  # of accelerate launch: the batches depend on it
+    if arguments.resume:
+        if not saved.exists():
+            raise UserError(f"--resume: there is no run in {work}. Leave --resume out to start it.")
+        old = json.loads(saved.read_text())
+        differences = [f"--{k} was {old.get(k)!r}, now {v!r}" for k, v in chosen.items() if old.get(k) != v]
+        if differences:
+            raise UserError(
+                f"--resume continues the run in {work} with its own arguments; {'; '.join(differences)}. Give the "
+                "same ones, or another --run_name."
+            )
+        known = json.loads(source.read_text()) if source.exists() else None
+        if made_from is not None and known != made_from:
+            raise UserError(
+                f"--resume: files or data that the run in {work} was started with have changed since. Leave --resume "
+                "out to start it anew."
+            )
+    else:
+        shutil.rmtree(states, ignore_errors=True)
+        write_json(saved, chosen)
+        if made_from is not None:
+            write_json(source, made_from)
+
+
+def last_whole_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that the Trainer finished; a kill may have left a newer one half written."""
+    whole = []
+    for state in folder.glob("checkpoint-*/trainer_state.json"):  # written last
+        try:
+            json.loads(state.read_text())
+        except ValueError:
+            continue
+        whole.append(state.parent)
+    return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+class WholeCheckpoints:
+    """Mixin of a Trainer of several processes; `last_whole_checkpoint` then tells its half written checkpoints."""
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """As in the Trainer; what is written after it tells that the checkpoint is whole, so all have to be here."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()

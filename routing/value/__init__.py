@@ -1,1 +1,0 @@
-"""What each path of a menu is worth for a question: dense tables, headroom, guarantees."""
