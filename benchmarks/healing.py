@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from routing.common.arguments import DTYPES, parse, pick_device
+from routing.common.cli import parse
+from routing.common.devices import DTYPES, pick_device
 from routing.common.errors import run_command
 from routing.common.files import file_stamps, sha256, write_json
 from routing.common.run_info import git_commit, hardware, today, versions

@@ -27,7 +27,7 @@ import torch
 from routed_speed import TOLERANCE, in_turn, print_rows, speedup
 from tqdm import tqdm
 
-from routing.common.arguments import DTYPES, pick_device
+from routing.common.devices import DTYPES, pick_device
 from routing.common.errors import UserError, raise_all, run_command
 from routing.common.files import write_json
 from routing.common.run_info import git_commit, hardware, today, versions

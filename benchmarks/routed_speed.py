@@ -26,7 +26,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
-from routing.common.arguments import DTYPES, pick_device
+from routing.common.devices import DTYPES, pick_device
 from routing.common.errors import UserError
 from routing.common.files import write_json
 from routing.common.run_info import git_commit, hardware, today, versions

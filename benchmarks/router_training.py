@@ -28,7 +28,7 @@ from stop_training import Stop
 from transformers import set_seed
 
 from routing.commands import train
-from routing.common.arguments import DTYPES, TrainArguments, pick_device
+from routing.common.devices import DTYPES, pick_device
 from routing.common.errors import UserError, raise_all, run_command
 from routing.common.files import write_json
 from routing.common.run_info import git_commit, hardware, today, versions
@@ -41,6 +41,7 @@ from routing.search.results import SearchResult, Verdict
 from routing.search.routes import full_route
 from routing.tasks import load_examples
 from routing.training.features import feature_bytes
+from routing.training.routers.arguments import TrainArguments
 from routing.training.routers.data import TrainingData, load_training_data
 from routing.training.routers.trainer import train_routers
 

@@ -25,7 +25,7 @@ import torch
 from tqdm import tqdm
 
 import routing.scoring.packed
-from routing.common.arguments import DTYPES, pick_device
+from routing.common.devices import DTYPES, pick_device
 from routing.common.errors import run_command
 from routing.common.files import write_json
 from routing.common.run_info import git_commit, hardware, today, versions

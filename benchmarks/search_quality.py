@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from routing.common.arguments import pick_device
+from routing.common.devices import pick_device
 from routing.common.errors import UserError, run_command
 from routing.common.files import append_text, write_json
 from routing.common.run_info import git_commit, hardware, today, versions

@@ -23,7 +23,7 @@ import torch
 from routed_speed import Models, about, print_rows, speedup
 from tqdm import tqdm
 
-from routing.common.arguments import DTYPES
+from routing.common.devices import DTYPES
 from routing.common.errors import UserError, raise_all, run_command
 from routing.common.files import write_json
 from routing.models.checkpoint import load_checkpoint

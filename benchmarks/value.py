@@ -31,7 +31,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from routing.common.arguments import DTYPES, pick_device
+from routing.common.devices import DTYPES, pick_device
 from routing.common.errors import UserError, run_command
 from routing.common.files import write_json
 from routing.common.run_info import git_commit, hardware, today, versions

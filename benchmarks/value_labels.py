@@ -20,13 +20,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from routing.common.arguments import label_problems, pick_device
+from routing.common.devices import pick_device
 from routing.common.errors import raise_all, run_command
 from routing.common.files import write_json
 from routing.common.run_info import git_commit, hardware, today, versions
 from routing.common.stages import done, run_stage
 from routing.common.statistics import mcnemar, wilson_interval
 from routing.evaluation.budget import decided_routes, find_bias, mean_layers
+from routing.labels.problems import label_problems
 from routing.labels.reading import LABELS, label_hashes
 from routing.models.checkpoint import load_checkpoint
 from routing.models.default_model import DEFAULT_MODEL

@@ -14,16 +14,12 @@ import pytest
 import torch
 from transformers import HfArgumentParser
 
-from routing.common.arguments import (
-    DTYPES,
-    DataGenerationArguments,
-    EvaluationArguments,
-    TrainArguments,
-    as_dict,
-    parse,
-    pick_device,
-)
+from routing.common.cli import as_dict, parse
+from routing.common.devices import DTYPES, pick_device
 from routing.common.errors import UserError, raise_all, run_command
+from routing.evaluation.arguments import EvaluationArguments
+from routing.labels.arguments import DataGenerationArguments
+from routing.training.routers.arguments import TrainArguments
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = {

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from routing.commands import evaluate as evaluation
 from routing.commands.sweep import read_grid, runs_of
-from routing.common.arguments import parse
+from routing.common.cli import parse
 from routing.common.errors import UserError
 from routing.evaluation import check
 from routing.evaluation.budget import decided_routes, find_bias, mean_layers

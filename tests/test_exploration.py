@@ -24,9 +24,9 @@ from transformers import AutoConfig, AutoTokenizer
 
 from routing.commands import generate as data_generation
 from routing.commands.labels import main as labels_main
-from routing.common.arguments import DataGenerationArguments
 from routing.common.errors import UserError
 from routing.common.files import sha256
+from routing.labels.arguments import DataGenerationArguments
 from routing.labels.exploration import exploration_records, write_records
 from routing.labels.reading import HEADER, LABELS, read_header, read_labels
 from routing.labels.records import label_line, parse_label

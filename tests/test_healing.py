@@ -17,16 +17,17 @@ from conftest import LAYERS, LLAMA, assert_near, random_rows, save_tiny_base, st
 from safetensors import safe_open
 from test_layer_adapters import adapted, oracle, routed_with_adapters
 
-from routing.common.arguments import parse
+from routing.common.cli import parse
 from routing.common.errors import UserError
 from routing.models.checkpoint import adapter_weights
 from routing.models.config_fields import config_with
 from routing.models.families import load_tokenizer
+from routing.objectives.divergence import divergence
 from routing.search.routes import SKIP
 from routing.training.adapters.arguments import AdapterArguments
 from routing.training.adapters.heal_paths import HealPaths, heal_paths, menu_problems, menu_routes, path_name
 from routing.training.adapters.heal_texts import collect_texts, is_prompt_file, prompt_file
-from routing.training.adapters.healing import Healing, RowBatches, divergence, heal, path_divergences, right_padded
+from routing.training.adapters.healing import Healing, RowBatches, heal, path_divergences, right_padded
 from routing.training.adapters.least_squares import RIDGES, Moments, fit_adapters, reduced_rank
 from routing.training.adapters.run import draw_prompts, run
 from routing.training.adapters.stages import paired, worth_of_stages

@@ -19,7 +19,6 @@ from routing.commands import labels as main_module
 from routing.commands import train
 from routing.commands.labels import main
 from routing.common import json_stream
-from routing.common.arguments import TrainArguments
 from routing.common.errors import UserError
 from routing.common.files import write_json, write_text
 from routing.labels import polar_export, polar_import
@@ -36,6 +35,7 @@ from routing.search.results import SearchResult, Verdict
 from routing.search.routes import full_route, to_route
 from routing.tasks.examples import Example, split_of
 from routing.tasks.prompts import build_prompt
+from routing.training.routers.arguments import TrainArguments
 from routing.training.routers.data import load_training_data
 
 LAYERS = 4

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from routing.commands.report import main as report
 from routing.commands.sweep import check_runs, runs_of
-from routing.common.arguments import parse
+from routing.common.cli import parse
 from routing.common.errors import UserError
 from routing.models.checkpoint import check_checkpoint
 from routing.report.card import is_ours

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from routing.commands import generate as data_generation
 from routing.commands import train
-from routing.common.arguments import TrainArguments, parse
+from routing.common.cli import parse
 from routing.common.errors import UserError
 from routing.models.checkpoint import adapter_weights, check_adapters, load_adapted, save_checkpoint
 from routing.models.config_fields import config_with
@@ -41,6 +41,7 @@ from routing.training.adapters.states import StoredStates, collect_states, layer
 from routing.training.adapters.training import AdapterStack, layer_errors
 from routing.training.end_to_end.arguments import EndToEndArguments
 from routing.training.end_to_end.run import run as run_end_to_end
+from routing.training.routers.arguments import TrainArguments
 from train_models import routed_model
 from train_models.layer_adapters import LayerAdapter
 from train_models.routed_model import small_parts

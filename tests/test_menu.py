@@ -19,9 +19,8 @@ from test_sharding import ENVIRONMENT, ROOT, generate, journals, wait_for
 from transformers import AutoTokenizer
 
 from routing.commands import generate as data_generation
-from routing.common.arguments import DataGenerationArguments
 from routing.common.errors import UserError
-from routing.evaluation.pruning_methods import influence_order
+from routing.labels.arguments import DataGenerationArguments
 from routing.labels.labelling import Labeller
 from routing.labels.menus import influences, make_menu, most_serving, pooled_paths
 from routing.labels.reading import HEADER, LABELS, read_header, read_labels
@@ -31,6 +30,7 @@ from routing.models.families import routed_class
 from routing.scoring.packed import PathEvaluator
 from routing.scoring.plain import Evaluator, request_of
 from routing.search.baselines import static_path
+from routing.search.influence import influence_order
 from routing.search.menu import (
     FromFile,
     MenuSettings,

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, set_seed
 
 from routing.commands import train
-from routing.common.arguments import TrainArguments, parse
+from routing.common.cli import parse
 from routing.common.errors import UserError
 from routing.common.files import sha256, write_json
 from routing.labels.reading import FORMAT, HEADER, LABELS, read_labels
@@ -45,6 +45,7 @@ from routing.training.preferences.training import (
     measure,
     training_arguments,
 )
+from routing.training.routers.arguments import TrainArguments
 from train_models.query_router import pruned_counts
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -16,7 +16,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from eval_configs import offline as eval_documents
-from routing.common.arguments import TrainArguments
 from routing.common.errors import UserError
 from routing.common.files import write_json
 from routing.labels.reading import FORMAT, HEADER, LABELS
@@ -27,6 +26,7 @@ from routing.search.results import Verdict, run_search
 from routing.tasks import load_examples
 from routing.tasks.examples import Example, held_out, question_hash
 from routing.tasks.prompts import build_prompt, encode, encode_choice, max_new_tokens, prompt_text, scoring_of
+from routing.training.routers.arguments import TrainArguments
 from routing.training.routers.data import load_training_data
 
 BOS = "<s>"

@@ -14,16 +14,16 @@ from routing.commands import adapters as adapters_command
 from routing.commands import compare_pruning as comparison
 from routing.commands import generate as data_generation
 from routing.commands import prune as pipeline
-from routing.common.arguments import DataGenerationArguments, as_dict, read_arguments
+from routing.common.cli import as_dict, read_arguments
 from routing.common.errors import UserError
 from routing.evaluation.pruning_methods import (
     Method,
     fixed_method,
-    influence_order,
     leave_out,
     random_methods,
     router_methods,
 )
+from routing.labels.arguments import DataGenerationArguments
 from routing.models.checkpoint import load_checkpoint, save_checkpoint
 from routing.models.config_fields import config_with
 from routing.models.families import load_tokenizer, routed_class
@@ -32,6 +32,7 @@ from routing.report import pruning_pictures as pictures
 from routing.scoring.along import verdicts_along
 from routing.scoring.packed import PathEvaluator
 from routing.scoring.plain import Evaluator, request_of
+from routing.search.influence import influence_order
 from routing.search.results import Verdict
 from routing.tasks import load_examples
 from routing.training.adapters.arguments import AdapterArguments

@@ -24,7 +24,6 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoTokenizer
 
-from routing.common.arguments import TrainArguments
 from routing.common.errors import UserError
 from routing.objectives.supervised import focal_loss
 from routing.training import features
@@ -37,6 +36,7 @@ from routing.training.features import (
     router_inputs,
     shard_path,
 )
+from routing.training.routers.arguments import TrainArguments
 from routing.training.routers.trainer import IGNORED, RouterStack
 from train_models.routers import RouterBlock
 

@@ -22,9 +22,9 @@ from conftest import save_tiny_base
 from fake_search import DEPTH, Score, label, make_header, make_request, open_folder
 
 from routing.commands import generate as data_generation
-from routing.common.arguments import DataGenerationArguments
 from routing.common.errors import UserError
 from routing.labels import writing
+from routing.labels.arguments import DataGenerationArguments
 from routing.labels.reading import HEADER, LABELS
 from routing.labels.writing import LOCK, PARTS, LabelFolder
 from routing.tasks.drawn import QUESTIONS

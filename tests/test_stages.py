@@ -18,11 +18,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from routing.commands import train
-from routing.common.arguments import TrainArguments
 from routing.common.errors import UserError
 from routing.labels.reading import HEADER, LABELS
 from routing.labels.writing import PARTS
 from routing.training.features import CachedFeatures, LiveExamples, cache_features, fingerprint, live_collator
+from routing.training.routers.arguments import TrainArguments
 from routing.training.routers.trainer import RouterStack, train_routers
 from train_models.modeling_llama import RoutedLlamaForCausalLM
 from train_models.routed_model import ROUTER_FILE

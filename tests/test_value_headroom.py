@@ -9,7 +9,6 @@ import pytest
 from test_value_table import write_folder
 
 from routing.commands import headroom as command
-from routing.common.arguments import DataGenerationArguments
 from routing.common.errors import UserError
 from routing.evaluation import headroom
 from routing.evaluation.headroom import (
@@ -24,6 +23,7 @@ from routing.evaluation.headroom import (
     simultaneous_bounds,
     variance_shares,
 )
+from routing.labels.arguments import DataGenerationArguments
 from routing.labels.table import Table
 from routing.tasks.drawn import DrawnExamples, draw
 from routing.tasks.examples import Example

@@ -16,7 +16,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 from torch import nn
 
 from routing.commands import train
-from routing.common.arguments import parse
+from routing.common.cli import parse
 from routing.common.errors import UserError
 from routing.common.files import write_json, write_text
 from routing.evaluation.budget import decided_routes

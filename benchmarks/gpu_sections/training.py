@@ -17,7 +17,6 @@ from transformers import set_seed
 
 from gpu_sections.job import Job
 from gpu_sections.models import RandomModels
-from routing.common.arguments import TrainArguments
 from routing.training.features import (
     SHARD_SIZE,
     CachedFeatures,
@@ -29,6 +28,7 @@ from routing.training.features import (
     read_batch,
     router_inputs,
 )
+from routing.training.routers.arguments import TrainArguments
 from routing.training.routers.trainer import train_routers
 
 LONGEST, SHORTEST = 220, 60  # tokens of a prompt, as those of ARC and DART-Math with a chat template

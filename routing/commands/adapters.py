@@ -11,7 +11,7 @@ import argparse
 import json
 from pathlib import Path
 
-from routing.common.arguments import DTYPES, device_problems, files_without_splits, pick_device
+from routing.common.devices import DTYPES, device_problems, pick_device
 from routing.common.errors import UserError, raise_all, run_command
 from routing.common.files import file_stamps, write_json
 from routing.common.run_info import git_commit, hardware, today, versions
@@ -19,6 +19,7 @@ from routing.models.checkpoint import check_adapters, load_checkpoint, training_
 from routing.scoring.plain import draw_requests
 from routing.tasks import unknown_names
 from routing.tasks.examples import SPLITS
+from routing.tasks.problems import files_without_splits
 from routing.training.adapters.report import plot_worth, print_worth, worth_of_layers
 
 

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from routing.common.arguments import DTYPES, pick_device
+from routing.common.devices import DTYPES, pick_device
 from routing.common.errors import UserError, raise_all, run_command
 from routing.common.files import write_json
 from routing.common.paired_bounds import Tested, needed_questions

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from routing.common.arguments import DTYPES, device_problems, files_without_splits, pick_device, template_problems
+from routing.common.devices import DTYPES, device_problems, pick_device
 from routing.common.errors import UserError, raise_all, run_command
 from routing.common.files import file_stamps, write_json, write_text
 from routing.common.run_info import git_commit, hardware, today, versions
@@ -26,7 +26,6 @@ from routing.common.statistics import mcnemar, wilson_interval
 from routing.evaluation.pruning_methods import (
     Method,
     fixed_method,
-    influence_order,
     leave_out,
     random_methods,
     router_methods,
@@ -48,10 +47,12 @@ from routing.scoring.along import verdicts_along
 from routing.scoring.controls import skips_around, static_routes
 from routing.scoring.packed import PathEvaluator
 from routing.scoring.plain import Evaluator, draw_requests
+from routing.search.influence import influence_order
 from routing.search.results import Verdict
 from routing.search.routes import Route
 from routing.tasks import unknown_names
 from routing.tasks.answers import SCORES
+from routing.tasks.problems import files_without_splits, template_problems
 
 ACTIONS = ("adapter", "identity")
 PERMUTATIONS = 10_000

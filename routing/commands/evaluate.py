@@ -15,9 +15,10 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from routing.common.arguments import EvaluationArguments, parse
+from routing.common.cli import parse
 from routing.common.errors import run_command
 from routing.common.files import write_json
+from routing.evaluation.arguments import EvaluationArguments
 from routing.evaluation.comparison import Comparison
 from routing.evaluation.tasks import check_tasks, members
 from routing.models.checkpoint import training_record

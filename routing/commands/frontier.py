@@ -26,7 +26,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from routing.commands.calibrate import add_arguments, problems_of
-from routing.common.arguments import DTYPES, files_without_splits, pick_device
+from routing.common.devices import DTYPES, pick_device
 from routing.common.errors import raise_all, run_command
 from routing.common.files import write_json
 from routing.common.run_info import git_commit, hardware, today, versions
@@ -38,6 +38,7 @@ from routing.scoring.controls import first_routed_layer, random_like, static_rou
 from routing.scoring.packed import PathEvaluator
 from routing.scoring.plain import Evaluator, Request, draw_requests
 from routing.search.routes import Route, full_route
+from routing.tasks.problems import files_without_splits
 
 
 @dataclass

@@ -17,10 +17,12 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from routing.common.arguments import DTYPES, DataGenerationArguments, as_dict, is_first_process, parse, pick_device
+from routing.common.cli import as_dict, parse
+from routing.common.devices import DTYPES, is_first_process, pick_device
 from routing.common.errors import UserError, raise_all, run_command
 from routing.common.run_info import git_commit, versions
-from routing.labels.labelling import Labeller, Scorer, label_all, no_prior
+from routing.labels.arguments import DataGenerationArguments
+from routing.labels.labelling import Labeller, label_all, no_prior
 from routing.labels.menus import MenuQuestions, make_menu, menu_hashes
 from routing.labels.reading import FORMAT, LABELS
 from routing.labels.table import menu_routes
@@ -29,7 +31,7 @@ from routing.models.checkpoint import adapter_hashes, load_adapted
 from routing.models.families import load_base_config, load_tokenizer, locate_model, routed_class
 from routing.scoring.packed import PathEvaluator
 from routing.scoring.plain import Request, request_of
-from routing.scoring.verification import StableScorer, VerifiedScorer
+from routing.scoring.verification import Scorer, StableScorer, VerifiedScorer
 from routing.search.exploration import EXPLORATIONS, ExplorationSettings
 from routing.search.mcts import SearchSettings, search
 from routing.search.menu import MenuSettings, along_menu, parse_spec

@@ -12,21 +12,16 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
-from routing.common.arguments import (
-    DTYPES,
-    as_dict,
-    device_problems,
-    files_without_splits,
-    model_problems,
-    read_arguments,
-    template_problems,
-)
+from routing.common.cli import as_dict, read_arguments
+from routing.common.devices import DTYPES, device_problems
 from routing.common.errors import UserError, raise_all, run_command
 from routing.common.stages import done, run_stage
 from routing.models.default_model import DEFAULT_MODEL
+from routing.models.problems import model_problems
 from routing.objectives.table import PREFERENCE
 from routing.tasks import unknown_names
 from routing.tasks.answers import SCORES
+from routing.tasks.problems import files_without_splits, template_problems
 from routing.training.adapters.arguments import AdapterArguments
 from routing.training.preferences.arguments import PreferenceArguments
 from routing.training.run_folder import last_whole_checkpoint

@@ -32,7 +32,7 @@ import yaml
 from tqdm import tqdm
 
 from routing.commands.text_evaluation import make_parser, write_table
-from routing.common.arguments import read_arguments
+from routing.common.cli import read_arguments
 from routing.common.errors import UserError, raise_all, run_command
 from routing.common.files import write_json, write_text
 from routing.common.locks import held

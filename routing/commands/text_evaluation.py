@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from routing.common.arguments import DTYPES, device_problems, pick_device
+from routing.common.devices import DTYPES, device_problems, pick_device
 from routing.common.errors import UserError, raise_all, run_command
 from routing.common.files import write_json, write_text
 from routing.common.run_info import git_commit, hardware, today, versions

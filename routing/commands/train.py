@@ -34,10 +34,12 @@ from __future__ import annotations
 import argparse
 import sys
 from importlib import import_module
+from pathlib import Path
 
-from routing.common.arguments import TrainArguments, expanded, parse
+from routing.common.cli import expanded, parse
 from routing.common.errors import run_command
 from routing.objectives.table import END_TO_END, PREFERENCE
+from routing.training.routers.arguments import TrainArguments
 
 # --objective -> package with arguments.py and run.py, and the class of its arguments. They are imported when asked for.
 ROOMS = {
@@ -55,10 +57,18 @@ def main() -> None:
         arguments = parse(TrainArguments)
         from routing.training.routers.run import run
 
-        return run(arguments)
+        return finished(run(arguments))
     room, kind = ROOMS[objective]
     arguments = parse(getattr(import_module(f"{room}.arguments"), kind))
-    import_module(f"{room}.run").run(arguments)
+    finished(import_module(f"{room}.run").run(arguments))
+
+
+def finished(checkpoint: Path | None) -> None:
+    """Write the card of a new checkpoint; the first process alone has one."""
+    if checkpoint is not None:
+        from routing.report.card import write_model_card
+
+        write_model_card(checkpoint)
 
 
 def chosen_objective(argv: list[str]) -> str:

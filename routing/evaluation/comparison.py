@@ -9,11 +9,12 @@ from pathlib import Path
 from accelerate import PartialState
 from transformers import AutoModelForCausalLM
 
-from routing.common.arguments import DTYPES, EvaluationArguments, pick_device
+from routing.common.devices import DTYPES, pick_device
 from routing.common.errors import UserError
 from routing.common.files import file_stamps, write_json
 from routing.common.run_info import git_commit, hardware, versions
 from routing.common.statistics import against_mixture, lower_bound, mcnemar
+from routing.evaluation.arguments import EvaluationArguments
 from routing.evaluation.budget import find_bias, mean_layers
 from routing.evaluation.calibration import deciding
 from routing.evaluation.check import check_prompts, proofs

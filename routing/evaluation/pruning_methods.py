@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
@@ -71,13 +70,6 @@ def fixed_method(family: str, route: Route, skip_action: str, count: int) -> Met
     """The same route for all requests."""
     pruned = route.count(0)
     return Method(f"{family}, {pruned} pruned", family, skip_action, [route] * count)
-
-
-def influence_order(influences: Sequence[Sequence[float]]) -> list[int]:
-    """Layers by how little they change the prompt's states on average, least first (block influence, ShortGPT)."""
-    depth = len(influences[0])
-    mean = [math.fsum(own[layer] for own in influences) / len(influences) for layer in range(depth)]
-    return sorted(range(depth), key=lambda layer: mean[layer])
 
 
 def unpruned(depth: int, count: int) -> Method:

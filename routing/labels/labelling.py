@@ -7,13 +7,13 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from random import Random
-from typing import Protocol
 
 from tqdm import tqdm
 
 from routing.labels.records import label_line
 from routing.labels.writing import Group, LabelFolder
 from routing.scoring.plain import Request
+from routing.scoring.verification import Scorer
 from routing.search.exploration import ExplorationSettings
 from routing.search.mcts import SearchSettings, search
 from routing.search.menu import MenuSettings
@@ -22,19 +22,6 @@ from routing.search.routes import Route, route_length
 from routing.tasks.examples import Example
 
 Prior = Callable[[Sequence[Request]], Sequence[Sequence[float] | None]]
-
-
-class Scorer(Protocol):
-    """What a search asks for verdicts; `routing.scoring.packed.PathEvaluator` is one."""
-
-    def prepare(self, requests: Sequence[Request]) -> None:
-        """A group of requests is next, the one before is over."""
-
-    def verdicts(self, requests: Sequence[Request], routes: Sequence[Route]) -> list[Verdict]:
-        """Verdict of each request along its route."""
-
-    def finish(self, request: Request) -> None:
-        """The search of a request is over."""
 
 
 def no_prior(requests: Sequence[Request]) -> list[None]:

@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from routing.common.errors import UserError
 from routing.common.files import sha256
-from routing.evaluation.pruning_methods import influence_order
 from routing.labels.reading import LABELS, read_labels
 from routing.scoring.along import verdicts_along
 from routing.scoring.divergence import AnswerDivergence, Remembered, answers_of, greedy_order
@@ -25,6 +24,7 @@ from routing.scoring.packed import INFLUENCE_BATCH, PathEvaluator
 from routing.scoring.plain import Request
 from routing.search.baselines import static_path
 from routing.search.exploration import score_of
+from routing.search.influence import influence_order
 from routing.search.menu import FromFile, Nested, Pooled, Source, joined, nested_routes, parse_spec, read_routes
 from routing.search.routes import RUN, SKIP, Route, full_route, route_length, to_route
 

@@ -17,14 +17,14 @@ import torch
 from tqdm import tqdm
 
 from routing.common.files import write_json
+from routing.objectives.divergence import divergence
+from routing.scoring.own_answers import own_answers
 from routing.scoring.packed import SHORTEST_SHARED, PathEvaluator, shared_length
 from routing.scoring.path_runner import PathRunner
 from routing.scoring.plain import Request
 from routing.scoring.prefix_store import PrefixStore
 from routing.scoring.segments import Node, Segment, chain
 from routing.search.routes import Route, full_route, to_path
-from routing.training.adapters.healing import divergence
-from routing.training.adapters.states import own_answers
 
 ROWS = 32  # answers that are computed together
 MEMORY = 2**29  # bytes of states kept between paths: those with the same first layers share them

@@ -7,12 +7,25 @@ is right one time in four. The re-test puts the question in another form; only a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
-from routing.labels.labelling import Scorer
 from routing.scoring.plain import Evaluator, Request
 from routing.search.results import Verdict
 from routing.search.routes import Route
 from routing.tasks.examples import Example
+
+
+class Scorer(Protocol):
+    """What a search asks for verdicts; `PathEvaluator` is one."""
+
+    def prepare(self, requests: Sequence[Request]) -> None:
+        """A group of requests is next, the one before is over."""
+
+    def verdicts(self, requests: Sequence[Request], routes: Sequence[Route]) -> list[Verdict]:
+        """Verdict of each request along its route."""
+
+    def finish(self, request: Request) -> None:
+        """The search of a request is over."""
 
 
 class VerifiedScorer:

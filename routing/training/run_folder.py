@@ -8,7 +8,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from routing.common.arguments import as_dict
+from routing.common.cli import as_dict
 from routing.common.errors import UserError
 from routing.common.files import write_json
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import TrainingArguments
 
-from routing.common.arguments import pick_device
+from routing.common.devices import pick_device
 from routing.common.files import write_text
 
 

@@ -6,21 +6,13 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from routing.common.arguments import (
-    DTYPES,
-    below,
-    checkpoint_problems,
-    device_problems,
-    model_problems,
-    option,
-    outside,
-    reporting_problems,
-    run_name_problems,
-    template_problems,
-)
+from routing.common.cli import below, checkpoint_problems, option, outside, reporting_problems, run_name_problems
+from routing.common.devices import DTYPES, device_problems
 from routing.models.default_model import DEFAULT_MODEL
+from routing.models.problems import model_problems
 from routing.tasks import expand_names, unknown_names
 from routing.tasks.examples import SPLITS
+from routing.tasks.problems import template_problems
 from routing.tasks.prompts import SCORINGS
 from routing.training.adapters.heal_paths import menu_problems
 

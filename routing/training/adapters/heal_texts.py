@@ -10,11 +10,12 @@ from tqdm import tqdm
 
 from routing.common.errors import UserError
 from routing.common.files import write_json
+from routing.scoring.own_answers import own_answers
 from routing.scoring.packed import PathEvaluator
 from routing.scoring.plain import Request
 from routing.tasks.examples import Example, held_out, held_out_key
 from routing.tasks.prompts import encode
-from routing.training.adapters.states import GROUP, own_answers
+from routing.training.adapters.states import GROUP
 
 PARTS = ("train", "held_out")
 

@@ -21,36 +21,14 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
+from routing.objectives.divergence import divergence
 from routing.search.routes import Route, full_route
 from routing.training.adapters.arguments import AdapterArguments
 from routing.training.adapters.heal_paths import HealPaths, path_name
 from routing.training.run_folder import WholeCheckpoints, last_whole_checkpoint
 from routing.training.trainer_arguments import trainer_arguments, write_metrics
 
-ROWS = 256  # tokens whose logits are in memory at once: each row is as wide as the vocabulary
 WARMUP = 0.05  # of the steps
-
-
-def divergence(student: torch.Tensor, teacher: torch.Tensor, head: nn.Module) -> torch.Tensor:
-    """Sum over tokens of KL(teacher || student) in nats, of normalised states [N, D].
-
-    Logits are made ROWS at a time. Their gradient is p - q, so that of the states is known with the value, and no
-    logits are kept or made again: they are a third of all work of a small model.
-
-    Args:
-        head: linear, without bias, frozen.
-    """
-    value, slopes = 0.0, []
-    with torch.no_grad():
-        for own, target in zip(student.split(ROWS), teacher.split(ROWS), strict=True):
-            log_p, log_q = (torch.log_softmax(head(states).float(), -1) for states in (own, target))
-            value += nn.functional.kl_div(log_p, log_q, reduction="sum", log_target=True)
-            if student.requires_grad:
-                slopes.append((log_p.exp() - log_q.exp()).to(head.weight.dtype) @ head.weight)
-    if not slopes:
-        return value
-    linear = (student * torch.cat(slopes)).sum()
-    return value + linear - linear.detach()
 
 
 def last_states(model, ids: torch.LongTensor, mask: torch.LongTensor, route: Route) -> torch.Tensor:

@@ -12,20 +12,21 @@ from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from transformers import set_seed
 
-from routing.common.arguments import DTYPES, as_dict, files_without_splits, pick_device
+from routing.common.cli import as_dict
+from routing.common.devices import DTYPES, pick_device
 from routing.common.errors import UserError
 from routing.common.files import file_stamps, sha256, write_json
 from routing.common.locks import held, only_run
 from routing.common.run_info import git_commit, hardware, today, versions
-from routing.evaluation.pruning_methods import influence_order
 from routing.models.checkpoint import save_checkpoint
 from routing.models.families import load_base_config, load_tokenizer, locate_model, routed_class
-from routing.report.card import write_model_card
 from routing.scoring.packed import PathEvaluator
 from routing.scoring.plain import Request, request_of
+from routing.search.influence import influence_order
 from routing.search.routes import Route, full_route
 from routing.tasks import expand_names, load_examples
 from routing.tasks.examples import held_out, held_out_key
+from routing.tasks.problems import files_without_splits
 from routing.training.adapters.arguments import AdapterArguments
 from routing.training.adapters.heal_paths import heal_paths, menu_routes
 from routing.training.adapters.heal_texts import collect_texts, is_prompt_file, prompt_file, prompt_request
@@ -122,7 +123,7 @@ def run_healing(
     return heal(arguments, model, paths, *sets, processes.process_index, processes.num_processes)
 
 
-def run(arguments: AdapterArguments) -> None:
+def run(arguments: AdapterArguments) -> Path | None:
     """Collect states, train, heal, measure, and write the checkpoint folder."""
     config = load_base_config(arguments.model_id)
     tokenizer = load_tokenizer(arguments.model_id)
@@ -238,11 +239,11 @@ def run(arguments: AdapterArguments) -> None:
         plot_worth(worth, errors, target / "adapters.png", title)
         if healing is not None:
             plot_stages(report["healing"], target / "healing.png", title)
-        write_model_card(target)
         print_worth(worth, errors)
         if healing is not None:
             print_stages(report["healing"])
         print(f"checkpoint: {target}", file=sys.stderr)
+        return target
 
 
 def _file_hash(path: Path) -> str | None:

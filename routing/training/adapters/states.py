@@ -20,33 +20,14 @@ from tqdm import tqdm
 
 from routing.common.errors import UserError
 from routing.common.files import write_json
+from routing.scoring.own_answers import own_answers
 from routing.scoring.packed import PathEvaluator
 from routing.scoring.plain import Request
-from routing.search.routes import full_route
 from routing.tasks.examples import held_out, held_out_key
-from routing.tasks.prompts import encode
 from routing.training.features import Shard
 
 GROUP = 64  # questions
 PARTS = ("train", "held_out")
-
-
-def own_answers(evaluator: PathEvaluator, requests: Sequence[Request]) -> list[tuple[tuple[int, ...], bool]]:
-    """Tokens of each prompt and the full model's own answer (where there are choices, the one it prefers), and whether
-    that is right."""
-    evaluator.prepare(requests)
-    depth = evaluator.model.config.num_hidden_layers
-    verdicts = evaluator.verdicts(requests, [full_route(depth)] * len(requests))
-    evaluator.release()
-    found = []
-    for request, verdict in zip(requests, verdicts, strict=True):
-        if request.choice_ids:
-            picked = request.example.choices.index(verdict.output)
-            tokens = request.prompt_ids + request.choice_ids[picked]
-        else:
-            tokens = tuple(encode(evaluator.tokenizer, request.prompt + verdict.output))
-        found.append((tokens, verdict.correct))
-    return found
 
 
 def right_answers(evaluator: PathEvaluator, requests: Sequence[Request]) -> list[tuple[int, ...] | None]:

@@ -6,18 +6,10 @@ import importlib.util
 import math
 from dataclasses import dataclass
 
-from routing.common.arguments import (
-    DTYPES,
-    adapter_problems,
-    below,
-    checkpoint_problems,
-    model_problems,
-    option,
-    outside,
-    reporting_problems,
-    run_name_problems,
-)
+from routing.common.cli import below, checkpoint_problems, option, outside, reporting_problems, run_name_problems
+from routing.common.devices import DTYPES
 from routing.models.default_model import DEFAULT_MODEL
+from routing.models.problems import adapter_problems, model_problems
 from routing.objectives.end_to_end import Objective
 from routing.objectives.table import END_TO_END
 from routing.text.corpora import corpus_problems

@@ -13,14 +13,14 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import BitsAndBytesConfig, set_seed
 
-from routing.common.arguments import DTYPES, as_dict, is_first_process, pick_device
+from routing.common.cli import as_dict
+from routing.common.devices import DTYPES, is_first_process, pick_device
 from routing.common.errors import UserError
 from routing.common.files import write_json
 from routing.common.locks import only_run
 from routing.common.run_info import git_commit, hardware, today, versions
 from routing.models.checkpoint import adapter_fields, load_adapters, save_checkpoint
 from routing.models.families import load_base_config, load_tokenizer, locate_model, routed_class
-from routing.report.card import write_model_card
 from routing.text.corpora import passages
 from routing.text.sequences import Sequences, make_sequences
 from routing.training.end_to_end.adapters import adapter_state, add_adapters, lora_config, merge_adapters
@@ -93,7 +93,7 @@ def choose_static(arguments: EndToEndArguments, model, rows: Sequences, work: Pa
     return route
 
 
-def run(arguments: EndToEndArguments) -> None:
+def run(arguments: EndToEndArguments) -> Path | None:
     """Train and write the checkpoint folder, with metrics.csv beside the weights."""
     base_config = load_base_config(arguments.model_id)
     if arguments.kept_layers >= base_config.num_hidden_layers:
@@ -154,5 +154,5 @@ def run(arguments: EndToEndArguments) -> None:
                 merged["dtype"] = DTYPES[arguments.dtype]
                 merged["change"] = partial(merge_adapters, config=lora_config(arguments), state=state)
             save_checkpoint(folder, arguments.model_id, routers, fields, arguments.save_base, summary, **merged)
-            write_model_card(folder)
             print(f"checkpoint: {folder}", file=sys.stderr)
+            return folder

@@ -7,17 +7,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from routing.common.arguments import (
-    below,
-    checkpoint_problems,
-    model_problems,
-    option,
-    outside,
-    reporting_problems,
-    run_name_problems,
-)
+from routing.common.cli import below, checkpoint_problems, option, outside, reporting_problems, run_name_problems
 from routing.common.errors import UserError
 from routing.models.default_model import DEFAULT_MODEL
+from routing.models.problems import model_problems
 from routing.text.corpora import corpus_problems
 from routing.text.sequences import LAYOUTS
 from routing.training.language_model.configurations import PATTERNS, SUFFIXES, field_problems, pattern_of, read_fields

@@ -11,14 +11,14 @@ import torch
 from accelerate import PartialState
 from transformers import set_seed
 
-from routing.common.arguments import as_dict, is_first_process, pick_device
+from routing.common.cli import as_dict
+from routing.common.devices import is_first_process, pick_device
 from routing.common.errors import UserError
 from routing.common.files import write_json
 from routing.common.locks import only_run
 from routing.common.run_info import git_commit, hardware, today, versions
 from routing.models.checkpoint import put_in_place
 from routing.models.families import load_tokenizer
-from routing.report.card import write_model_card
 from routing.training.end_to_end.run import rows_of
 from routing.training.end_to_end.validation import batches_of
 from routing.training.language_model.arguments import LanguageModelArguments
@@ -75,7 +75,7 @@ def save_language_model(folder: Path, model, tokenizer, metrics: Path, run_info:
     put_in_place(work, folder)
 
 
-def run(arguments: LanguageModelArguments) -> None:
+def run(arguments: LanguageModelArguments) -> Path | None:
     """Train and write the checkpoint folder, with metrics.csv beside the weights."""
     tokenizer = load_tokenizer(arguments.model_id)
     check_vocabulary(arguments, tokenizer)
@@ -147,6 +147,6 @@ def run(arguments: LanguageModelArguments) -> None:
                 )
             folder = Path(arguments.output_dir) / arguments.run_name
             save_language_model(folder, model.to(torch.float32), tokenizer, work / "metrics.csv", summary)
-            write_model_card(folder)
             write_json(work / RESULT, {name: value for name, value in summary.items() if name != "log"})
             print(f"checkpoint: {folder}", file=sys.stderr)
+            return folder

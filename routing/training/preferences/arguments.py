@@ -7,18 +7,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from routing.common.arguments import (
-    below,
-    checkpoint_problems,
-    device_problems,
-    label_problems,
-    model_problems,
-    option,
-    outside,
-    reporting_problems,
-    run_name_problems,
-)
+from routing.common.cli import below, checkpoint_problems, option, outside, reporting_problems, run_name_problems
+from routing.common.devices import device_problems
+from routing.labels.problems import label_problems
 from routing.models.default_model import DEFAULT_MODEL
+from routing.models.problems import model_problems
 from routing.models.query_encoder import DEFAULT_ENCODER, encoder_problems
 from routing.objectives.preference import Preference
 from routing.objectives.set_probability import TOP_K

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 
-from routing.common.arguments import is_first_process
+from routing.common.devices import is_first_process
 from routing.common.errors import UserError, raise_all
 from routing.labels.reading import LABELS, read_header, read_labels
 from routing.labels.records import example_of

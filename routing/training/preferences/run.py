@@ -10,7 +10,8 @@ import torch
 from accelerate import PartialState
 from transformers import set_seed
 
-from routing.common.arguments import as_dict, is_first_process, pick_device
+from routing.common.cli import as_dict
+from routing.common.devices import is_first_process, pick_device
 from routing.common.errors import UserError
 from routing.common.locks import only_run
 from routing.common.run_info import git_commit, hardware, today, versions
@@ -18,7 +19,6 @@ from routing.labels.reading import label_hashes
 from routing.models.checkpoint import adapter_fields, adapter_weights, save_checkpoint
 from routing.models.families import load_base_config, load_tokenizer, locate_model, routed_class
 from routing.models.query_encoder import encoder_fields, load_encoder
-from routing.report.card import write_model_card
 from routing.training.preferences.arguments import PreferenceArguments
 from routing.training.preferences.data import load_queries, split_sets
 from routing.training.preferences.embeddings import cached_embeddings
@@ -52,7 +52,7 @@ def make_router(arguments: PreferenceArguments, fields: dict, tokenizer) -> Quer
     return shell.model.routers
 
 
-def run(arguments: PreferenceArguments) -> None:
+def run(arguments: PreferenceArguments) -> Path | None:
     """Train and write the checkpoint folder."""
     config, tokenizer = load_base_config(arguments.model_id), load_tokenizer(arguments.model_id)
     depth = config.num_hidden_layers
@@ -113,5 +113,5 @@ def run(arguments: PreferenceArguments) -> None:
             folder = Path(arguments.output_dir) / arguments.run_name
             encoder = arguments.encoder
             save_checkpoint(folder, arguments.model_id, parts, fields, arguments.save_base, summary, encoder=encoder)
-            write_model_card(folder)
             print(f"checkpoint: {folder}", file=sys.stderr)
+            return folder

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig
 
-from routing.common.arguments import TrainArguments, is_first_process
+from routing.common.devices import is_first_process
 from routing.common.errors import UserError, raise_all
 from routing.labels.reading import read_header, read_labels
 from routing.labels.records import example_of
 from routing.scoring.plain import Request, make_request
 from routing.tasks.examples import held_out, held_out_key, question_hash
 from routing.training.features import RouterExample
+from routing.training.routers.arguments import TrainArguments
 
 # Data sets whose labels are used on request only, as in Dr.LLM's training command.
 ON_REQUEST = {"squadv2": "with_squad", "commonsense_qa": "with_commonsense"}

@@ -10,14 +10,14 @@ import torch
 from accelerate import PartialState
 from transformers import set_seed
 
-from routing.common.arguments import DTYPES, TrainArguments, as_dict, is_first_process, pick_device
+from routing.common.cli import as_dict
+from routing.common.devices import DTYPES, is_first_process, pick_device
 from routing.common.locks import only_run
 from routing.common.run_info import git_commit, hardware, versions
 from routing.labels.reading import label_hashes
 from routing.models.checkpoint import adapter_fields, adapter_hashes, load_adapters, save_checkpoint
 from routing.models.families import load_base_config, load_tokenizer, locate_model, routed_class
 from routing.objectives.supervised import CLASSES, class_counts, class_weights
-from routing.report.card import write_model_card
 from routing.training.features import (
     CachedFeatures,
     LiveExamples,
@@ -26,6 +26,7 @@ from routing.training.features import (
     live_collator,
     read_batch,
 )
+from routing.training.routers.arguments import TrainArguments
 from routing.training.routers.data import TrainingData, load_training_data
 from routing.training.routers.trainer import executor, train_routers
 from routing.training.run_folder import prepare_folder
@@ -57,7 +58,7 @@ def make_sets(arguments: TrainArguments, model, data: TrainingData, pad_id: int,
     return CachedFeatures(folder, train), CachedFeatures(folder, held_out), read_batch
 
 
-def run(arguments: TrainArguments) -> None:
+def run(arguments: TrainArguments) -> Path | None:
     config = load_base_config(arguments.model_id)
     tokenizer = load_tokenizer(arguments.model_id)
     data = load_training_data(arguments, config, tokenizer)
@@ -114,5 +115,5 @@ def run(arguments: TrainArguments) -> None:
         if is_first_process():
             folder = Path(arguments.output_dir) / arguments.run_name
             save_checkpoint(folder, arguments.model_id, routers, fields, arguments.save_base, summary)
-            write_model_card(folder)
             print(f"checkpoint: {folder}", file=sys.stderr)
+            return folder

@@ -13,9 +13,9 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 
-from routing.common.arguments import TrainArguments
 from routing.objectives import supervised
 from routing.scoring.plain import Evaluator, Request
+from routing.training.routers.arguments import TrainArguments
 from routing.training.run_folder import WholeCheckpoints, last_whole_checkpoint
 from routing.training.trainer_arguments import trainer_arguments
 

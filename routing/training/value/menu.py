@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from routing.common.arguments import DTYPES, pick_device
+from routing.common.devices import DTYPES, pick_device
 from routing.common.errors import UserError
 from routing.common.files import file_stamps
 from routing.labels.records import example_of

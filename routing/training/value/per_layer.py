@@ -29,7 +29,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import EvalPrediction, Trainer
 
-from routing.common.arguments import DTYPES, is_first_process, pick_device
+from routing.common.devices import DTYPES, is_first_process, pick_device
 from routing.common.errors import UserError
 from routing.common.files import file_stamps
 from routing.labels.reading import read_header, read_labels

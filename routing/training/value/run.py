@@ -9,14 +9,14 @@ from pathlib import Path
 from accelerate import PartialState
 from transformers import set_seed
 
-from routing.common.arguments import as_dict, is_first_process, pick_device
+from routing.common.cli import as_dict
+from routing.common.devices import is_first_process, pick_device
 from routing.common.errors import raise_all
 from routing.common.locks import only_run
 from routing.common.run_info import git_commit, hardware, today, versions
 from routing.labels.reading import label_hashes, read_header
 from routing.models.checkpoint import adapter_fields, adapter_weights, save_checkpoint
 from routing.models.families import load_base_config, load_tokenizer
-from routing.report.card import write_model_card
 from routing.training.routers.data import foreign_labels
 from routing.training.run_folder import prepare_folder
 from routing.training.value.arguments import ValueArguments
@@ -28,7 +28,7 @@ from routing.training.value.per_layer import train_per_layer
 TRAINED = {"menu": train_menu, "per_layer": train_per_layer}
 
 
-def run(arguments: ValueArguments) -> None:
+def run(arguments: ValueArguments) -> Path | None:
     """Train and write the checkpoint folder."""
     config, tokenizer = load_base_config(arguments.model_id), load_tokenizer(arguments.model_id)
     folders = arguments.data_folders()
@@ -58,5 +58,5 @@ def run(arguments: ValueArguments) -> None:
                 parts |= adapter_weights(Path(arguments.adapters))
             folder = Path(arguments.output_dir) / arguments.run_name
             save_checkpoint(folder, arguments.model_id, parts, fields, arguments.save_base, summary)
-            write_model_card(folder)
             print(f"checkpoint: {folder}", file=sys.stderr)
+            return folder

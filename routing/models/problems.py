@@ -1,0 +1,31 @@
+"""What is wrong with a base model or adapters, by configuration alone, before weights are loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from routing.common.errors import UserError
+from routing.models.checkpoint import check_adapters
+from routing.models.default_model import DEFAULT_MODEL
+from routing.models.families import load_base_config
+
+
+def model_problems(name: str) -> list[str]:
+    """What is wrong with a base model, by its configuration alone; the default model is known to fit."""
+    if name == DEFAULT_MODEL:
+        return []
+    try:
+        load_base_config(name)
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
+def adapter_problems(folder: str, model: str) -> list[str]:
+    """What is wrong with a checkpoint that shall bring the adapters of a model; none is needed."""
+    try:
+        if folder:
+            check_adapters(Path(folder), model)
+    except UserError as error:
+        return [f"--adapters: {error}"]
+    return []
