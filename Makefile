@@ -10,11 +10,15 @@ BIN := $(VENV)/bin
 demo: $(VENV)/runtime
 	$(BIN)/python -m routing demo
 
-test: $(VENV)/development
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+test: lint
 	$(BIN)/python -m routing fetch
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# Style, and which room may import which (contracts in pyproject.toml).
+lint: $(VENV)/development
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo --no-cache
 
 # What takes minutes: run before a release.
 slow: $(VENV)/development

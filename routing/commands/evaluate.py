@@ -10,6 +10,7 @@ and the model card (README.md) into the checkpoint folder. Run it again to conti
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -20,11 +21,21 @@ from routing.common.errors import run_command
 from routing.common.files import write_json
 from routing.evaluation.arguments import EvaluationArguments
 from routing.evaluation.comparison import Comparison
+from routing.evaluation.merging import merged
 from routing.evaluation.tasks import check_tasks, members
 from routing.models.checkpoint import training_record
 from routing.report.card import write_model_card
 from routing.report.html import write_html
 from routing.report.words import print_table
+
+
+def read_json(path: Path) -> list[dict]:
+    """Results of earlier calls; none where the file is no such list."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return found if isinstance(found, list) else []
 
 
 def main() -> None:
@@ -35,16 +46,16 @@ def main() -> None:
     comparison = Comparison(arguments, training_record(Path(arguments.checkpoint)))
     if arguments.check:
         sys.exit(0 if comparison.check(tasks[0], manager) else 1)
-    results = []
+    results = read_json(comparison.output)
     for task in tasks:
-        results.append(comparison.run(task, manager))
+        results = merged(results, comparison.run(task, manager))
         if PartialState().is_main_process:  # After every task: a later one may fail.
             write_json(comparison.output, results)
     if not PartialState().is_main_process:
         return
     page = comparison.output.with_suffix(".html")
     write_html(results, page)
-    print_table(results)
+    print_table([result for result in results if result["task"] in tasks])
     card = write_model_card(Path(arguments.checkpoint), results)
     print(f"written to {comparison.output}, {page}" + (f" and {card}" if card else ""))
 

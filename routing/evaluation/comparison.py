@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from datetime import timedelta
 from pathlib import Path
@@ -12,7 +13,8 @@ from transformers import AutoModelForCausalLM
 from routing.common.devices import DTYPES, pick_device
 from routing.common.errors import UserError
 from routing.common.files import file_stamps, write_json
-from routing.common.run_info import git_commit, hardware, versions
+from routing.common.keyed import judging
+from routing.common.run_info import hardware
 from routing.common.statistics import against_mixture, lower_bound, mcnemar
 from routing.evaluation.arguments import EvaluationArguments
 from routing.evaluation.budget import find_bias, mean_layers
@@ -106,6 +108,8 @@ class Comparison:
             "dtype": arguments.dtype,
             "batch_size": arguments.batch_size,
             "hardware": hardware(),
+            "tokenizer": file_stamps(folder, "tokenizer*.json", "chat_template.jinja"),
+            "judging": judging(),
         }
         self.checkpoint_sha256 = checkpoint_hash(folder)
         self.has_own_weights = training["arguments"].get("trainable") == "lora"
@@ -254,8 +258,9 @@ class Comparison:
             **vars(self.settings),
             "hardware": hardware(),
             "date": routed.date,
-            "versions": versions(),
-            "git_commit": git_commit(),
+            "versions": routed.versions,
+            "git_commit": routed.git_commit,
+            "key_sha256": hashlib.sha256(json.dumps(self.key, sort_keys=True, default=str).encode()).hexdigest(),
         }
 
     def check(self, task: str, manager) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
@@ -15,7 +15,7 @@ from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 
 from routing.common.files import write_json
-from routing.common.run_info import today
+from routing.common.run_info import git_commit, today, versions
 from routing.common.statistics import wilson_interval
 from routing.evaluation.flops import Flops
 from routing.evaluation.lm import Key, PromptRoutedLM, Row
@@ -34,6 +34,7 @@ class TaskResult:
         seconds: time inside the model, summed over processes.
         gflops: estimated operations an input, in billions.
         date: when it was measured.
+        versions, git_commit: what it was made with.
     """
 
     correct: dict[int, bool]
@@ -41,6 +42,8 @@ class TaskResult:
     seconds: float
     gflops: float
     date: str
+    versions: dict[str, str] = field(default_factory=dict)
+    git_commit: str | None = None
 
     @property
     def routes(self) -> list[Route]:
@@ -80,7 +83,8 @@ def evaluate(
     decided = model.routed and forced is None and not model.model.config.is_static_routing
     total = sum(flops.of(row, decided) for row in rows.values())
     seconds = sum(seconds for _, seconds in parts)
-    return TaskResult(dict(sorted(of_first(correct).items())), rows, seconds, total / len(rows) / 1e9, today())
+    made_with = today(), versions(), git_commit()
+    return TaskResult(dict(sorted(of_first(correct).items())), rows, seconds, total / len(rows) / 1e9, *made_with)
 
 
 def of_first(value):
@@ -102,6 +106,8 @@ def stored(path: Path, key: dict, make: Callable[[], TaskResult]) -> TaskResult:
             found["seconds"],
             found["gflops"],
             found["date"],
+            found["versions"],
+            found["git_commit"],
         )
     result = make()
     if PartialState().is_main_process:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -28,6 +29,8 @@ from routing.tasks.drawn import QUESTIONS, DrawnExamples
 from routing.tasks.examples import Example
 
 PARTS, LOCK = "labels.parts", ".lock"
+# Packages whose release may change a verdict; of another one it is told and the run goes on.
+DECIDING = ("torch", "transformers")
 INFORMATIVE = ("git_commit",)  # header fields that may differ when a file is continued
 SETTLED = ("menu",)  # header fields that are made once, from what the arguments name
 POLL = 0.5  # seconds between looks at groups that other processes are searching
@@ -156,8 +159,14 @@ class LabelFolder:
         differences = [
             f"{key}: was {old.get(key)!r}, now {new.get(key)!r}"
             for key in sorted(old.keys() | new.keys())
-            if key not in (*INFORMATIVE, *SETTLED, "arguments") and old.get(key) != new.get(key)
+            if key not in (*INFORMATIVE, *SETTLED, "arguments", "versions") and old.get(key) != new.get(key)
         ]
+        was, now = old.get("versions") or {}, new.get("versions") or {}
+        changed = [name for name in sorted(was.keys() | now.keys()) if was.get(name) != now.get(name)]
+        told = {name: f"{name}: was {was.get(name)!r}, now {now.get(name)!r}" for name in changed}
+        differences += [text for name, text in told.items() if name in DECIDING]
+        if others := [text for name, text in told.items() if name not in DECIDING]:
+            print(f"warning: {self.folder} was begun with other versions; {'; '.join(others)}", file=sys.stderr)
         if differences:
             raise UserError(
                 f"{self.folder} holds labels made otherwise; {'; '.join(differences)}. Give another --output_dir, "

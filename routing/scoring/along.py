@@ -10,6 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from routing.common.files import write_json
+from routing.common.keyed import judging
 from routing.models.config_fields import config_with
 from routing.scoring.packed import PathEvaluator
 from routing.scoring.plain import Request
@@ -50,7 +51,7 @@ def verdicts_along(
             pairs = list(dict.fromkeys((at, line[start + at]) for line in lines for at in range(len(part))))
             asked = [[request.prompt, request.choice_ids, request.max_new_tokens, request.stop] for request in part]
             answers = [[request.example.answer, request.example.accepted] for request in part]
-            own = [key, skip_action, score, asked, answers, pairs]
+            own = [key, judging(), skip_action, score, asked, answers, pairs]
             digest = hashlib.sha256(json.dumps(own, default=str).encode()).hexdigest()
             path = None if folder is None else folder / f"{skip_action}-{start // TOGETHER:04d}.json"
             verdicts = _read(path, digest)
