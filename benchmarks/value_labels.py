@@ -32,6 +32,7 @@ from routing.labels.reading import LABELS, label_hashes
 from routing.models.checkpoint import load_checkpoint
 from routing.models.default_model import DEFAULT_MODEL
 from routing.scoring.plain import Evaluator, Request, draw_requests
+from routing.scoring.prompting import Prompting
 from routing.search.routes import full_route
 from routing.tasks import unknown_names
 from routing.tasks.examples import SPLITS
@@ -87,7 +88,9 @@ def row_of(name: str, seed: int | None, target: float | None, bias: float, corre
 def rows_of(folder: Path, way: str, seed: int, arguments: argparse.Namespace) -> list[dict]:
     """What one checkpoint does: the full path, as trained, and at each target."""
     model, tokenizer = load_checkpoint(folder, torch.float32, pick_device(arguments.device))
-    requests = draw_requests(arguments.data, arguments.split, arguments.num_samples, tokenizer, arguments.chat)
+    requests = draw_requests(
+        arguments.data, arguments.split, arguments.num_samples, tokenizer, Prompting(apply_chat_template=arguments.chat)
+    )
     prompts = [request.prompt_ids for request in requests]
 
     def layers_at(bias: float) -> float:

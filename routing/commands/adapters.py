@@ -17,6 +17,7 @@ from routing.common.files import file_stamps, write_json
 from routing.common.run_info import git_commit, hardware, today, versions
 from routing.models.checkpoint import check_adapters, load_checkpoint, training_record
 from routing.scoring.plain import draw_requests
+from routing.scoring.prompting import add_flags, asked, flag_problems, trained_prompting
 from routing.tasks import unknown_names
 from routing.tasks.examples import SPLITS
 from routing.tasks.problems import files_without_splits
@@ -31,7 +32,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", default="arithmetic", help="comma-separated data sets")
     parser.add_argument("--split", default="test", choices=SPLITS, help="split to draw from")
     parser.add_argument("--num_samples", type=int, default=300, help="questions of each data set, at most")
-    parser.add_argument("--apply_chat_template", action="store_true", help="wrap prompts in the chat template")
+    add_flags(parser)
     parser.add_argument("--batch_size", type=int, default=64, help="paths evaluated together, at most")
     parser.add_argument("--dtype", default="float32", choices=sorted(DTYPES))
     parser.add_argument("--device", default="auto", help="torch device; auto: cuda if there is one, else cpu")
@@ -39,6 +40,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     problems = [problem.replace("--dataset", "--data", 1) for problem in unknown_names(arguments.data)]
     problems += files_without_splits("data", arguments.data) + device_problems(arguments.device)
+    problems += flag_problems(arguments)
     for name in ("num_samples", "batch_size"):
         if getattr(arguments, name) < 1:
             problems.append(f"--{name} {getattr(arguments, name)} must be at least 1")
@@ -54,9 +56,8 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     folder, output = arguments.checkpoint, arguments.output
     model, tokenizer = load_checkpoint(folder, DTYPES[arguments.dtype], pick_device(arguments.device))
-    requests = draw_requests(
-        arguments.data, arguments.split, arguments.num_samples, tokenizer, arguments.apply_chat_template
-    )
+    prompting = asked(trained_prompting(training_record(folder)), arguments)
+    requests = draw_requests(arguments.data, arguments.split, arguments.num_samples, tokenizer, prompting)
     key = [file_stamps(folder, "*.safetensors", "config.json"), arguments.dtype, hardware()]
     worth = worth_of_layers(model, tokenizer, requests, arguments.batch_size, output / "parts", key)
     record = folder / "adapters.json"

@@ -36,6 +36,7 @@ from routing.evaluation.promise import CALIBRATION, SET
 from routing.models.checkpoint import check_checkpoint, checkpoint_hash, load_checkpoint, training_record
 from routing.report.card import renew_card
 from routing.scoring.plain import draw_requests
+from routing.scoring.prompting import add_flags, asked, flag_problems, recorded, trained_prompting
 from routing.tasks import expand_names, unknown_names
 from routing.tasks.examples import SPLITS
 from train_models.global_routers import TOKEN_ROUTERS
@@ -49,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="folder of a routed checkpoint")
     parser.add_argument("--data", default="arithmetic", help="comma-separated data sets: names or JSONL files")
     parser.add_argument("--num_samples", type=int, default=SAMPLES, help="questions of each data set, at most")
-    parser.add_argument("--apply_chat_template", action="store_true", help="as the routers were trained")
+    add_flags(parser)
     parser.add_argument("--tolerance", type=float, default=0.1, help="difference in layers that is good enough")
     parser.add_argument("--batch_size", type=int, default=16, help="prompts a forward")
     parser.add_argument("--dtype", default="float32", choices=sorted(DTYPES))
@@ -139,6 +140,7 @@ def problems_of(arguments: argparse.Namespace, name: str, targets: list[str]) ->
     for least in ("num_samples", "batch_size"):
         if getattr(arguments, least) < 1:
             found.append(f"--{least} {getattr(arguments, least)} must be at least 1")
+    found += flag_problems(arguments)
     if not arguments.tolerance > 0:
         found.append(f"--tolerance {arguments.tolerance} must be above 0")
     return found
@@ -182,21 +184,22 @@ def made_with(arguments: argparse.Namespace) -> dict:
 
 def promise(arguments: argparse.Namespace) -> None:
     """The largest saving that is shown to lose at most --max_loss, written into the checkpoint."""
-    folder, chat = Path(arguments.checkpoint), arguments.apply_chat_template
+    folder = Path(arguments.checkpoint)
+    prompting = asked(trained_prompting(training_record(folder)), arguments)
     model, tokenizer = load_checkpoint(folder, DTYPES[arguments.dtype], pick_device(arguments.device))
     config, depth = model.config, model.config.num_hidden_layers
-    requests = draw_requests(arguments.data, arguments.split, arguments.num_samples, tokenizer, chat)
+    requests = draw_requests(arguments.data, arguments.split, arguments.num_samples, tokenizer, prompting)
     grid = arguments.grid or (PRICES if swept_field(config) == "cost" else None)
     if grid is None:
         split = "validation" if arguments.split != "validation" else "test"  # Other questions; only prompts are read.
-        others = draw_requests(arguments.data, split, SAMPLES, tokenizer, chat)
+        others = draw_requests(arguments.data, split, SAMPLES, tokenizer, prompting)
         prompts = [request.prompt_ids for request in others]
         grid = biases(model, tokenizer, prompts, arguments.batch_size, arguments.tolerance)
     grid = sorted(set(grid), reverse=swept_field(config) == "route_bias")
     identity = checkpoint_hash(folder, SET)
     tested, kept = tested_settings(
         model, tokenizer, requests, grid, arguments.max_loss, arguments.confidence, arguments.batch_size,
-        folder / "calibration.parts", [identity, arguments.dtype, chat],
+        folder / "calibration.parts", [identity, arguments.dtype, recorded(prompting)],
     )  # fmt: skip
     print_tested(tested, kept, arguments)
     best = tested[kept - 1] if kept else None
@@ -214,7 +217,7 @@ def promise(arguments: argparse.Namespace) -> None:
         "questions": len(requests),
         "questions_by_dataset": dict(Counter(request.example.dataset for request in requests)),
         "split": arguments.split,
-        "apply_chat_template": chat,
+        **recorded(prompting),
         "dtype": arguments.dtype,
         "grid": list(grid),
         "tested": [test.setting._asdict() | test.pairs._asdict() | {"p": test.p} for test in tested],
@@ -275,9 +278,8 @@ def main() -> None:
         return
     target = float(arguments.target_layers)
     model, tokenizer = load_checkpoint(folder, DTYPES[arguments.dtype], pick_device(arguments.device))
-    requests = draw_requests(
-        arguments.data, arguments.split, arguments.num_samples, tokenizer, arguments.apply_chat_template
-    )
+    prompting = asked(trained_prompting(training_record(folder)), arguments)
+    requests = draw_requests(arguments.data, arguments.split, arguments.num_samples, tokenizer, prompting)
     prompts = [request.prompt_ids for request in requests]
     progress = tqdm(desc=f"target {target:g} layers", unit="bias")
 

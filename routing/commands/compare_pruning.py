@@ -47,6 +47,7 @@ from routing.scoring.along import verdicts_along
 from routing.scoring.controls import skips_around, static_routes
 from routing.scoring.packed import PathEvaluator
 from routing.scoring.plain import Evaluator, draw_requests
+from routing.scoring.prompting import add_flags, asked, flag_problems, recorded, trained_prompting
 from routing.search.influence import influence_order
 from routing.search.results import Verdict
 from routing.search.routes import Route
@@ -75,8 +76,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--score", default="accuracy", choices=sorted(SCORES), help="score of generated answers")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of random layers")
-    parser.add_argument("--apply_chat_template", action="store_true", help="as the routers were trained")
-    parser.add_argument("--tools_in_template", action="store_true", help="let the chat template list the functions")
+    add_flags(parser, tools=True)
     parser.add_argument("--speed_prompts", type=int, default=8, help="test prompts on which speed is measured; 0: none")
     parser.add_argument("--speed_tokens", default="4,32", help="tokens generated for each of them, with commas between")
     parser.add_argument("--repeats", type=int, default=3, help="times each of them is measured; the fastest counts")
@@ -130,7 +130,7 @@ def problems_of(arguments: argparse.Namespace) -> list[str]:
     for name, least in (("num_samples", 1), ("control_samples", 1), ("seeds", 1), ("repeats", 1), ("batch_size", 1)):
         if getattr(arguments, name) < least:
             found.append(f"--{name} {getattr(arguments, name)} must be at least {least}")
-    found += template_problems(arguments)
+    found += template_problems(arguments) + flag_problems(arguments)
     if arguments.speed_prompts < 0:
         found.append(f"--speed_prompts {arguments.speed_prompts} must be at least 0")
     found += [problem.replace("--dataset", "--data", 1) for problem in unknown_names(arguments.data)]
@@ -161,16 +161,16 @@ class Comparison:
         self.tokenizer = load_tokenizer(self.base_name)
         self.model = load_adapted(folder, self.dtype, self.device)
         self.depth = self.model.config.num_hidden_layers
-        chat = arguments.apply_chat_template, arguments.tools_in_template
+        prompting = asked(trained_prompting(training_record(folder)), arguments)
         drawn = {"validation": arguments.control_samples, "test": arguments.num_samples}
         self.tuning, self.test = (
-            draw_requests(arguments.data, split, count, self.tokenizer, *chat) for split, count in drawn.items()
+            draw_requests(arguments.data, split, count, self.tokenizer, prompting) for split, count in drawn.items()
         )
         self.key = [
             file_stamps(folder, "*.safetensors", "config.json"),
             self.base_name,
             arguments.dtype,
-            chat,
+            recorded(prompting),
             hardware(),
         ]
 

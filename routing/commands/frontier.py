@@ -32,11 +32,12 @@ from routing.common.files import write_json
 from routing.common.run_info import git_commit, hardware, today, versions
 from routing.common.statistics import mcnemar, wilson_interval
 from routing.evaluation.budget import decided_routes, find_bias, mean_layers
-from routing.models.checkpoint import load_checkpoint
+from routing.models.checkpoint import load_checkpoint, training_record
 from routing.report.plots import plot_frontier
 from routing.scoring.controls import first_routed_layer, random_like, static_routes
 from routing.scoring.packed import PathEvaluator
 from routing.scoring.plain import Evaluator, Request, draw_requests
+from routing.scoring.prompting import asked, trained_prompting
 from routing.search.routes import Route, full_route
 from routing.tasks.problems import files_without_splits
 
@@ -176,8 +177,9 @@ def main() -> None:
     model, tokenizer = load_checkpoint(
         Path(arguments.checkpoint), DTYPES[arguments.dtype], pick_device(arguments.device)
     )
+    prompting = asked(trained_prompting(training_record(Path(arguments.checkpoint))), arguments)
     tuning, test = (
-        draw_requests(arguments.data, split, arguments.num_samples, tokenizer, arguments.apply_chat_template)
+        draw_requests(arguments.data, split, arguments.num_samples, tokenizer, prompting)
         for split in ("validation", "test")
     )
     biases = {"routed, as saved": model.config.route_bias}

@@ -9,6 +9,7 @@ from routing.common.cli import below, names_of, option
 from routing.common.devices import DTYPES, device_problems
 from routing.common.errors import UserError
 from routing.models.checkpoint import check_checkpoint, training_record
+from routing.scoring.prompting import flag_problems
 from routing.tasks import unknown_names
 from routing.tasks.problems import files_without_splits
 from train_models.global_routers import TOKEN_ROUTERS
@@ -47,7 +48,8 @@ class EvaluationArguments:
     seeds: int = option(3, "random and drawn controls, each with a seed of its own")
     limit: int | None = option(None, "questions a task, default all")
     num_fewshot: int | None = option(None, "examples in front of each question, default as the task says")
-    apply_chat_template: bool = option(False, "wrap prompts in the chat template, as the routers were trained")
+    apply_chat_template: bool = option(False, "wrap prompts in the chat template; default: as the routers were trained")
+    no_chat_template: bool = option(False, "plain prompts, however the routers were trained")
     check: bool = option(
         False,
         "evaluate nothing; prove on a few requests (--limit, default 8) of the first task that routing is on, that "
@@ -76,7 +78,7 @@ class EvaluationArguments:
             found += below(self, limit=1)
         if self.num_fewshot is not None:
             found += below(self, num_fewshot=0)
-        return found + device_problems(self.device)
+        return found + flag_problems(self) + device_problems(self.device)
 
     def outside_problems(self) -> list[str]:
         try:

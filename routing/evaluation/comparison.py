@@ -40,6 +40,7 @@ from routing.models.families import locate_model
 from routing.scoring.controls import around, first_routed_layer, skips_around, static_routes
 from routing.scoring.packed import PathEvaluator
 from routing.scoring.plain import draw_requests
+from routing.scoring.prompting import asked, trained_prompting
 from routing.search.routes import Route, full_route
 
 BIAS_PROMPTS = 200  # prompts of a task by which a control's layers are set
@@ -101,7 +102,8 @@ class Comparison:
             self.base = PromptRoutedLM(stock.to(device).eval(), tokenizer, arguments.batch_size)
         self.depth = routed.config.num_hidden_layers
         self.output = Path(arguments.output or folder / "evaluation.json")
-        self.settings = Settings(arguments.limit, arguments.num_fewshot, arguments.apply_chat_template)
+        prompting = asked(trained_prompting(training), arguments)
+        self.settings = Settings(arguments.limit, arguments.num_fewshot, prompting.apply_chat_template)
         self.key = vars(self.settings) | {
             "checkpoint": file_stamps(folder, "*.safetensors", "config.json"),
             "base": [self.base_name, file_stamps(Path(locate_model(self.base_name)), "*.safetensors")],
@@ -118,8 +120,8 @@ class Comparison:
         if "dataset" in arguments.control_names():
             self.table = dataset_table(arguments, training, routed.config)
         if "static" in arguments.control_names() and routed.config.router != "menu":
-            chat = arguments.apply_chat_template
-            self.tuning = draw_requests(self.control_data, "validation", arguments.control_samples, tokenizer, chat)
+            drawn = self.control_data, "validation", arguments.control_samples
+            self.tuning = draw_requests(*drawn, tokenizer, prompting)
 
     def static_routes(self, mean: float) -> list[Route]:
         """Static routes that run just more and just fewer layers than a mean: of a menu router those of its menu, else

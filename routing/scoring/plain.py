@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from routing.common.errors import UserError
+from routing.scoring.prompting import DEFAULT, Prompting
 from routing.search.results import Verdict
 from routing.search.routes import Route
 from routing.tasks import expand_names, load_examples
@@ -82,19 +83,25 @@ def request_of(
 
 
 def draw_requests(
-    names: str, split: str, num_samples: int | None, tokenizer, chat: bool = False, tools_in_template: bool = False
+    names: str, split: str, num_samples: int | None, tokenizer, prompting: Prompting = DEFAULT
 ) -> list[Request]:
     """Questions of a split of some data sets (comma-separated names), ready for the model.
 
     Raises:
         UserError: if the questions cannot be had, or a chat template is asked for that the tokenizer lacks.
     """
+    chat = prompting.apply_chat_template
     if chat and not tokenizer.chat_template:
         raise UserError("--apply_chat_template: the tokenizer has no chat template; leave the flag out")
+    examples = [example for name in expand_names(names) for example in load_examples(name, split, num_samples, seed=0)]
+    if prompting.scoring.startswith("loglikelihood") and any(not example.choices for example in examples):
+        without = sorted({example.dataset for example in examples if not example.choices})
+        raise UserError(
+            f"{', '.join(without)}: the routers were trained with scoring {prompting.scoring}, which compares choices, "
+            "and these questions have none; name data sets with choices"
+        )
     return [
-        request_of(example, "auto", tokenizer, chat, tools_in_template)
-        for name in expand_names(names)
-        for example in load_examples(name, split, num_samples, seed=0)
+        request_of(example, prompting.scoring, tokenizer, chat, prompting.tools_in_template) for example in examples
     ]
 
 

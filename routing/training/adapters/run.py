@@ -22,6 +22,7 @@ from routing.models.checkpoint import save_checkpoint
 from routing.models.families import load_base_config, load_tokenizer, locate_model, routed_class
 from routing.scoring.packed import PathEvaluator
 from routing.scoring.plain import Request, request_of
+from routing.scoring.prompting import prompting_in, recorded
 from routing.search.influence import influence_order
 from routing.search.routes import Route, full_route
 from routing.tasks import expand_names, load_examples
@@ -216,6 +217,7 @@ def run(arguments: AdapterArguments) -> Path | None:
         summary = {
             "arguments": as_dict(arguments),
             "num_processes": several,
+            "prompting": recorded(prompting_in(as_dict(arguments))),
             "datasets": list(dict.fromkeys(request.example.dataset for request in requests)),
             "questions": counts,
             "train_tokens": len(train_set),

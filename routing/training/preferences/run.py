@@ -15,10 +15,11 @@ from routing.common.devices import is_first_process, pick_device
 from routing.common.errors import UserError
 from routing.common.locks import only_run
 from routing.common.run_info import git_commit, hardware, today, versions
-from routing.labels.reading import label_hashes
+from routing.labels.reading import label_hashes, read_header
 from routing.models.checkpoint import adapter_fields, adapter_weights, save_checkpoint
 from routing.models.families import load_base_config, load_tokenizer, locate_model, routed_class
 from routing.models.query_encoder import encoder_fields, load_encoder
+from routing.scoring.prompting import common_prompting, recorded
 from routing.training.preferences.arguments import PreferenceArguments
 from routing.training.preferences.data import load_queries, split_sets
 from routing.training.preferences.embeddings import cached_embeddings
@@ -90,6 +91,7 @@ def run(arguments: PreferenceArguments) -> Path | None:
         summary = {
             "arguments": as_dict(arguments),
             "num_processes": processes.num_processes,
+            "prompting": recorded(common_prompting([read_header(one) for one in arguments.data_folders()])),
             "datasets": queries.datasets,
             "train_examples": queries.held_out.count(False),
             "held_out_examples": queries.held_out.count(True),

@@ -14,10 +14,11 @@ from routing.common.cli import as_dict
 from routing.common.devices import DTYPES, is_first_process, pick_device
 from routing.common.locks import only_run
 from routing.common.run_info import git_commit, hardware, versions
-from routing.labels.reading import label_hashes
+from routing.labels.reading import label_hashes, read_header
 from routing.models.checkpoint import adapter_fields, adapter_hashes, load_adapters, save_checkpoint
 from routing.models.families import load_base_config, load_tokenizer, locate_model, routed_class
 from routing.objectives.supervised import CLASSES, class_counts, class_weights
+from routing.scoring.prompting import common_prompting, recorded
 from routing.training.features import (
     CachedFeatures,
     LiveExamples,
@@ -95,6 +96,7 @@ def run(arguments: TrainArguments) -> Path | None:
         summary = {
             "arguments": as_dict(arguments),
             "num_processes": processes.num_processes,
+            "prompting": recorded(common_prompting([read_header(one) for one in arguments.data_folders()])),
             "datasets": data.datasets,
             "class_counts": dict(zip(CLASSES, counts.tolist())),
             "class_weights": dict(zip(CLASSES, weights.tolist())),

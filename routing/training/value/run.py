@@ -17,6 +17,7 @@ from routing.common.run_info import git_commit, hardware, today, versions
 from routing.labels.reading import label_hashes, read_header
 from routing.models.checkpoint import adapter_fields, adapter_weights, save_checkpoint
 from routing.models.families import load_base_config, load_tokenizer
+from routing.scoring.prompting import common_prompting, recorded
 from routing.training.routers.data import foreign_labels
 from routing.training.run_folder import prepare_folder
 from routing.training.value.arguments import ValueArguments
@@ -45,6 +46,7 @@ def run(arguments: ValueArguments) -> Path | None:
         summary = {
             "arguments": as_dict(arguments),
             "num_processes": processes.num_processes,
+            "prompting": recorded(common_prompting([read_header(one) for one in arguments.data_folders()])),
             **found,
             "versions": versions(),
             "git_commit": git_commit(),
