@@ -33,34 +33,28 @@ from __future__ import annotations
 
 import argparse
 import sys
-from importlib import import_module
 from pathlib import Path
 
 from routing.common.cli import expanded, parse
-from routing.common.errors import run_command
-from routing.objectives.table import END_TO_END, PREFERENCE
-from routing.training.routers.arguments import TrainArguments
-
-# --objective -> package with arguments.py and run.py, and the class of its arguments. They are imported when asked for.
-ROOMS = {
-    **dict.fromkeys(END_TO_END, ("routing.training.end_to_end", "EndToEndArguments")),
-    **dict.fromkeys(PREFERENCE, ("routing.training.preferences", "PreferenceArguments")),
-    "adapters": ("routing.training.adapters", "AdapterArguments"),
-    "value": ("routing.training.value", "ValueArguments"),
-    "lm": ("routing.training.language_model", "LanguageModelArguments"),
-}
+from routing.common.errors import UserError, run_command
+from routing.training.registry import OBJECTIVES, overview
 
 
 def main() -> None:
-    objective = chosen_objective(sys.argv[1:])
-    if objective not in ROOMS:
-        arguments = parse(TrainArguments)
-        from routing.training.routers.run import run
-
-        return finished(run(arguments))
-    room, kind = ROOMS[objective]
-    arguments = parse(getattr(import_module(f"{room}.arguments"), kind))
-    finished(import_module(f"{room}.run").run(arguments))
+    words = sys.argv[1:]
+    objective = chosen_objective(words)
+    if objective is None and {"-h", "--help"} & {*words}:
+        print(
+            f"usage: train.py --objective OBJECTIVE [ARGUMENTS]\n\nobjectives:\n{overview()}\n\n"
+            "train.py --objective OBJECTIVE --help tells the arguments of one.\n\n"
+            f"{__doc__}"
+        )
+        return
+    objective = objective or "supervised"
+    if objective not in OBJECTIVES:
+        raise UserError(f"--objective {objective!r} is unknown; there are\n{overview()}")
+    row = OBJECTIVES[objective]
+    finished(row.run(parse(row.arguments())))
 
 
 def finished(checkpoint: Path | None) -> None:
@@ -71,10 +65,10 @@ def finished(checkpoint: Path | None) -> None:
         write_model_card(checkpoint)
 
 
-def chosen_objective(argv: list[str]) -> str:
-    """The value of --objective, which decides about all other arguments."""
+def chosen_objective(argv: list[str]) -> str | None:
+    """The value of --objective, which decides about all other arguments; None where it is not given."""
     parser = argparse.ArgumentParser(add_help=False)  # Takes --obj too, as the parser of all arguments does.
-    parser.add_argument("--objective", default="supervised")
+    parser.add_argument("--objective")
     return parser.parse_known_args(expanded(argv))[0].objective
 
 

@@ -9,7 +9,6 @@ from dataclasses import field, fields
 from pathlib import Path
 
 import yaml
-from transformers import HfArgumentParser
 
 from routing.common.errors import UserError, raise_all
 
@@ -87,6 +86,8 @@ def read_arguments(kind: type, words: list[str]):
     Raises:
         UserError: for unknown ones.
     """
+    from transformers import HfArgumentParser  # A second, which those who ask for a list of names need not wait.
+
     parser = HfArgumentParser(kind, description=kind.__doc__)
     arguments, unknown = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
     if unknown:
