@@ -49,7 +49,8 @@ class PromptRoutedLM(HFLM):
     Attributes:
         forced: route of a request, for controls; None: the routers decide.
         rows: what was executed, by request, since `start`.
-        seconds: time inside the model.
+        seconds: time inside the model. The first batch of a model is computed twice and timed once: what is first pays for
+            memory, kernels and pages that those behind it find there.
     """
 
     def __init__(self, model, tokenizer, batch_size: int):
@@ -63,6 +64,7 @@ class PromptRoutedLM(HFLM):
         self._requests: Sequence[Instance] = ()
         self._batch: list[Key] = []
         self._lengths: list[tuple[int, int]] = []
+        self._warm = False
         self.start(None)
 
     def start(self, forced: Callable[[Key], Route] | None) -> None:
@@ -120,14 +122,24 @@ class PromptRoutedLM(HFLM):
         prompt = max(total + 1 - len(choice), 1)
         return prompt, total - prompt
 
-    def _model_call(self, inps, attn_mask=None, labels=None):
+    def _timed(self, call: Callable):
+        """When a call began, and what it gave."""
+        if not self._warm:
+            call()
+            self._warm = True
         began = time.perf_counter()
-        if self.routed:
+        return began, call()
+
+    def _model_call(self, inps, attn_mask=None, labels=None):
+        def call():
+            if not self.routed:
+                return stock(inps, attn_mask=attn_mask, labels=labels)
             lengths = torch.tensor([prompt for prompt, _ in self._lengths])
             with torch.no_grad():
-                logits = self.model(inps, prompt_lengths=lengths, **self._forced_routes()).logits
-        else:
-            logits = super()._model_call(inps, attn_mask=attn_mask, labels=labels)
+                return self.model(inps, prompt_lengths=lengths, **self._forced_routes()).logits
+
+        stock = super()._model_call
+        began, logits = self._timed(call)
         self._record(began, self._lengths)
         return logits
 
@@ -152,8 +164,8 @@ class PromptRoutedLM(HFLM):
         return answers
 
     def _model_generate(self, context, max_length, stop, **generation_kwargs):
-        began = time.perf_counter()
-        tokens = super()._model_generate(context, max_length, stop, **self._forced_routes(), **generation_kwargs)
+        stock, given = super()._model_generate, self._forced_routes() | generation_kwargs
+        began, tokens = self._timed(lambda: stock(context, max_length, stop, **given))
         new = tokens.shape[1] - context.shape[1]
         self._record(began, [(prompt, new) for prompt in generation_kwargs["attention_mask"].sum(1).tolist()])
         return tokens
