@@ -49,8 +49,8 @@ class PromptRoutedLM(HFLM):
     Attributes:
         forced: route of a request, for controls; None: the routers decide.
         rows: what was executed, by request, since `start`.
-        seconds: time inside the model. The first batch of a model is computed twice and timed once: what is first pays for
-            memory, kernels and pages that those behind it find there.
+        seconds: time inside the model. The first batch of a model is computed twice and timed once: what is first pays
+            for memory, kernels and pages that those behind it find there.
     """
 
     def __init__(self, model, tokenizer, batch_size: int):

@@ -28,8 +28,8 @@ def introduction(base: str, config: dict, training: dict) -> str:
         lengths = sorted({sum(route) for route in config["menu"]})
         what = (
             f"with a router that decides once for each input, from the prompt's states after "
-            f"{' and '.join(map(str, config['router_reads']))} layers, which of {len(config['menu'])} paths of {lengths[0]} to "
-            f"{lengths[-1]} layers to take. It estimates how likely each of them answers right, and takes the best at "
+            f"{' and '.join(map(str, config['router_reads']))} layers, which of {len(config['menu'])} paths of "
+            f"{lengths[0]} to {lengths[-1]} layers to take. It estimates how likely each of them answers right, and takes the best at "
             f"a price of {config['cost']:g} a layer (config field `cost`; more runs fewer layers)"
         )
     control = (
