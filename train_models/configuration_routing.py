@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-ROUTERS = ("per_layer", "embedding", "prefix", "prefix_token", "random_token", "query", "menu", "none")
+from .router_kinds import KINDS
+
+ROUTERS = tuple(KINDS)
 SKIP_ACTIONS = ("identity", "adapter")
 
 
@@ -34,8 +36,7 @@ class RoutingFields:
         router_hidden_size: width of each router's hidden layer.
         route_bias: added to a router's logits once for each time that the layer would run: above 0 more layers run,
             below 0 fewer. A global router's threshold: it runs a layer where the logit is above -route_bias. A query
-            router takes it from the logit of the share to prune, a menu router from `cost`. Set by `python -m
-            routing.commands.calibrate`.
+            router takes it from the logit of the share to prune, a menu router from `cost`. Set by `dlr calibrate`.
         is_static_routing: run every layer once and no router (checks that the base loads right).
         skip_action: what a skipped layer does to the state: identity, or adapter (see layer_adapters.py).
         adapter_size: bottleneck of the adapters.
@@ -121,7 +122,7 @@ class RoutingFields:
     def _menu_problems(self) -> list[str]:
         if not (_finite(self.caution) and self.caution >= 0):
             return [f"caution must be a number >= 0, got {self.caution!r}"]
-        if self.router != "menu":
+        if self.router not in KINDS or not KINDS[self.router].has_menu:
             return []
         depth, kept, found = self.num_hidden_layers, self.kept_layers, []
         if not (_whole(kept, 0) and kept < depth):
@@ -158,7 +159,13 @@ class RoutingFields:
         depth, found = self.num_hidden_layers, []
         if self.router not in ROUTERS:
             found.append(f"router must be one of {', '.join(ROUTERS)}, got {self.router!r}")
-        if self.router in ROUTERS[1:5] and not (_whole(self.kept_layers, 1) and self.kept_layers < depth):
+        kind = KINDS.get(self.router)
+        if (
+            kind
+            and kind.keeps_layers
+            and not kind.has_menu
+            and not (_whole(self.kept_layers, 1) and self.kept_layers < depth)
+        ):
             found.append(
                 f"kept_layers must be a whole number from 1 to {depth - 1}, one less than the model has layers, got "
                 f"{self.kept_layers!r}"
@@ -172,7 +179,7 @@ class RoutingFields:
                 found.append(f"{name} must be a whole number >= 0, got {getattr(self, name)!r}")
         if self.fixed_route is not None and not _is_route(self.fixed_route, depth):
             found.append(f"fixed_route must be {depth} counts in 0, 1, 2, got {self.fixed_route!r}")
-        if self.residual_scale is not None and "token" in self.router:
+        if self.residual_scale is not None and kind and kind.decides_for == "token":
             found.append(f"residual_scale does not go with router={self.router!r}, which runs a layer for some tokens")
         if self.residual_scale is not None and not (
             len(self.residual_scale) == depth and all(map(_finite, self.residual_scale))

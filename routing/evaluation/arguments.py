@@ -12,8 +12,7 @@ from routing.models.checkpoint import check_checkpoint, training_record
 from routing.scoring.prompting import flag_problems
 from routing.tasks import unknown_names
 from routing.tasks.problems import files_without_splits
-from train_models.global_routers import TOKEN_ROUTERS
-from train_models.global_routing import MAKERS
+from train_models.router_kinds import kind_of
 
 CONTROLS = ("static", "random", "drawn", "dataset", "shuffled")
 
@@ -86,17 +85,18 @@ class EvaluationArguments:
             record = training_record(Path(self.checkpoint))
         except UserError as error:
             return [f"--checkpoint: {error}"] if self.checkpoint else []
-        if self.check and config.get("router", "per_layer") not in MAKERS:
+        kind = kind_of(config)
+        if self.check and not kind.learned:
             return [f"--check: {self.checkpoint} has router {config['router']!r}, which decides nothing to be checked"]
         router = config.get("router", "per_layer")
         if found := self._menu_problems(config, record):
             return found
-        if "drawn" in self.control_names() and router in TOKEN_ROUTERS:
+        if "drawn" in self.control_names() and kind.decides_for == "token":
             return [
                 f"--controls drawn: {self.checkpoint} has router {router!r}, whose tokens take routes of their own, "
                 "which no other question can take; leave it out"
             ]
-        if "static" in self.control_names() and router != "menu" and not (self.control_data or record.get("datasets")):
+        if "static" in self.control_names() and not kind.has_menu and not (self.control_data or record.get("datasets")):
             return [
                 "--controls static: the checkpoint does not say which data sets its labels are of; name data sets with "
                 "--control_data, whose validation questions choose the static path"
@@ -106,7 +106,7 @@ class EvaluationArguments:
     def _menu_problems(self, config: dict, record: dict) -> list[str]:
         """What is wrong with controls of menu routers."""
         found, asked = [], [name for name in self.control_names() if name in OF_MENUS]
-        if asked and config.get("router") != "menu":
+        if asked and not kind_of(config).has_menu:
             return [f"--controls {', '.join(asked)}: {self.checkpoint} has no menu router; leave them out"]
         if ("shuffled" in asked) != bool(self.shuffled_checkpoint):
             found.append("--controls shuffled and --shuffled_checkpoint go together; give both or none")

@@ -18,6 +18,7 @@ from routing.search.routes import Route, full_route
 from routing.training.features import RouterExample
 from routing.training.value.prompts import prompt_inputs
 from train_models.menu_router import best_paths, path_values
+from train_models.router_kinds import kind_of
 
 # Prices of a layer for a menu router, from the one that takes long paths to the one that saves most.
 PRICES = (-0.05, -0.03, -0.02, -0.01, -0.005, -0.002, 0.0, 0.001, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.0125,
@@ -28,7 +29,7 @@ SAVINGS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.125, 0.15, 0.2, 0.25, 0.3, 0.4)
 
 def swept_field(config) -> str:
     """Name of the config field that is calibrated: what a layer costs a menu router, the bias of others."""
-    return "cost" if config.router == "menu" else "route_bias"
+    return kind_of(config).budget
 
 
 def as_set(config, setting: float) -> dict[str, float]:
@@ -56,7 +57,7 @@ def biases(model, tokenizer, prompts: Sequence, batch_size: int, tolerance: floa
 def deciding(model, tokenizer, prompts: Sequence, batch_size: int) -> Callable[[float], list[Route]]:
     """Function that gives the routes of prompts (token ids) under a setting. A menu router reads them once for all."""
     config = model.config
-    if config.router != "menu":
+    if not kind_of(config).has_menu:
 
         def decide(setting: float) -> list[Route]:
             with config_with(model, **as_set(config, setting)):

@@ -42,6 +42,7 @@ from routing.scoring.packed import PathEvaluator
 from routing.scoring.plain import draw_requests
 from routing.scoring.prompting import asked, trained_prompting
 from routing.search.routes import Route, full_route
+from train_models.router_kinds import kind_of
 
 BIAS_PROMPTS = 200  # prompts of a task by which a control's layers are set
 
@@ -119,7 +120,7 @@ class Comparison:
         self.tuning, self.table, self._shuffled = [], None, None
         if "dataset" in arguments.control_names():
             self.table = dataset_table(arguments, training, routed.config)
-        if "static" in arguments.control_names() and routed.config.router != "menu":
+        if "static" in arguments.control_names() and not kind_of(routed.config).has_menu:
             drawn = self.control_data, "validation", arguments.control_samples
             self.tuning = draw_requests(*drawn, tokenizer, prompting)
 
@@ -127,7 +128,7 @@ class Comparison:
         """Static routes that run just more and just fewer layers than a mean: of a menu router those of its menu, else
         the best ones by validation questions."""
         config = self.routed.model.config
-        if config.router == "menu":
+        if kind_of(config).has_menu:
             return around([tuple(route) for route in config.menu], mean)
         skipped = skips_around(self.depth, mean)
         found = self.searched_routes(max(skipped)) if skipped else []

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import nn
 
 from routing.evaluation.lm import Row
-from train_models.global_routers import TOKEN_ROUTERS
+from train_models.router_kinds import kind_of
 
 
 class Flops:
@@ -30,12 +30,12 @@ class Flops:
         self.logits = 2 * config.hidden_size * config.vocab_size  # a token
         attention = model.model.layers[0].self_attn
         key_value = 2 * sum(part.in_features * part.out_features for part in (attention.k_proj, attention.v_proj))
-        router = getattr(config, "router", "per_layer")
+        kind = kind_of(config)
         # A token that skips a layer gives keys and values there all the same.
-        self.skipped = key_value if router in TOKEN_ROUTERS else 0
-        self.by_token = router in TOKEN_ROUTERS
+        self.skipped = key_value if kind.decides_for == "token" else 0
+        self.by_token = kind.decides_for == "token"
         linears = getattr(getattr(model.model, "routers", None), "linears", None)
-        self.per_layer = router == "per_layer"
+        self.per_layer = kind.by_layer
         self.router = 2 * sum(part.weight.numel() for part in linears or ())
         # The encoder reads about as many tokens as the prompt has.
         self.encoder = _of_linears(getattr(getattr(model.model, "routers", None), "encoder", None))

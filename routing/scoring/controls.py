@@ -12,7 +12,7 @@ from routing.scoring.packed import PathEvaluator
 from routing.scoring.plain import Request
 from routing.search.baselines import static_path
 from routing.search.routes import Route, route_length
-from train_models.global_routers import ROW_ROUTERS, TOKEN_ROUTERS
+from train_models.router_kinds import kind_of
 
 TOGETHER = 8  # questions whose candidate paths are evaluated side by side
 
@@ -32,7 +32,7 @@ def random_route(depth: int, length: float, rng: Random, first: int = 0) -> Rout
 
 def first_routed_layer(config) -> int:
     """The first layer that a routed model's router may skip."""
-    return config.kept_layers if config.router in (*ROW_ROUTERS, *TOKEN_ROUTERS, "menu") else 0
+    return config.kept_layers if kind_of(config).keeps_layers else 0
 
 
 def random_like(routes: Sequence[Route], seed: int, first: int = 0) -> list[Route]:
