@@ -32,17 +32,10 @@ def test_every_command_has_a_row():
     "command", (["train.py", "--help"], ["-m", "routing"], ["-m", "routing", "train", "--help"], ["-m", "routing", "x"])
 )
 def test_lists_need_no_torch(command):
-    code = (
-        "import runpy, sys\n"
-        f"sys.argv = {command[-1:] if command[0] != '-m' else command[1:]!r}\n"
-        "try:\n"
-        f"    {'runpy.run_path' if command[0] != '-m' else 'runpy.run_module'}({command[0 if command[0] != '-m' else 1]!r},"
-        " run_name='__main__')\n"
-        "except SystemExit:\n"
-        "    pass\n"
-        "assert not {'torch', 'transformers'} & set(sys.modules)\n"
-    )
-    code = code.replace("sys.argv = ['--help']", "sys.argv = ['train.py', '--help']")
+    script, *words = command[1:] if command[0] == "-m" else command
+    run, argv = ("run_module", [script, *words]) if command[0] == "-m" else ("run_path", command)
+    code = f"import runpy, sys\nsys.argv = {argv!r}\ntry:\n    runpy.{run}({script!r}, run_name='__main__')\n"
+    code += "except SystemExit:\n    pass\nassert not {'torch', 'transformers'} & set(sys.modules)\n"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     told = result.stdout + result.stderr

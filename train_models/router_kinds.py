@@ -43,7 +43,7 @@ KINDS: dict[str, RouterKind] = {
 
 
 def kind_of(config) -> RouterKind:
-    """The row of a config, or of one as a dict. Without the field routers of layers are meant; models whose routers choose
-    something else than layers (hybrids) have the row of none."""
+    """The row of a config, or of one as a dict. Without the field routers of layers are meant; models whose routers
+    choose something else than layers (hybrids) have the row of none."""
     name = config.get("router", "per_layer") if isinstance(config, dict) else getattr(config, "router", "per_layer")
     return KINDS.get(name, KINDS["none"])

@@ -39,8 +39,7 @@ from routing.scoring.plain import draw_requests
 from routing.scoring.prompting import add_flags, asked, flag_problems, recorded, trained_prompting
 from routing.tasks import expand_names, unknown_names
 from routing.tasks.examples import SPLITS
-from train_models.global_routers import TOKEN_ROUTERS
-from train_models.global_routing import MAKERS
+from train_models.router_kinds import kind_of
 
 SAMPLES, PROMISE_SAMPLES = 200, 3000  # questions of each data set, at most, by what is asked for
 
@@ -105,12 +104,13 @@ def promise_problems(arguments: argparse.Namespace) -> list[str]:
     if arguments.split == "search" and len(own_files) < len(expand_names(arguments.data)):
         found.append("--split search holds the questions that routers are trained on, which show nothing; give another")
     try:
-        router = check_checkpoint(Path(arguments.checkpoint)).get("router", "per_layer")
+        config = check_checkpoint(Path(arguments.checkpoint))
     except UserError:
         return found  # Which is said already.
-    if router in TOKEN_ROUTERS:
-        found.append(f"--max_loss: {arguments.checkpoint} has router {router!r}, whose tokens take routes of their own")
-    if own_files and router != "menu" and not arguments.grid:
+    if kind_of(config).decides_for == "token":
+        named = f"{arguments.checkpoint} has router {config['router']!r}"
+        found.append(f"--max_loss: {named}, whose tokens take routes of their own")
+    if own_files and not kind_of(config).has_menu and not arguments.grid:
         found.append(
             f"--data {', '.join(own_files)}: a file has no validation questions that route biases could be found on; "
             "give --grid"
@@ -124,7 +124,7 @@ def problems_of(arguments: argparse.Namespace, name: str, targets: list[str]) ->
     try:
         config = check_checkpoint(Path(arguments.checkpoint))
         depth = config["num_hidden_layers"]
-        if config.get("router", "per_layer") not in MAKERS or config.get("fixed_route"):
+        if not kind_of(config).learned or config.get("fixed_route"):
             found.append(f"{arguments.checkpoint} has router {config['router']!r}, whose decisions no bias changes")
     except UserError as error:
         found.append(str(error))

@@ -29,8 +29,8 @@ def introduction(base: str, config: dict, training: dict) -> str:
         what = (
             f"with a router that decides once for each input, from the prompt's states after "
             f"{' and '.join(map(str, config['router_reads']))} layers, which of {len(config['menu'])} paths of "
-            f"{lengths[0]} to {lengths[-1]} layers to take. It estimates how likely each of them answers right, and takes "
-            f"the best at a price of {config['cost']:g} a layer (config field `cost`; more runs fewer layers)"
+            f"{lengths[0]} to {lengths[-1]} layers to take. It estimates how likely each of them answers right, and "
+            f"takes the best at a price of {config['cost']:g} a layer (config field `cost`; more runs fewer layers)"
         )
     control = (
         " **This is a control**: its training questions were shuffled, so it knows nothing of its prompts."
