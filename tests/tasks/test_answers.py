@@ -23,7 +23,7 @@ from routing.tasks.answers import (
 )
 from routing.tasks.examples import Example
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def choosing(*choices: str, gold: int) -> Example:

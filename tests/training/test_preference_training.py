@@ -48,7 +48,7 @@ from routing.training.preferences.training import (
 from routing.training.routers.arguments import TrainArguments
 from train_models.query_router import pruned_counts
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 LAYERS = 6
 # What may be pruned without harm, by what a question is about.
 HARMLESS = {"sum": {1, 5}, "colour": {2, 3, 4}}

@@ -464,7 +464,7 @@ def test_other_routes_of_a_question_share_what_enters_the_first_layer():
 
 @pytest.mark.slow
 def test_the_benchmark_compares_both_kinds_of_labels(tmp_path, base, monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[1] / "benchmarks")
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[2] / "benchmarks")
     import value_labels
 
     data = write_labels(tmp_path / "labels", base, dense=True)

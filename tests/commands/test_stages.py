@@ -27,7 +27,7 @@ from routing.training.routers.trainer import RouterStack, train_routers
 from train_models.modeling_llama import RoutedLlamaForCausalLM
 from train_models.routed_model import ROUTER_FILE
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 LAYERS = 6
 
 
@@ -439,7 +439,7 @@ def test_damaged_labels_are_refused_with_line_and_reason(base, labels, tmp_path,
 
 
 def test_resume_with_other_arguments_is_refused(base, labels, checkpoint, monkeypatch):
-    monkeypatch.chdir(checkpoint.parents[1])
+    monkeypatch.chdir(checkpoint.parents[2])
     message = refusal(monkeypatch, *training(base, labels, learning_rate=0.5), "--resume")
     assert "--learning_rate was 0.001, now 0.5" in message
 

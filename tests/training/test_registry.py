@@ -14,7 +14,7 @@ from routing.common.errors import UserError
 from routing.objectives.table import END_TO_END, PREFERENCE
 from routing.training.registry import OBJECTIVES
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_every_objective_has_a_row():

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import sys
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pytest
+from guarantee import betting_p_value, judged, normal_p_value, simulate, synthetic
 from scipy.stats import multinomial
 
 from routing.common.paired_bounds import (
@@ -20,10 +19,6 @@ from routing.common.paired_bounds import (
     needed_questions,
     pairs_of,
 )
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
-from guarantee import betting_p_value, judged, normal_p_value, simulate, synthetic
 
 
 def outcomes(n: int) -> list[Pairs]:

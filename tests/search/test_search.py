@@ -29,7 +29,7 @@ from routing.search.mcts import (
 from routing.search.results import MARGIN_SCALE, SearchResult, Verdict, best_route, reward_of, run_search
 from routing.search.routes import full_route, moves, route_length, to_path, to_route
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RIGHT, WRONG = Verdict(True), Verdict(False)
 ROUTES = st.lists(st.integers(0, 2), min_size=1, max_size=8).map(tuple)
 

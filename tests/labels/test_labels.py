@@ -36,7 +36,7 @@ from routing.search.mcts import SearchSettings, search
 from routing.search.results import SearchResult, Verdict, run_search
 from routing.tasks.drawn import QUESTIONS
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 JOURNAL = f"{PARTS}/000000.journal.jsonl"
 RIGHT, WRONG = Verdict(True), Verdict(False)
 

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
+import hybrid
 import pytest
 import torch
 
 from routing.common.errors import UserError
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
-import hybrid
-
 from train_models import routed_mixer
 
 TINY = ["--hidden_size=16", "--num_heads=2", "--intermediate_size=24", "--vocab_size=100", "--repeats=1",

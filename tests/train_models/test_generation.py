@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +9,10 @@ from functools import partial
 from pathlib import Path
 from threading import Thread
 
+import compiled_decode
 import pytest
+import routed_speed
+import self_speculation
 import torch
 from conftest import (
     FAMILIES,
@@ -45,12 +47,6 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from routing.common.errors import UserError
 from routing.models.default_model import default_model_folder
 from train_models.modeling_llama import RoutedLlamaForCausalLM
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
-import compiled_decode
-import routed_speed
-import self_speculation
 
 NEW_TOKENS = 6
 GREEDY = {"max_new_tokens": NEW_TOKENS, "do_sample": False}

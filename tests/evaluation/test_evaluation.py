@@ -25,7 +25,7 @@ from routing.evaluation.tasks import check_tasks
 from routing.models.checkpoint import load_checkpoint
 
 LAYERS = 6
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TASK, CHOICES = "routed_arithmetic", "routed_openbookqa"
 TEXTS = ["1 + 1 =", "Question: what is 3 + 4 + 5 + 6?\nAnswer:", "2", "Name a colour:", "7 - 2 =", "1 + 1 ="]
 

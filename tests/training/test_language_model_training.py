@@ -39,7 +39,7 @@ from routing.training.language_model.run import run
 from routing.training.language_model.training import COLUMNS, LanguageModelTrainer
 from routing.training.language_model.validation import validate
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 LENGTH = 24
 SETTINGS = (
     "--hidden_size=16", "--num_heads=2", "--intermediate_size=24", f"--sequence_length={LENGTH}",

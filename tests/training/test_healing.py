@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from random import Random
 
+import healing as healing_benchmark
 import pytest
 import torch
 from conftest import LAYERS, LLAMA, assert_near, random_rows, save_tiny_base, stock_model
@@ -33,12 +34,8 @@ from routing.training.adapters.run import draw_prompts, run
 from routing.training.adapters.stages import paired, worth_of_stages
 from routing.training.adapters.training import held_out_errors
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
-import healing as healing_benchmark
-
 ROUTES = ((1, 0, 1, 0, 1), (1, 0, 0, 0, 1), (1, 2, 1, 0, 1))
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 
 # Closed form.
 

@@ -30,8 +30,11 @@ from routing.labels.writing import LOCK, PARTS, LabelFolder
 from routing.tasks.drawn import QUESTIONS
 from routing.tasks.examples import Example
 
-ROOT = Path(__file__).resolve().parents[1]
-ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}{os.pathsep}{ROOT / 'tests/labels'}",
+    "OMP_NUM_THREADS": "1",
+}
 FINISHED = {HEADER, LABELS, QUESTIONS, LOCK}
 REQUESTS = [make_request(index) for index in range(13)]
 

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 from pathlib import Path
 
+import decode
+import prefill
 import pytest
+import routed_speed
+import token_routing
 import torch
 from conftest import LAYERS, SLIDING_FAMILIES, VOCAB, Family, stock_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from routing.common.errors import UserError
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
-import decode
-import prefill
-import routed_speed
-import token_routing
 
 
 def models_of(family: Family, folder: Path, **fields) -> routed_speed.Models:

@@ -42,7 +42,7 @@ from routing.training.end_to_end.threshold import threshold_bias
 from routing.training.end_to_end.training import COLUMNS
 from routing.training.end_to_end.validation import Measured, batches_of, validate
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 LAYERS = 5
 SETTINGS = (
     "--sequence_length=24", "--prompt_tokens=4", "--train_passages=12", "--validation_passages=4", "--kept_layers=2",

@@ -18,7 +18,7 @@ from routing.tasks.procedural import KINDS, in_words, kind_of, procedural
 from routing.tasks.prompts import MAX_NEW_TOKENS, prompt_text
 from routing.tasks.variants import rephrased
 
-CONFIGS = Path(__file__).resolve().parents[1] / "eval_configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "eval_configs"
 WORDS = dict(zip("zero one two three four five six seven eight nine ten eleven twelve".split(), range(13)))  # noqa: SIM905
 WORDS |= {"thirteen": 13, "fourteen": 14, "fifteen": 15, "sixteen": 16, "seventeen": 17, "eighteen": 18, "nineteen": 19}
 WORDS |= {"twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90}

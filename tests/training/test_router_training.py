@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import router_training
 import torch
 from conftest import LAYERS, LLAMA, routed_from, save_tiny_base, stock_model
 from safetensors import safe_open
@@ -40,11 +41,7 @@ from routing.training.routers.arguments import TrainArguments
 from routing.training.routers.trainer import IGNORED, RouterStack
 from train_models.routers import RouterBlock
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
-import router_training
-
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DEPTH = 4
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 

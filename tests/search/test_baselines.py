@@ -26,7 +26,7 @@ from routing.search.baselines import (
 from routing.search.results import Verdict, run_search
 from routing.search.routes import full_route, moves, route_length
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DELETIONS = ["greedy_deletion", "greedy_deletion_prior", "beam_deletion", "beam_deletion_prior"]
 TREES = ["tree", "tree_prior"]
 RANDOM = ["random_paths", "random_chain"]

@@ -21,7 +21,7 @@ from routing.evaluation.arguments import EvaluationArguments
 from routing.labels.arguments import DataGenerationArguments
 from routing.training.routers.arguments import TrainArguments
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 STAGES = {
     "data_generation.py": DataGenerationArguments,
     "train.py": TrainArguments,
