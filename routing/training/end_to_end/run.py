@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import gc
 import json
-import sys
 from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers import BitsAndBytesConfig, set_seed
+from transformers import BitsAndBytesConfig
 
-from routing.common.cli import as_dict
-from routing.common.devices import DTYPES, is_first_process, pick_device
+from routing.common.devices import DTYPES, is_first_process
 from routing.common.errors import UserError
 from routing.common.files import write_json
-from routing.common.locks import only_run
-from routing.common.run_info import git_commit, hardware, today, versions
 from routing.models.checkpoint import adapter_fields, load_adapters, save_checkpoint
 from routing.models.families import load_base_config, load_tokenizer, locate_model, routed_class
 from routing.text.corpora import passages
@@ -29,7 +23,7 @@ from routing.training.end_to_end.static import costs_of_layers, static_route
 from routing.training.end_to_end.threshold import router_logits, threshold_bias
 from routing.training.end_to_end.training import EndToEnd, train_end_to_end
 from routing.training.end_to_end.validation import batches_of
-from routing.training.run_folder import prepare_folder
+from routing.training.skeleton import Run, Save, training_run
 from train_models.routed_model import small_parts
 
 RANKING_ROWS = 64  # of training text, by which a threshold is set
@@ -103,56 +97,41 @@ def run(arguments: EndToEndArguments) -> Path | None:
         )
     tokenizer = load_tokenizer(arguments.model_id)
     rows, held_out = (rows_of(arguments, part, tokenizer) for part in ("train", "validation"))
-    work = Path(arguments.work_dir) / arguments.run_name
-    device = pick_device(arguments.device)
-    processes = PartialState(cpu=device.type == "cpu")
-    with only_run(work, together=True):
-        if processes.is_main_process:
-            prepare_folder(arguments, work, work / "trainer")
-        processes.wait_for_everyone()
-        set_seed(arguments.seed)
-        model, adapters, fields = load_trainable(arguments, device)
-        if arguments.objective == "static":
-            fields["fixed_route"] = model.config.fixed_route = choose_static(arguments, model, rows, work, device)
-        if processes.is_main_process:
-            trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-            print(
-                f"{arguments.objective}, router {arguments.router}: {trained:,} trainable parameters; {len(rows)} "
-                f"training and {len(held_out)} validation rows of {arguments.sequence_length} tokens",
-                file=sys.stderr,
-            )
-        batches = batches_of(held_out, arguments.batch_size, arguments.prompt_tokens, device)
-        trainer = train_end_to_end(EndToEnd(model, adapters, arguments), rows, batches, work, processes.num_processes)
-        if arguments.calibrate_threshold:
-            model.eval()
-            ranking = batches_of(Sequences(*(part[:RANKING_ROWS] for part in rows)), arguments.batch_size,
-                                 arguments.prompt_tokens, device)  # fmt: skip
-            fields["route_bias"] = threshold_bias(router_logits(model, ranking), arguments.target_skip)
-        summary = {
-            "arguments": as_dict(arguments),
-            "num_processes": processes.num_processes,
-            "datasets": [],
-            "train_rows": len(rows),
-            "validation_rows": len(held_out),
-            "route_bias": fields.get("route_bias", 0.0),
-            "log": trainer.state.log_history,
-            "versions": versions(),
-            "git_commit": git_commit(),
-            "hardware": hardware(),
-            "date": today(),
-        }
-        routers = {name: tensor.detach().cpu() for name, tensor in small_parts(model.model).items()}
-        state = adapter_state(adapters) if adapters else None
-        del model, adapters, trainer
-        gc.collect()
-        processes.destroy_process_group()
-        if is_first_process():
-            folder = Path(arguments.output_dir) / arguments.run_name
-            merged = {}
-            if state is not None:
-                # In the dtype of training: in a coarser one small changes would vanish, and it be another model.
-                merged["dtype"] = DTYPES[arguments.dtype]
-                merged["change"] = partial(merge_adapters, config=lora_config(arguments), state=state)
-            save_checkpoint(folder, arguments.model_id, routers, fields, arguments.save_base, summary, **merged)
-            print(f"checkpoint: {folder}", file=sys.stderr)
-            return folder
+    return training_run(arguments, lambda: None, lambda own: train(own, rows, held_out))
+
+
+def train(run: Run, rows: Sequences, held_out: Sequences) -> Save:
+    arguments = run.arguments
+    model, adapters, fields = load_trainable(arguments, run.device)
+    if arguments.objective == "static":
+        fields["fixed_route"] = model.config.fixed_route = choose_static(arguments, model, rows, run.work, run.device)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    run.say(
+        f"{arguments.objective}, router {arguments.router}: {trained:,} trainable parameters; {len(rows)} "
+        f"training and {len(held_out)} validation rows of {arguments.sequence_length} tokens"
+    )
+    batches = batches_of(held_out, arguments.batch_size, arguments.prompt_tokens, run.device)
+    trainer = train_end_to_end(
+        EndToEnd(model, adapters, arguments), rows, batches, run.work, run.processes.num_processes
+    )
+    if arguments.calibrate_threshold:
+        model.eval()
+        ranking = batches_of(Sequences(*(part[:RANKING_ROWS] for part in rows)), arguments.batch_size,
+                             arguments.prompt_tokens, run.device)  # fmt: skip
+        fields["route_bias"] = threshold_bias(router_logits(model, ranking), arguments.target_skip)
+    summary = run.summary(
+        datasets=[],
+        train_rows=len(rows),
+        validation_rows=len(held_out),
+        route_bias=fields.get("route_bias", 0.0),
+        log=trainer.state.log_history,
+    )
+    routers = {name: tensor.detach().cpu() for name, tensor in small_parts(model.model).items()}
+    merged = {}
+    if adapters:
+        # In the dtype of training: in a coarser one small changes would vanish, and it be another model.
+        merged["dtype"] = DTYPES[arguments.dtype]
+        merged["change"] = partial(merge_adapters, config=lora_config(arguments), state=adapter_state(adapters))
+    return lambda folder: save_checkpoint(
+        folder, arguments.model_id, routers, fields, arguments.save_base, summary, **merged
+    )

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import gc
 import shutil
 import sys
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
-from transformers import set_seed
 
-from routing.common.cli import as_dict
-from routing.common.devices import is_first_process, pick_device
 from routing.common.errors import UserError
 from routing.common.files import write_json
-from routing.common.locks import only_run
-from routing.common.run_info import git_commit, hardware, today, versions
 from routing.models.checkpoint import put_in_place
 from routing.models.families import load_tokenizer
+from routing.text.sequences import Sequences
 from routing.training.end_to_end.run import rows_of
 from routing.training.end_to_end.validation import batches_of
 from routing.training.language_model.arguments import LanguageModelArguments
@@ -26,7 +20,7 @@ from routing.training.language_model.configurations import matched
 from routing.training.language_model.parameters import parameter_counts
 from routing.training.language_model.training import train_language_model
 from routing.training.language_model.validation import validate
-from routing.training.run_folder import prepare_folder
+from routing.training.skeleton import Run, Save, training_run
 from train_models.configuration_gdn_hybrid import GdnHybridConfig
 from train_models.modeling_gdn_hybrid import GdnHybridForCausalLM
 
@@ -80,73 +74,63 @@ def run(arguments: LanguageModelArguments) -> Path | None:
     tokenizer = load_tokenizer(arguments.model_id)
     check_vocabulary(arguments, tokenizer)
     rows, held_out, test = (rows_of(arguments, part, tokenizer) for part in ("train", "validation", "test"))
-    work = Path(arguments.work_dir) / arguments.run_name
-    device = pick_device(arguments.device)
-    processes = PartialState(cpu=device.type == "cpu")
-    with only_run(work, together=True):
-        if processes.is_main_process:
-            # A file may be edited between two starts; a named configuration may not.
-            made_from = None if arguments.named() else {"model_fields": arguments.model_fields()}
-            prepare_folder(arguments, work, work / "trainer", made_from)
-            (work / RESULT).unlink(missing_ok=True)
-        processes.wait_for_everyone()
-        set_seed(arguments.seed)
-        config = make_config(arguments, tokenizer)
-        model = GdnHybridForCausalLM(config).to(device)
-        sizes = parameter_counts(config)
-        rate = arguments.peak_rate(arguments.model_fields())
-        if processes.is_main_process:
+
+    def made_from() -> dict | None:
+        # A file may be edited between two starts; a named configuration may not.
+        return None if arguments.named() else {"model_fields": arguments.model_fields()}
+
+    return training_run(arguments, made_from, lambda own: train(own, tokenizer, rows, held_out, test))
+
+
+def train(run: Run, tokenizer, rows: Sequences, held_out: Sequences, test: Sequences) -> Save:
+    arguments = run.arguments
+    if run.processes.is_main_process:
+        (run.work / RESULT).unlink(missing_ok=True)
+    config = make_config(arguments, tokenizer)
+    model = GdnHybridForCausalLM(config).to(run.device)
+    sizes = parameter_counts(config)
+    rate = arguments.peak_rate(arguments.model_fields())
+    run.say(
+        f"{arguments.config}: {'-'.join(config.pattern)}, {sizes['total']:,} parameters "
+        f"({sizes['embeddings']:,} of the embeddings), MLP width {config.intermediate_size}, learning rate "
+        f"{rate:g}; {len(rows)} training and {len(held_out)} validation rows of {arguments.sequence_length} "
+        "tokens"
+    )
+    validation, tests = (batches_of(part, arguments.batch_size, 0, run.device) for part in (held_out, test))
+    trainer = train_language_model(model, arguments, rate, rows, validation, run.work, run.processes.num_processes)
+    kept = trainer.state.best_global_step
+    log = trainer.state.log_history
+    if kept is None:
+        raise UserError(
+            f"training diverged: no validation had a finite loss (learning rate {rate:g}). Give a lower "
+            f"--learning_rate, a lower --max_grad_norm or more --warmup_steps; losses: {run.work / 'metrics.csv'}."
+        )
+    chosen = next(entry for entry in log if entry["step"] == kept and "eval_validation_loss" in entry)
+    measured = validate(model, tests)  # of the best weights
+    alarmed = {entry["step"]: entry["warnings"] for entry in log if entry.get("warnings")}
+    summary = run.summary(
+        parameters=sizes,
+        model={name: getattr(config, name) for name in MODEL_FIELDS},
+        learning_rate=rate,
+        train_rows=len(rows),
+        validation_rows=len(held_out),
+        test_rows=len(test),
+        kept_step=kept,
+        validation_loss=chosen["eval_validation_loss"],
+        test=measured.facts() | {"softmax_shares": dict(zip(map(str, config.routed_blocks), measured.shares))},
+        warnings=chosen["warnings"],
+        alarms=alarmed,
+        log=log,
+    )
+
+    def save(folder: Path) -> None:
+        if alarmed:
             print(
-                f"{arguments.config}: {'-'.join(config.pattern)}, {sizes['total']:,} parameters "
-                f"({sizes['embeddings']:,} of the embeddings), MLP width {config.intermediate_size}, learning rate "
-                f"{rate:g}; {len(rows)} training and {len(held_out)} validation rows of {arguments.sequence_length} "
-                "tokens",
+                f"ALARM: alarms in {len(alarmed)} validations (training.json, alarms); at the kept step {kept}: "
+                f"{'; '.join(chosen['warnings']) or 'none'}",
                 file=sys.stderr,
             )
-        validation, tests = (batches_of(part, arguments.batch_size, 0, device) for part in (held_out, test))
-        trainer = train_language_model(model, arguments, rate, rows, validation, work, processes.num_processes)
-        kept = trainer.state.best_global_step
-        log = trainer.state.log_history
-        if kept is None:
-            raise UserError(
-                f"training diverged: no validation had a finite loss (learning rate {rate:g}). Give a lower "
-                f"--learning_rate, a lower --max_grad_norm or more --warmup_steps; losses: {work / 'metrics.csv'}."
-            )
-        chosen = next(entry for entry in log if entry["step"] == kept and "eval_validation_loss" in entry)
-        measured = validate(model, tests)  # of the best weights
-        alarmed = {entry["step"]: entry["warnings"] for entry in log if entry.get("warnings")}
-        summary = {
-            "arguments": as_dict(arguments),
-            "num_processes": processes.num_processes,
-            "parameters": sizes,
-            "model": {name: getattr(config, name) for name in MODEL_FIELDS},
-            "learning_rate": rate,
-            "train_rows": len(rows),
-            "validation_rows": len(held_out),
-            "test_rows": len(test),
-            "kept_step": kept,
-            "validation_loss": chosen["eval_validation_loss"],
-            "test": measured.facts() | {"softmax_shares": dict(zip(map(str, config.routed_blocks), measured.shares))},
-            "warnings": chosen["warnings"],
-            "alarms": alarmed,
-            "log": log,
-            "versions": versions(),
-            "git_commit": git_commit(),
-            "hardware": hardware(),
-            "date": today(),
-        }
-        del trainer
-        gc.collect()
-        processes.destroy_process_group()
-        if is_first_process():
-            if alarmed:
-                print(
-                    f"ALARM: alarms in {len(alarmed)} validations (training.json, alarms); at the kept step {kept}: "
-                    f"{'; '.join(chosen['warnings']) or 'none'}",
-                    file=sys.stderr,
-                )
-            folder = Path(arguments.output_dir) / arguments.run_name
-            save_language_model(folder, model.to(torch.float32), tokenizer, work / "metrics.csv", summary)
-            write_json(work / RESULT, {name: value for name, value in summary.items() if name != "log"})
-            print(f"checkpoint: {folder}", file=sys.stderr)
-            return folder
+        save_language_model(folder, model.to(torch.float32), tokenizer, run.work / "metrics.csv", summary)
+        write_json(run.work / RESULT, {name: value for name, value in summary.items() if name != "log"})
+
+    return save

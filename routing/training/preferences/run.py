@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import gc
-import sys
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from transformers import set_seed
 
-from routing.common.cli import as_dict
-from routing.common.devices import is_first_process, pick_device
+from routing.common.devices import is_first_process
 from routing.common.errors import UserError
-from routing.common.locks import only_run
-from routing.common.run_info import git_commit, hardware, today, versions
 from routing.labels.reading import label_hashes, read_header
 from routing.models.checkpoint import adapter_fields, adapter_weights, save_checkpoint
 from routing.models.families import load_base_config, load_tokenizer, locate_model, routed_class
@@ -24,7 +18,7 @@ from routing.training.preferences.arguments import PreferenceArguments
 from routing.training.preferences.data import load_queries, split_sets
 from routing.training.preferences.embeddings import cached_embeddings
 from routing.training.preferences.training import PreferenceLearner, alarms, train_preferences
-from routing.training.run_folder import prepare_folder
+from routing.training.skeleton import Run, Save, training_run
 from train_models.query_router import QueryRouter
 
 PAIRS, EMBEDDINGS = "pairs.jsonl", "embeddings.safetensors"
@@ -56,64 +50,53 @@ def make_router(arguments: PreferenceArguments, fields: dict, tokenizer) -> Quer
 def run(arguments: PreferenceArguments) -> Path | None:
     """Train and write the checkpoint folder."""
     config, tokenizer = load_base_config(arguments.model_id), load_tokenizer(arguments.model_id)
-    depth = config.num_hidden_layers
-    work = Path(arguments.work_dir) / arguments.run_name
-    device = pick_device(arguments.device)
-    processes = PartialState(cpu=device.type == "cpu")
-    with only_run(work, together=True):
-        if processes.is_main_process:
-            prepare_folder(arguments, work, work / "trainer", label_hashes(arguments.data_folders()))
-        processes.wait_for_everyone()
-        queries = load_queries(arguments, config, tokenizer, work / PAIRS)
-        processes.wait_for_everyone()
-        sets, held_out, pairs = split_sets(arguments, queries, work / PAIRS, depth)
-        fields = model_fields(arguments)
-        set_seed(arguments.seed)
-        router = make_router(arguments, fields, tokenizer).to(device).eval()
-        embeddings = None
-        if not arguments.train_encoder:
-            router.encoder.requires_grad_(False)
-            with processes.main_process_first():
-                embeddings = cached_embeddings(work / EMBEDDINGS, router, queries.texts, is_first_process())
-        learner = PreferenceLearner(router, queries.texts, embeddings, arguments)
-        if processes.is_main_process:
-            trained = sum(parameter.numel() for parameter in learner.parameters())
-            print(f"{arguments.objective}, query router: {trained:,} trainable parameters", file=sys.stderr)
-        trainer = train_preferences(learner, sets, held_out, pairs, work / "trainer", processes.num_processes)
-        kept = trainer.state.best_global_step
-        log = trainer.state.log_history
-        if kept is None:
-            raise UserError("no evaluation had a finite loss; give a lower --learning_rate, and leave --resume out.")
-        warnings = next(alarms(entry) for entry in log if entry["step"] == kept and "eval_loss" in entry)
-        for text in warnings if processes.is_main_process else ():
-            print(f"ALARM: {text}", file=sys.stderr)
-        learned = "pairs" if arguments.plan.from_pairs else "best_sets"
-        summary = {
-            "arguments": as_dict(arguments),
-            "num_processes": processes.num_processes,
-            "prompting": recorded(common_prompting([read_header(one) for one in arguments.data_folders()])),
-            "datasets": queries.datasets,
-            "train_examples": queries.held_out.count(False),
-            "held_out_examples": queries.held_out.count(True),
-            f"train_{learned}": len(sets),
-            f"held_out_{learned}": len(held_out),
-            "kept_step": kept,
-            "warnings": warnings,
-            "log": log,
-            "versions": versions(),
-            "git_commit": git_commit(),
-            "hardware": hardware(),
-            "date": today(),
-        }
-        parts = {name: tensor.detach().cpu() for name, tensor in router.state_dict().items()}
-        del learner, trainer
-        gc.collect()
-        processes.destroy_process_group()
-        if is_first_process():
-            if arguments.adapters:
-                parts |= adapter_weights(Path(arguments.adapters))
-            folder = Path(arguments.output_dir) / arguments.run_name
-            encoder = arguments.encoder
-            save_checkpoint(folder, arguments.model_id, parts, fields, arguments.save_base, summary, encoder=encoder)
-            print(f"checkpoint: {folder}", file=sys.stderr)
-            return folder
+
+    def made_from() -> dict:
+        return label_hashes(arguments.data_folders())
+
+    return training_run(arguments, made_from, lambda own: train(own, config, tokenizer))
+
+
+def train(run: Run, config, tokenizer) -> Save:
+    arguments = run.arguments
+    queries = load_queries(arguments, config, tokenizer, run.work / PAIRS)
+    run.processes.wait_for_everyone()
+    sets, held_out, pairs = split_sets(arguments, queries, run.work / PAIRS, config.num_hidden_layers)
+    fields = model_fields(arguments)
+    set_seed(arguments.seed)
+    router = make_router(arguments, fields, tokenizer).to(run.device).eval()
+    embeddings = None
+    if not arguments.train_encoder:
+        router.encoder.requires_grad_(False)
+        with run.processes.main_process_first():
+            embeddings = cached_embeddings(run.work / EMBEDDINGS, router, queries.texts, is_first_process())
+    learner = PreferenceLearner(router, queries.texts, embeddings, arguments)
+    trained = sum(parameter.numel() for parameter in learner.parameters())
+    run.say(f"{arguments.objective}, query router: {trained:,} trainable parameters")
+    trainer = train_preferences(learner, sets, held_out, pairs, run.states, run.processes.num_processes)
+    kept = trainer.state.best_global_step
+    log = trainer.state.log_history
+    if kept is None:
+        raise UserError("no evaluation had a finite loss; give a lower --learning_rate, and leave --resume out.")
+    warnings = next(alarms(entry) for entry in log if entry["step"] == kept and "eval_loss" in entry)
+    for text in warnings:
+        run.say(f"ALARM: {text}")
+    learned = "pairs" if arguments.plan.from_pairs else "best_sets"
+    summary = run.summary(
+        prompting=recorded(common_prompting([read_header(one) for one in arguments.data_folders()])),
+        datasets=queries.datasets,
+        train_examples=queries.held_out.count(False),
+        held_out_examples=queries.held_out.count(True),
+        **{f"train_{learned}": len(sets), f"held_out_{learned}": len(held_out)},
+        kept_step=kept,
+        warnings=warnings,
+        log=log,
+    )
+    parts = {name: tensor.detach().cpu() for name, tensor in router.state_dict().items()}
+
+    def save(folder: Path) -> None:
+        own = parts | (adapter_weights(Path(arguments.adapters)) if arguments.adapters else {})
+        kinds = arguments.save_base, summary
+        save_checkpoint(folder, arguments.model_id, own, fields, *kinds, encoder=arguments.encoder)
+
+    return save

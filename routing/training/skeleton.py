@@ -1,0 +1,89 @@
+"""What every training run does around its training: folder, lock, seed, processes, and the checkpoint at the end."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from transformers import set_seed
+
+from routing.common.cli import as_dict
+from routing.common.devices import is_first_process, pick_device
+from routing.common.locks import only_run
+from routing.common.run_info import git_commit, hardware, today, versions
+from routing.training.run_folder import prepare_folder
+
+
+@dataclass
+class Run:
+    """A run under way.
+
+    Attributes:
+        arguments: of the run.
+        work: folder of its states and logs; `states`: of the Trainer's checkpoints.
+        device: that the model goes to.
+        processes: of `accelerate launch`, or one.
+    """
+
+    arguments: object
+    work: Path
+    device: torch.device
+    processes: PartialState
+
+    @property
+    def states(self) -> Path:
+        return self.work / "trainer"
+
+    def say(self, text: str) -> None:
+        """A line on stderr, from the first process."""
+        if self.processes.is_main_process:
+            print(text, file=sys.stderr)
+
+    def summary(self, **facts) -> dict:
+        """What training.json says: arguments, own facts, and what the run was made with."""
+        made_with = {"versions": versions(), "git_commit": git_commit(), "hardware": hardware(), "date": today()}
+        count = {"arguments": as_dict(self.arguments), "num_processes": self.processes.num_processes}
+        return count | facts | made_with
+
+
+Save = Callable[[Path], None]  # writes the checkpoint folder
+
+
+def training_run(arguments, made_from: Callable[[], dict | None], train: Callable[[Run], Save]) -> Path | None:
+    """One run, from its folder to its checkpoint.
+
+    Args:
+        arguments: with run_name, work_dir, output_dir, device, seed and resume.
+        made_from: tells what the run depends on besides its arguments; asked in the first process.
+        train: trains and returns what writes the checkpoint. That must not hold the Trainer: it is called when the
+            process group is gone, which must be the last to hold itself, or its end may wait for ever.
+
+    Returns:
+        the checkpoint folder; None in all processes but the first.
+
+    Raises:
+        UserError: if another run holds the folder, or --resume does not fit.
+    """
+    work = Path(arguments.work_dir) / arguments.run_name
+    device = pick_device(arguments.device)
+    processes = PartialState(cpu=device.type == "cpu")
+    with only_run(work, together=True):
+        run = Run(arguments, work, device, processes)
+        if processes.is_main_process:
+            prepare_folder(arguments, work, run.states, made_from())
+        processes.wait_for_everyone()
+        set_seed(arguments.seed)
+        save = train(run)
+        gc.collect()
+        processes.destroy_process_group()
+        if not is_first_process():
+            return None
+        folder = Path(arguments.output_dir) / arguments.run_name
+        save(folder)
+        print(f"checkpoint: {folder}", file=sys.stderr)
+        return folder
