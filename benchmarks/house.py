@@ -4,8 +4,8 @@
     python benchmarks/house.py --tree OTHER_CHECKOUT --json before.json
 
 Read from the imports of routing/, train_models/ and data_models/; nothing is imported. A room is a package just below
-routing/; a loose file is a module beside them that is neither __init__ nor __main__. Repeated are lines of runs of WINDOW
-or more (blank lines, comments and imports left out) that stand in more than one place.
+routing/; a loose file is a module beside them that is neither __init__ nor __main__. Repeated are lines of runs of
+WINDOW or more (blank lines, comments and imports left out) that stand in more than one place.
 """
 
 from __future__ import annotations
