@@ -49,7 +49,7 @@ def main() -> None:
             "train.py --objective OBJECTIVE --help tells the arguments of one.\n\n"
             f"{__doc__}"
         )
-        return
+        sys.exit()
     objective = objective or "supervised"
     if objective not in OBJECTIVES:
         raise UserError(f"--objective {objective!r} is unknown; there are\n{overview()}")

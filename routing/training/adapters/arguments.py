@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from routing.common.cli import below, checkpoint_problems, option, outside, reporting_problems, run_name_problems
-from routing.common.devices import DTYPES, device_problems
+from routing.common.cli import below, checkpoint_problems, option, outside
+from routing.common.devices import DTYPES
 from routing.models.default_model import DEFAULT_MODEL
 from routing.models.problems import model_problems
 from routing.tasks import expand_names, unknown_names
@@ -15,18 +15,18 @@ from routing.tasks.examples import SPLITS
 from routing.tasks.problems import template_problems
 from routing.tasks.prompts import SCORINGS
 from routing.training.adapters.heal_paths import menu_problems
+from routing.training.run_arguments import RunArguments
 
 LOSSES = ("mse", "relative")
 STARTS = ("random", "least_squares")
 
 
 @dataclass
-class AdapterArguments:
+class AdapterArguments(RunArguments):
     """Train an adapter for each layer on states of right answers and write a checkpoint that has them in the place of
     skipped layers. Run it again with --resume to continue. (`train.py --help` without --objective shows the arguments
     of training on labels.)"""
 
-    run_name: str = option("", "name of the run, and of the checkpoint folder below --output_dir")
     model_id: str = option(DEFAULT_MODEL, "base model: hub id, local folder, or the default, fetched without a hub")
     objective: str = option("adapters", "training objective", ("adapters",))
     dataset: str = option("arithmetic", "comma-separated data sets: names, groups, paths of JSONL files")
@@ -95,19 +95,13 @@ class AdapterArguments:
         ("copy", "reference"),
     )
     dtype: str = option("float32", "dtype of the model", tuple(DTYPES))
-    device: str = option("auto", "torch device; auto: cuda if there is one, else cpu")
-    report_to: str = option("none", "where the Trainer logs", ("none", "wandb", "tensorboard"))
-    seed: int = option(0, "seed of the adapters, of shuffling and of the drawing of questions and tokens")
-    resume: bool = option(False, "continue the run from its last checkpoint")
-    output_dir: str = option("checkpoints", "folder of the finished checkpoint folders")
-    work_dir: str = option("runs", "folder of states, training states and logs")
 
     def problems(self) -> list[str]:
-        found = run_name_problems(self.run_name) + unknown_names(self.dataset)
+        found = self.run_problems() + unknown_names(self.dataset)
         found += below(self, num_samples=1, tokens_per_example=1, adapter_size=1, num_epochs=0, batch_size=1)
         found += below(self, num_evaluations=1, score_samples=1, model_batch_size=1)
         found += below(self, heal_epochs=0, heal_kept=0, heal_batch_size=1, heal_samples=1, heal_answer_tokens=1)
-        found += outside(self, eval_fraction=(0, 1), heal_random_share=(0, 1), seed=(0, 2**32 - 1))
+        found += outside(self, eval_fraction=(0, 1), heal_random_share=(0, 1))
         if not self.num_epochs and not self.heal_epochs and self.start == "random":
             found.append(
                 "--num_epochs 0 leaves random adapters; give --start least_squares, --heal_epochs or more of it"
@@ -122,8 +116,8 @@ class AdapterArguments:
         for name in ("learning_rate", "heal_learning_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 found.append(f"--{name} {getattr(self, name)} must be a number above 0")
-        found += template_problems(self) + reporting_problems(self.report_to)
-        return found + device_problems(self.device)
+        found += template_problems(self)
+        return found
 
     def outside_problems(self) -> list[str]:
         return model_problems(self.model_id) + checkpoint_problems(self.output_dir, self.run_name)

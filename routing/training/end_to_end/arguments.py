@@ -6,7 +6,7 @@ import importlib.util
 import math
 from dataclasses import dataclass
 
-from routing.common.cli import below, checkpoint_problems, option, outside, reporting_problems, run_name_problems
+from routing.common.cli import below, checkpoint_problems, option, outside
 from routing.common.devices import DTYPES
 from routing.models.default_model import DEFAULT_MODEL
 from routing.models.problems import adapter_problems, model_problems
@@ -14,6 +14,7 @@ from routing.objectives.end_to_end import Objective
 from routing.objectives.table import END_TO_END
 from routing.text.corpora import corpus_problems
 from routing.text.sequences import LAYOUTS
+from routing.training.run_arguments import RunArguments
 from train_models.configuration_routing import ROUTERS
 from train_models.global_routers import LEARNED, TOKEN_ROUTERS
 
@@ -21,11 +22,10 @@ AUTO = -1.0  # a number that the objective chooses
 
 
 @dataclass
-class EndToEndArguments:
+class EndToEndArguments(RunArguments):
     """Train a router, adapters or both end to end on text and write a checkpoint. Run it again with --resume to
     continue. (`train.py --help` without --objective shows the arguments of training on labels.)"""
 
-    run_name: str = option("", "name of the run, and of the checkpoint folder below --output_dir")
     model_id: str = option(DEFAULT_MODEL, "base model: hub id, local folder, or the default, fetched without a hub")
     objective: str = option("gumbel", "training objective", tuple(END_TO_END))
     adapters: str = option(
@@ -96,11 +96,6 @@ class EndToEndArguments:
     )
     dtype: str = option("float32", "dtype of the base in training", tuple(DTYPES))
     device: str = option("auto", "auto or cpu; auto: a GPU if there is one")
-    report_to: str = option("none", "where the Trainer logs", ("none", "wandb", "tensorboard"))
-    seed: int = option(0, "seed of the router, the adapters, shuffling and noise")
-    resume: bool = option(False, "continue the run from its last checkpoint")
-    output_dir: str = option("checkpoints", "folder of the finished checkpoint folders")
-    work_dir: str = option("runs", "folder of training states, metrics.csv and logs")
 
     def __post_init__(self):
         plan = END_TO_END.get(self.objective)
@@ -136,7 +131,7 @@ class EndToEndArguments:
         return own | self.plan.fields(self, depth)
 
     def problems(self) -> list[str]:
-        found = run_name_problems(self.run_name)
+        found = self.run_problems()
         if self.router not in self.plan.routers:
             found.append(f"--router {self.router}: --objective {self.objective} takes {', '.join(self.plan.routers)}")
         if self.trainable == "router" and self.plan.trains_base:
@@ -162,7 +157,7 @@ class EndToEndArguments:
         )  # fmt: skip
         found += outside(
             self, ce_weight=(0, 1), target_skip=(0, 1), drop_probability=(0, 1), run_probability=(0, 1),
-            lora_dropout=(0, 1), temperature_decay=(0, 1), seed=(0, 2**32 - 1),
+            lora_dropout=(0, 1), temperature_decay=(0, 1),
         )  # fmt: skip
         for name in ("learning_rate", "router_learning_rate", "kd_temperature", "lora_alpha", "temperature",
                      "temperature_floor", "max_grad_norm"):  # fmt: skip
@@ -185,7 +180,7 @@ class EndToEndArguments:
             found.append(f"--max_steps {self.max_steps} must be at least 1, or -1")
         if self.device not in ("auto", "cpu"):
             found.append(f"--device {self.device!r}: give auto or cpu, and choose a GPU with CUDA_VISIBLE_DEVICES")
-        return found + reporting_problems(self.report_to)
+        return found
 
     def outside_problems(self) -> list[str]:
         found = model_problems(self.model_id) + checkpoint_problems(self.output_dir, self.run_name)

@@ -7,24 +7,24 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from routing.common.cli import below, checkpoint_problems, option, outside, reporting_problems, run_name_problems
+from routing.common.cli import below, checkpoint_problems, option, outside
 from routing.common.errors import UserError
 from routing.models.default_model import DEFAULT_MODEL
 from routing.models.problems import model_problems
 from routing.text.corpora import corpus_problems
 from routing.text.sequences import LAYOUTS
 from routing.training.language_model.configurations import PATTERNS, SUFFIXES, field_problems, pattern_of, read_fields
+from routing.training.run_arguments import RunArguments
 
 AUTO = -1.0  # a number that the configuration chooses
 
 
 @dataclass
-class LanguageModelArguments:
+class LanguageModelArguments(RunArguments):
     """Train a small hybrid language model from scratch, whose blocks have linear attention (Gated DeltaNet), softmax
     attention, or choose between them for each token. Run it again with --resume to continue. (`train.py --help` without
     --objective shows the arguments of training on labels.)"""
 
-    run_name: str = option("", "name of the run, and of the checkpoint folder below --output_dir")
     objective: str = option("lm", "training objective", ("lm",))
     config: str = option(
         "dynamic",
@@ -71,11 +71,6 @@ class LanguageModelArguments:
     num_evaluations: int = option(10, "validations, spread evenly over training")
     bf16: bool = option(False, "compute in bfloat16 (autocast), weights in float32")
     device: str = option("auto", "auto or cpu; auto: a GPU if there is one")
-    report_to: str = option("none", "where the Trainer logs", ("none", "wandb", "tensorboard"))
-    seed: int = option(0, "seed of the weights, shuffling and noise")
-    resume: bool = option(False, "continue the run from its last checkpoint")
-    output_dir: str = option("checkpoints", "folder of the finished checkpoint folders")
-    work_dir: str = option("runs", "folder of training states, metrics.csv and logs")
 
     def __post_init__(self):
         if not isinstance(self.random_share, str) or "," not in self.random_share:
@@ -129,13 +124,13 @@ class LanguageModelArguments:
         return 2e-3 if self.learns_to_route(fields) else 1e-3
 
     def problems(self) -> list[str]:
-        found = run_name_problems(self.run_name)
+        found = self.run_problems()
         found += below(
             self, hidden_size=1, num_layers=1, num_heads=1, intermediate_size=1, sequence_length=2,
             train_passages=1, validation_passages=1, test_passages=1, num_epochs=1, batch_size=1,
             gradient_accumulation=1, num_evaluations=1, balance_weight=0, weight_decay=0, warmup_steps=0,
         )  # fmt: skip
-        found += outside(self, seed=(0, 2**32 - 1)) + self._share_problems()
+        found += outside(self) + self._share_problems()
         for name in ("temperature", "temperature_end", "max_grad_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 found.append(f"--{name} {getattr(self, name)} must be a number above 0")
@@ -147,7 +142,7 @@ class LanguageModelArguments:
             found.append(f"--device {self.device!r}: give auto or cpu, and choose a GPU with CUDA_VISIBLE_DEVICES")
         if not self.named() and not self.config.endswith(SUFFIXES):
             found.append(f"--config {self.config!r}: give {', '.join(PATTERNS)}, or a file that ends in .yaml")
-        return found + reporting_problems(self.report_to)
+        return found
 
     def _share_problems(self) -> list[str]:
         try:

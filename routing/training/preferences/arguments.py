@@ -7,8 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from routing.common.cli import below, checkpoint_problems, option, outside, reporting_problems, run_name_problems
-from routing.common.devices import device_problems
+from routing.common.cli import below, checkpoint_problems, option, outside
 from routing.labels.problems import label_problems
 from routing.models.default_model import DEFAULT_MODEL
 from routing.models.problems import model_problems
@@ -17,14 +16,14 @@ from routing.objectives.preference import Preference
 from routing.objectives.set_probability import TOP_K
 from routing.objectives.table import PREFERENCE
 from routing.training.preferences.pairs import PAIRS
+from routing.training.run_arguments import RunArguments
 
 
 @dataclass
-class PreferenceArguments:
+class PreferenceArguments(RunArguments):
     """Train a query router on explored layer sets and write a checkpoint. Run it again with --resume to continue.
     (`train.py --help` without --objective shows the arguments of training on labels.)"""
 
-    run_name: str = option("", "name of the run, and of the checkpoint folder below --output_dir")
     model_id: str = option(DEFAULT_MODEL, "base model that the layer sets were explored with")
     data: str = option("data/explored", "comma-separated folders of data_generation.py --search dfs or random")
     objective: str = option("orpo", "training objective", tuple(PREFERENCE))
@@ -64,35 +63,28 @@ class PreferenceArguments:
         "copy: a checkpoint with the base weights; reference: router, adapters and the base's name",
         ("copy", "reference"),
     )
-    device: str = option("auto", "torch device of encoder and heads; auto: cuda if there is one, else cpu")
-    report_to: str = option("none", "where the Trainer logs", ("none", "wandb", "tensorboard"))
-    seed: int = option(0, "seed of the heads, of shuffling, of pairs and of noise")
-    resume: bool = option(False, "continue the run from its last checkpoint")
-    output_dir: str = option("checkpoints", "folder of the finished checkpoint folders")
-    work_dir: str = option("runs", "folder of pairs, embeddings, training states and logs")
 
     @property
     def plan(self) -> Preference:
         return PREFERENCE[self.objective]
 
     def problems(self) -> list[str]:
-        found = run_name_problems(self.run_name)
+        found = self.run_problems()
         found += below(
             self, query_max_tokens=1, router_hidden_size=1, top_k_iterations=1, gumbel_samples=1, pairs_per_example=1,
             num_epochs=1, batch_size=1, num_evaluations=1, eval_pairs=1, orpo_weight=0, weight_decay=0, warmup_steps=0,
         )  # fmt: skip
-        found += outside(self, eval_fraction=(0, 1), seed=(0, 2**32 - 1))
+        found += outside(self, eval_fraction=(0, 1))
         if self.eval_fraction in (0, 1):
             found.append(f"--eval_fraction {self.eval_fraction} must lie between 0 and 1, neither of them")
         for name in ("top_k_temperature", "beta", "learning_rate", "encoder_learning_rate", "max_grad_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 found.append(f"--{name} {getattr(self, name)} must be a number above 0")
-        found += reporting_problems(self.report_to)
         if not self.data_folders():
             found.append(f"--data {self.data!r} names no folder of labels")
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and self.device not in ("auto", "cpu"):
             found.append(f"--device {self.device!r} is for one process; give several auto (a GPU for each) or cpu")
-        return found + device_problems(self.device)
+        return found
 
     def outside_problems(self) -> list[str]:
         found = model_problems(self.model_id) + checkpoint_problems(self.output_dir, self.run_name)

@@ -7,19 +7,19 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from routing.common.cli import below, checkpoint_problems, option, outside, reporting_problems, run_name_problems
-from routing.common.devices import DTYPES, device_problems
+from routing.common.cli import below, checkpoint_problems, option, outside
+from routing.common.devices import DTYPES
 from routing.labels.problems import label_problems
 from routing.models.default_model import DEFAULT_MODEL
 from routing.models.problems import model_problems
 from routing.objectives.table import END_TO_END, PREFERENCE
+from routing.training.run_arguments import RunArguments
 
 
 @dataclass
-class TrainArguments:
+class TrainArguments(RunArguments):
     """Train routers on the frozen base and write a checkpoint. Run it again with --resume to continue."""
 
-    run_name: str = option("", "name of the run, and of the checkpoint folder below --output_dir")
     model_id: str = option(DEFAULT_MODEL, "base model that the labels were made with")
     data: str = option("data/mcts_paths", "comma-separated folders of labels from data_generation.py")
     adapters: str = option(
@@ -66,15 +66,9 @@ class TrainArguments:
         ("copy", "reference"),
     )
     dtype: str = option("float32", "dtype of the base while features are made and answers executed", tuple(DTYPES))
-    device: str = option("auto", "torch device of the base; auto: cuda if there is one, else cpu")
-    report_to: str = option("none", "where the Trainer logs", ("none", "wandb", "tensorboard"))
-    seed: int = option(0, "seed of router initialisation and of shuffling")
-    resume: bool = option(False, "continue the run from its last checkpoint")
-    output_dir: str = option("checkpoints", "folder of the finished checkpoint folders")
-    work_dir: str = option("runs", "folder of features, training states and logs")
 
     def problems(self) -> list[str]:
-        found = run_name_problems(self.run_name)
+        found = self.run_problems()
         found += below(self, num_epochs=1, batch_size=1, gradient_accumulation=1, num_windows=1, warmup_steps=0)
         found += below(self, router_hidden_size=1, weight_decay=0, focal_gamma=0, num_evaluations=1, eval_examples=1)
         found += outside(self, class_beta=(0, 1), eval_fraction=(0, 1))
@@ -84,13 +78,12 @@ class TrainArguments:
             found.append(f"--eval_fraction {self.eval_fraction} must lie between 0 and 1, neither of them")
         if not 0 < self.learning_rate < math.inf:
             found.append(f"--learning_rate {self.learning_rate} must be a number above 0")
-        found += outside(self, seed=(0, 2**32 - 1))
-        found += reporting_problems(self.report_to)
+        found += outside(self)
         if not self.data_folders():
             found.append(f"--data {self.data!r} names no folder of labels")
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and self.device not in ("auto", "cpu"):
             found.append(f"--device {self.device!r} is for one process; give several auto (a GPU for each) or cpu")
-        return found + device_problems(self.device)
+        return found
 
     def outside_problems(self) -> list[str]:
         found = model_problems(self.model_id) + checkpoint_problems(self.output_dir, self.run_name)

@@ -7,11 +7,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from routing.common.cli import below, checkpoint_problems, option, outside, reporting_problems, run_name_problems
-from routing.common.devices import DTYPES, device_problems
+from routing.common.cli import below, checkpoint_problems, option, outside
+from routing.common.devices import DTYPES
 from routing.labels.problems import label_problems
 from routing.models.default_model import DEFAULT_MODEL
 from routing.models.problems import model_problems
+from routing.training.run_arguments import RunArguments
 
 ROUTERS = ("menu", "per_layer")
 ESTIMATORS = ("ridge", "mlp")
@@ -23,13 +24,12 @@ DEFAULTS = {
 
 
 @dataclass
-class ValueArguments:
+class ValueArguments(RunArguments):
     """Train a router that estimates what paths are worth for a prompt, and write a checkpoint. --router menu learns
     from a dense table (data_generation.py --search menu), in seconds; --router per_layer from all tried paths of any
     search. Run it again to continue, per_layer with --resume. (`train.py --help` without --objective shows the
     arguments of training on labels.)"""
 
-    run_name: str = option("", "name of the run, and of the checkpoint folder below --output_dir")
     model_id: str = option(DEFAULT_MODEL, "base model that the labels were made with")
     data: str = option("data/menu", "comma-separated folders of labels from data_generation.py")
     adapters: str = option(
@@ -78,12 +78,6 @@ class ValueArguments:
         ("copy", "reference"),
     )
     dtype: str = option("float32", "dtype of the base while prompts are read", tuple(DTYPES))
-    device: str = option("auto", "torch device; auto: cuda if there is one, else cpu")
-    report_to: str = option("none", "per_layer: where the Trainer logs", ("none", "wandb", "tensorboard"))
-    seed: int = option(0, "seed of initial weights, of shuffling and of what is drawn")
-    resume: bool = option(False, "continue the run from its last checkpoint")
-    output_dir: str = option("checkpoints", "folder of the finished checkpoint folders")
-    work_dir: str = option("runs", "folder of features, training states and logs")
 
     def __post_init__(self):
         for name, value in DEFAULTS.get(self.router, {}).items():
@@ -91,12 +85,12 @@ class ValueArguments:
                 setattr(self, name, value)
 
     def problems(self) -> list[str]:
-        found = run_name_problems(self.run_name)
+        found = self.run_problems()
         found += below(
             self, folds=2, tried_per_question=1, num_windows=1, router_hidden_size=1, num_epochs=1, batch_size=1,
             model_batch_size=1, weight_decay=0, caution=0,
         )  # fmt: skip
-        found += outside(self, eval_fraction=(0, 1), seed=(0, 2**32 - 1))
+        found += outside(self, eval_fraction=(0, 1))
         if self.eval_fraction in (0, 1):
             found.append(f"--eval_fraction {self.eval_fraction} must lie between 0 and 1, neither of them")
         if not 0 < self.learning_rate < math.inf:
@@ -118,7 +112,7 @@ class ValueArguments:
             found.append("--router menu trains in one process, in seconds; start train.py without accelerate launch")
         if several and self.device not in ("auto", "cpu"):
             found.append(f"--device {self.device!r} is for one process; give several auto (a GPU for each) or cpu")
-        return found + reporting_problems(self.report_to) + device_problems(self.device)
+        return found
 
     def outside_problems(self) -> list[str]:
         found = model_problems(self.model_id) + checkpoint_problems(self.output_dir, self.run_name)

@@ -1,0 +1,26 @@
+"""Arguments that every kind of training run has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from routing.common.cli import option, outside, reporting_problems, run_name_problems
+from routing.common.devices import device_problems
+
+
+@dataclass
+class RunArguments:
+    """What every run is told; each kind adds its own."""
+
+    run_name: str = option("", "name of the run, and of the checkpoint folder below --output_dir")
+    output_dir: str = option("checkpoints", "folder of the finished checkpoint folders")
+    work_dir: str = option("runs", "folder of what a run makes on its way: features, states, logs, metrics")
+    device: str = option("auto", "torch device; auto: cuda if there is one, else cpu")
+    report_to: str = option("none", "where the Trainer logs", ("none", "wandb", "tensorboard"))
+    seed: int = option(0, "seed of initial weights, of shuffling and of all that is drawn")
+    resume: bool = option(False, "continue the run from its last checkpoint")
+
+    def run_problems(self) -> list[str]:
+        """What is wrong with these."""
+        found = run_name_problems(self.run_name) + outside(self, seed=(0, 2**32 - 1))
+        return found + reporting_problems(self.report_to) + device_problems(self.device)
