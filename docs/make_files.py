@@ -42,22 +42,27 @@ OTHERS = {
 
 
 def first_sentence(path: Path) -> str:
-    """The first sentence of a file's docstring on one line; empty where there is no docstring."""
+    """The first sentence of a file's docstring, with the one behind a question; empty where there is no docstring."""
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    paragraph = " ".join(text.split("\n\n")[0].split())
-    return re.split(r"(?<=[.?!])\s", paragraph)[0].replace("|", "\\|")
+    paragraph = " ".join(text.split("\n\n")[0].split()).replace("|", "\\|")
+    found = re.match(r"(?:[^?]*\?\s)?.*?[.?!](?=\s|$)", paragraph)
+    return found[0] if found else paragraph
 
 
 def table(title: str, about: str, rows: list[tuple[str, str]]) -> str:
     lines = [f"| `{name}` | {what} |" for name, what in rows]
-    return "\n".join([f"\n## {title}\n", *([f"{about}\n"] if about else []), "| file | what it is for |", "|---|---|", *lines, ""])
+    return "\n".join(
+        [f"\n## {title}\n", *([f"{about}\n"] if about else []), "| file | what it is for |", "|---|---|", *lines, ""]
+    )
 
 
 def page() -> str:
     """The text of docs/files.md."""
     parts = [HEAD, table("Commands at the top", "", [(name, first_sentence(ROOT / name)) for name in COMMANDS])]
     paths = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py") if "__pycache__" not in path.parts]
-    for room in sorted({path.parent for path in paths}, key=lambda room: (FOLDERS.index(room.relative_to(ROOT).parts[0]), room)):
+    for room in sorted(
+        {path.parent for path in paths}, key=lambda room: (FOLDERS.index(room.relative_to(ROOT).parts[0]), room)
+    ):
         about = first_sentence(room / "__init__.py") if (room / "__init__.py").exists() else ""
         own = sorted(path for path in paths if path.parent == room and path.name != "__init__.py")
         if own or about:
@@ -69,13 +74,18 @@ def page() -> str:
 
 def on_files(files, config):
     """Hook of mkdocs: the files of benchmarks/results become files of the site, at the same place."""
-    from mkdocs.structure.files import File
+    from mkdocs.structure.files import File, InclusionLevel
 
     for path in sorted((ROOT / "benchmarks" / "results").rglob("*")):
         if path.is_file():
             name = path.relative_to(ROOT).as_posix()
             own = File(f"../{name}", config.docs_dir, config.site_dir, config.use_directory_urls)
-            if path.suffix != ".md":
+            own.inclusion = InclusionLevel.INCLUDED  # mkdocs leaves out what begins with a dot.
+            if path.suffix == ".md":
+                page = path.parent if path.name == "README.md" else path.with_suffix("")
+                own.url = f"{page.relative_to(ROOT).as_posix()}/"
+                own.dest_uri = f"{own.url}index.html"
+            else:
                 own.dest_uri = own.url = name
             files.append(own)
     return files
