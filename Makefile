@@ -4,8 +4,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+DOCS_VENV ?= .docs-venv
 
-.PHONY: demo test slow lint clean gpu gpu-smoke gpu-wheels
+.PHONY: demo test slow lint clean gpu gpu-smoke gpu-wheels docs docs-check
 
 demo: $(VENV)/runtime
 	$(BIN)/python -m routing demo
@@ -37,6 +38,16 @@ gpu-smoke: $(VENV)/runtime
 gpu-wheels: $(VENV)/runtime
 	$(BIN)/python benchmarks/gpu_wheels.py
 
+# The site of docs/, into site/. It reads the code and imports none of it, so its environment is small and its own.
+docs: $(DOCS_VENV)/installed
+	$(DOCS_VENV)/bin/python docs/make_files.py
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict
+
+# Every command of the pages exists and knows its options; each is asked for its --help once, so this takes minutes.
+docs-check: $(VENV)/runtime
+	$(BIN)/python docs/make_files.py --check
+	$(BIN)/python docs/check_commands.py
+
 $(VENV)/runtime: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
@@ -47,5 +58,10 @@ $(VENV)/development: $(VENV)/runtime requirements-dev.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
+$(DOCS_VENV)/installed: requirements-docs.txt
+	test -x $(DOCS_VENV)/bin/python || $(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip install --disable-pip-version-check -r requirements-docs.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) $(DOCS_VENV) site demo
