@@ -249,13 +249,14 @@ def result_at(target: float, seeds: list[dict], tables: list[Table]) -> dict:
 def study(folders: list[Path], targets: list[float], device: str) -> dict:
     found = [methods_of(folder, targets, device) for folder in folders]
     tables = [table for _, table in found]
-    if any(table.ids != tables[0].ids or table.routes != tables[0].routes for table in tables):
-        raise ValueError("the seeds have different questions or menus")
+    # Menus may differ, as their orders may rest on a seed's adapters; their lengths may not.
+    if any(table.ids != tables[0].ids or (table.layers != tables[0].layers).any() for table in tables):
+        raise ValueError("the seeds have different questions, or paths of other lengths")
     rewards = np.stack([table.rewards for table in tables])
     datasets = np.array(tables[0].datasets)
     return {
         "questions": len(tables[0].ids),
-        "routes": [list(route) for route in tables[0].routes],
+        "routes_by_seed": [[list(route) for route in table.routes] for table in tables],
         "layers": tables[0].layers.tolist(),
         "paths": rewards.mean((0, 1)).tolist(),
         "paths_by_dataset": {n: rewards[:, datasets == n].mean((0, 1)).tolist() for n in sorted(set(datasets))},

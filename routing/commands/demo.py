@@ -8,6 +8,7 @@ set here was chosen on search and validation questions.
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -104,6 +105,7 @@ def sentence(result: dict) -> str:
 
 
 def main() -> None:
+    argparse.ArgumentParser(prog="dlr demo", description=__doc__).parse_args()
     table, labels = DEMO / "table", DEMO / "published_labels"
     adapters = trained(
         1,

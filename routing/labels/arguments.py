@@ -46,7 +46,9 @@ class DataGenerationArguments:
         "searches found, by how many other questions they serve), the path of a JSON file (a list of paths, or the "
         "header of the labels of a menu)",
     )
-    menu_kept: int = option(1, "menu: layers at the beginning that no path of influence, greedy and labels changes")
+    menu_kept: int = option(
+        1, "menu: layers at the beginning that no path of divergence, influence, greedy and labels changes"
+    )
     menu_samples: int = option(
         128,
         "menu: search questions of each data set for influence, of which 64 in all tell the divergence, and validation "

@@ -42,8 +42,8 @@ OBJECTIVES: dict[str, Objective] = {
         "preferences",
         "PreferenceArguments",
         fbc="query router, from the best layer set of each question",
-        dpo="query router, from pairs of layer sets and a reference",
-        orpo="query router, from pairs of layer sets without a reference",
+        dpo="query router, from pairs of layer sets (DPO)",
+        orpo="query router, from pairs of layer sets (ORPO)",
     ),
     **_of(
         "end_to_end",
