@@ -4,8 +4,8 @@
 
 Orders are made on search questions: block influence (what changes the prompt's states least) and divergence (greedy:
 without which the model stays nearest to its own answers), with the checkpoint's adapters in the place of skipped
-layers. Both are then measured on answers to validation questions: mean KL(full || path) of answer tokens, in nats. Seconds are
-those of making each order, one after the other in one process.
+layers. Both are then measured on answers to validation questions: mean KL(full || path) of answer tokens, in nats.
+Seconds are those of making each order, one after the other in one process.
 """
 
 from __future__ import annotations

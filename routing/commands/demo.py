@@ -25,7 +25,10 @@ ADAPTERS = (
     "--dataset", DATA, "--num_samples", "320", "--start", "least_squares", "--num_epochs", "0", "--adapter_size", "288",
     "--score_samples", "2",
 )  # fmt: skip
-MENU = ("--search", "menu", "--menu", "divergence:0,2,4,6,8+influence:8,10", "--dataset", DATA, "--num_samples", "512")
+MENU = (
+    "--search", "menu", "--menu", "divergence:0,2,4,6,8+influence:10", "--menu_samples", "32", "--dataset", DATA,
+    "--num_samples", "512",
+)  # fmt: skip
 # So few questions can prove no less than five points.
 GUARANTEE = ("--max_loss", "0.05", "--confidence", "0.95", "--data", DATA, "--num_samples", "512")
 PUBLISHED_SEARCH = ("--dataset", DATA, "--num_samples", "64", "--num_simulations", "50")
