@@ -100,7 +100,8 @@ def sentence(result: dict) -> str:
     )
     if equal:
         gain = "above" if equal["lower_bound"] > 0 else "not measurably above"
-        text += f"; it is {gain} the best static paths at equal layers ({equal['accuracy']:.3f}, p = {equal['p']:.3f})"
+        p = f"p = {equal['p']:.3f}" if equal["p"] >= 0.001 else "p < 0.001"
+        text += f"; it is {gain} the best static paths at equal layers ({equal['accuracy']:.3f}, {p})"
     return text + (
         f"; Dr.LLM as published reaches {published['accuracy']:.3f} with {published['layers']:.1f} of "
         f"{base['layers']:.0f} layers."
