@@ -27,7 +27,6 @@ import torch
 from stop_training import Stop
 from transformers import set_seed
 
-from routing.commands import train
 from routing.common.devices import DTYPES, pick_device
 from routing.common.errors import UserError, raise_all, run_command
 from routing.common.files import write_json
@@ -43,6 +42,7 @@ from routing.tasks import load_examples
 from routing.training.features import feature_bytes
 from routing.training.routers.arguments import TrainArguments
 from routing.training.routers.data import TrainingData, load_training_data
+from routing.training.routers.run import make_sets
 from routing.training.routers.trainer import train_routers
 
 TOLERANCE = 1e-4  # of losses: what floats explain over a whole training
@@ -95,7 +95,7 @@ def run(arguments: TrainArguments, epochs: int, model, tokenizer, data: Training
     set_seed(arguments.seed)
     model.model.init_routers()
     start = time.perf_counter()
-    sets = train.make_sets(arguments, model, data, tokenizer.pad_token_id, work)
+    sets = make_sets(arguments, model, data, tokenizer.pad_token_id, work)
     ready = time.perf_counter()
     trainer = train_routers(
         arguments, model.model.routers, torch.ones(3), *sets,

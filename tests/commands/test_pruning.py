@@ -278,7 +278,7 @@ def test_the_pipeline_runs_commands_that_a_user_could_type(tmp_path, monkeypatch
     found = [read_arguments(PreferenceArguments, list(words[1:])) for words in routers]
     assert [own.objective for own in found] == ["fbc", "dpo", "orpo"] and not any(own.problems() for own in found)
     assert all(len(own.data_folders()) == 2 for own in found)
-    assert compared[:2] == ("-m", "routing", "compare_pruning")
+    assert compared[:3] == ("-m", "routing", "compare_pruning")
     # What is finished is not trained again; what was killed goes on.
     for search in ("dfs", "random"):
         (tmp_path / "explored" / search).mkdir(parents=True)

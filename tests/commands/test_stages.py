@@ -338,6 +338,7 @@ def stack_losses(stack: RouterStack) -> list[float]:
 def test_cached_features_give_the_losses_of_live_training(base, labels, tmp_path, monkeypatch):
     from routing.models.families import load_base_config, load_tokenizer
     from routing.training.routers.data import load_training_data
+    from routing.training.routers.run import make_sets
 
     losses, final = {}, {}
     original = RouterStack.__init__
@@ -358,7 +359,7 @@ def test_cached_features_give_the_losses_of_live_training(base, labels, tmp_path
         model = RoutedLlamaForCausalLM.from_pretrained(base).eval().requires_grad_(False)
         model.model.init_routers()
         model.model.routers.requires_grad_(True)
-        train_set, eval_set, collator = train.make_sets(
+        train_set, eval_set, collator = make_sets(
             TrainArguments(**{**vars(arguments), "features": mode}), model, data, tokenizer.pad_token_id, tmp_path
         )
         assert isinstance(train_set, CachedFeatures if mode == "cached" else LiveExamples)
@@ -439,7 +440,7 @@ def test_damaged_labels_are_refused_with_line_and_reason(base, labels, tmp_path,
 
 
 def test_resume_with_other_arguments_is_refused(base, labels, checkpoint, monkeypatch):
-    monkeypatch.chdir(checkpoint.parents[2])
+    monkeypatch.chdir(checkpoint.parents[1])
     message = refusal(monkeypatch, *training(base, labels, learning_rate=0.5), "--resume")
     assert "--learning_rate was 0.001, now 0.5" in message
 

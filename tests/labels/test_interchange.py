@@ -588,7 +588,7 @@ def test_errors_end_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["routing.labels", "card", str(tmp_path)])
     monkeypatch.delitem(sys.modules, "routing.commands.labels")
     with pytest.raises(SystemExit) as caught:
-        runpy.run_module("routing.labels", run_name="__main__")
+        runpy.run_module("routing.commands.labels", run_name="__main__")
     assert caught.value.code == 2
     assert capsys.readouterr().err.startswith(f"error: {tmp_path} holds no labels")
 

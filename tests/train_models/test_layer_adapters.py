@@ -20,7 +20,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from routing.commands import generate as data_generation
-from routing.commands import train
+from routing.commands.train import finished
 from routing.common.cli import parse
 from routing.common.errors import UserError
 from routing.models.checkpoint import adapter_weights, check_adapters, load_adapted, save_checkpoint
@@ -42,6 +42,7 @@ from routing.training.adapters.training import AdapterStack, layer_errors
 from routing.training.end_to_end.arguments import EndToEndArguments
 from routing.training.end_to_end.run import run as run_end_to_end
 from routing.training.routers.arguments import TrainArguments
+from routing.training.routers.run import run as train_on_labels
 from train_models import routed_model
 from train_models.layer_adapters import LayerAdapter
 from train_models.routed_model import small_parts
@@ -431,7 +432,7 @@ def words(base, name: str, *more: str) -> list[str]:
 
 
 def trained(base, name: str, *more: str):
-    run(parse(AdapterArguments, words(base, name, *more)))
+    finished(run(parse(AdapterArguments, words(base, name, *more))))
     return base.parent / "checkpoints" / name
 
 
@@ -535,7 +536,7 @@ def test_routers_of_labels_are_trained_with_the_adapters_of_their_labels(trained
     words = [f"--model_id={base}", "--run_name=routed", *places, *settings]
     with pytest.raises(UserError, match="made with adapters .*--adapters is ''.*give those"):
         parse(TrainArguments, words)
-    train.train_on_labels(parse(TrainArguments, [*words, f"--adapters={trained_checkpoint}"]))
+    train_on_labels(parse(TrainArguments, [*words, f"--adapters={trained_checkpoint}"]))
     assert same_adapters(tmp_path / "routed", trained_checkpoint)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "routed", trust_remote_code=True)
     assert model.config.router == "per_layer" and model.config.skip_action == "adapter"

@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from routing.commands import evaluate as evaluation
 from routing.commands.sweep import read_grid, runs_of
+from routing.commands.train import finished
 from routing.common.cli import parse
 from routing.common.errors import UserError
 from routing.evaluation import check
@@ -67,7 +68,7 @@ def words(place: Path, name: str, *more: str) -> list[str]:
 
 
 def train(place: Path, name: str, *more: str) -> Path:
-    run(parse(EndToEndArguments, words(place, name, *more)))
+    finished(run(parse(EndToEndArguments, words(place, name, *more))))
     return place / "checkpoints" / name
 
 

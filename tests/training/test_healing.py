@@ -195,9 +195,8 @@ def by_hand(model, rows, route) -> float:
 
 
 def test_the_divergence_counts_real_tokens_alone(any_family, monkeypatch):
-    from routing.training.adapters import healing
 
-    monkeypatch.setattr(healing, "ROWS", 5)  # Several portions, the last one smaller.
+    monkeypatch.setattr("routing.objectives.divergence.ROWS", 5)  # Several portions, the last one smaller.
     model, rows = adapted(any_family), random_rows((7, 3, 12))
     expected = [by_hand(model, rows, route) for route in ROUTES]
     assert min(expected) > 0.05

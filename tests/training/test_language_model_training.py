@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from routing.commands.report import main as report
 from routing.commands.sweep import check_runs, runs_of
+from routing.commands.train import finished
 from routing.common.cli import parse
 from routing.common.errors import UserError
 from routing.models.checkpoint import check_checkpoint
@@ -62,7 +63,7 @@ def words(place: Path, name: str, *more: str) -> list[str]:
 
 
 def train(place: Path, name: str, *more: str) -> Path:
-    run(parse(LanguageModelArguments, words(place, name, *more)))
+    finished(run(parse(LanguageModelArguments, words(place, name, *more))))
     return place / "checkpoints" / name
 
 
