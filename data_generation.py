@@ -1,12 +1,8 @@
-"""Stage 1: layer paths and their verdicts, as labels: by a tree search, an exploration of sets of layers to prune, or
-along the same menu of paths for every question.
+"""Stage 1: layer paths and their verdicts, as labels.
 
-    python data_generation.py --model M --dataset arc,dart --output_dir data/mcts_paths --num_simulations 50 --budget 2
-    python data_generation.py --model M --search dfs --dataset dart --output_dir data/explored
-    python data_generation.py --search menu --menu influence:0,2,4,6,9,12 --dataset procedural --output_dir data/menu
+    python data_generation.py --dataset arithmetic --output_dir data/mcts_paths
 
-Without hub access: --dataset arithmetic (or piqa, openbookqa, …), and the default model. A run that was
-interrupted continues when it is started again with the same arguments.
+routing/commands/generate.py has the rest, `python data_generation.py --help` all options.
 """
 
 from routing.commands.generate import main

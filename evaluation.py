@@ -1,11 +1,8 @@
 """Stage 3: evaluate a routed checkpoint with lm-eval, beside its base and controls.
 
     python evaluation.py --checkpoint checkpoints/my-run --tasks routed_arithmetic --controls static,random
-    python evaluation.py --checkpoint checkpoints/my-run --check
 
-Routing sees prompts only, never the tokens that are scored. Prints a table; writes evaluation.json, evaluation.html
-and the model card (README.md) into the checkpoint folder. Run it again to continue after an interruption;
-`accelerate launch` spreads the questions over processes.
+routing/commands/evaluate.py has the rest, `python evaluation.py --help` all options.
 """
 
 from routing.commands.evaluate import main

@@ -88,6 +88,10 @@ def main() -> None:
     base = AutoModelForCausalLM.from_pretrained(locate_model(name), dtype=dtype).to(device).eval()
     requests = draw_requests(arguments.data, "test", arguments.questions, tokenizer)
     tokens = max(request.max_new_tokens for request in requests)
+    about = {
+        "arguments": vars(arguments), "hardware": hardware(), "date": today(), "versions": versions(),
+        "git_commit": git_commit(), "questions": len(requests),
+    }  # fmt: skip
     rows = []
     for cost in map(float, arguments.costs.split(",")):
         with config_with(routed, cost=cost):
@@ -102,12 +106,8 @@ def main() -> None:
                 found = measure(base, routed, pruned, route, batches, tokens, arguments.repeats)
                 rows.append({"cost": cost, "batch": size, "control_layers": sum(route), "new_tokens": tokens} | found)
                 print(rows[-1], flush=True)
-    about = {
-        "arguments": vars(arguments), "hardware": hardware(), "date": today(), "versions": versions(),
-        "git_commit": git_commit(), "questions": len(requests),
-    }  # fmt: skip
-    if arguments.json:
-        write_json(Path(arguments.json), about | {"rows": rows})
+                if arguments.json:  # After each row: what was measured outlives a run that is cut off.
+                    write_json(Path(arguments.json), about | {"rows": rows})
 
 
 @torch.inference_mode()

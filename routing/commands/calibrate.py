@@ -161,7 +161,7 @@ def set_fields(folder: Path, fields: dict[str, float], note: dict | None) -> Non
 def as_trained(folder: Path) -> dict[str, float]:
     """The config fields that a calibration sets, as training left them."""
     fields = {"route_bias": 0.0}
-    if check_checkpoint(folder).get("router") == "menu":
+    if kind_of(check_checkpoint(folder)).has_menu:
         trained = training_record(folder)["arguments"]
         fields |= {"cost": trained["cost"]} if "cost" in trained else {}
     return fields

@@ -33,15 +33,8 @@ MENU = (
 GUARANTEE = ("--max_loss", "0.05", "--confidence", "0.95", "--data", DATA, "--num_samples", "512")
 PUBLISHED_SEARCH = ("--dataset", DATA, "--num_samples", "64", "--num_simulations", "50")
 PUBLISHED_TRAINING = (
-    "--num_epochs",
-    "25",
-    "--learning_rate",
-    "1e-3",
-    "--eval_fraction",
-    "0.2",
-    "--num_evaluations",
-    "2",
-)
+    "--num_epochs", "25", "--learning_rate", "1e-3", "--eval_fraction", "0.2", "--num_evaluations", "2",
+)  # fmt: skip
 PUBLISHED = "Dr.LLM as published"
 STEPS = 8
 
@@ -58,13 +51,13 @@ def trained(step: int, title: str, name: str, made_from: Path | None, *options: 
 
 
 def evaluated(step: int, title: str, checkpoint: Path, *options: str) -> dict:
-    """The first result of an evaluation, made unless that is done."""
+    """The result of an evaluation, made unless that is done."""
     path = checkpoint / "evaluation.json"
     if done(path, checkpoint / "training.json", checkpoint / "config.json"):
         print(f"\n[{step}/{STEPS}] done: {path}")
     else:
         run_stage(f"{step}/{STEPS}", title, "evaluation.py", "--checkpoint", str(checkpoint), *TEST, *options)
-    return json.loads(path.read_text(encoding="utf-8"))[0]
+    return next(found for found in json.loads(path.read_text(encoding="utf-8")) if found["task"] == TASK)
 
 
 def verdicts(checkpoint: Path, method: str) -> dict[int, bool]:

@@ -3,7 +3,7 @@ along the same menu of paths for every question.
 
     python data_generation.py --model M --dataset arc,dart --output_dir data/mcts_paths --num_simulations 50 --budget 2
     python data_generation.py --model M --search dfs --dataset dart --output_dir data/explored
-    python data_generation.py --search menu --menu influence:0,2,4,6,9,12 --dataset procedural --output_dir data/menu
+    python data_generation.py --search menu --menu divergence:0,2,4,6,8 --dataset procedural --output_dir data/menu
 
 Without hub access: --dataset arithmetic (or piqa, openbookqa, …), and the default model. A run that was
 interrupted continues when it is started again with the same arguments.

@@ -169,8 +169,25 @@ class MenuQuestions:
 
         def make():
             model, depth = self.model(), self.model().config.num_hidden_layers
-            measured = AnswerDivergence(model, answers_of(model, self.tokenizer, requests, self.batch_size))
-            return lambda gone: measured(tuple(SKIP if layer in gone else RUN for layer in range(depth)))
+            answers = answers_of(model, self.tokenizer, requests, self.batch_size)
+            if not any(answer.has_tokens for answer in answers):
+                raise UserError(
+                    f"--menu divergence: the model answers none of {len(requests)} questions with a token, so nothing "
+                    "can diverge; give --menu influence, or questions that it answers"
+                )
+            measured = AnswerDivergence(model, answers)
+
+            def divergence_without(gone: frozenset[int]) -> float:
+                found = measured(tuple(SKIP if layer in gone else RUN for layer in range(depth)))
+                if not math.isfinite(found):
+                    layers = ", ".join(map(str, sorted(gone)))
+                    raise UserError(
+                        f"--menu divergence: it is {found} without layers {layers}, so {model.dtype} overflows; give "
+                        "--dtype bfloat16 or float32"
+                    )
+                return found
+
+            return divergence_without
 
         key = [self.key, [[request.prompt, request.choice_ids, request.max_new_tokens] for request in requests]]
         # About four measurements for each layer that goes, and one for each at first.

@@ -44,6 +44,10 @@ class Answer:
     prompt: int
     kind: object = None
 
+    @property
+    def has_tokens(self) -> bool:
+        return len(self.tokens) > self.prompt
+
 
 class AnswerDivergence:
     """Mean over answer tokens of KL(full || path) in nats, along the full model's own greedy answers.
@@ -60,7 +64,7 @@ class AnswerDivergence:
         self.model = model
         self.store = PrefixStore(MEMORY)
         self.runner = PathRunner(model, self.store)
-        segments = answer_segments([answer for answer in answers if len(answer.tokens) > answer.prompt])
+        segments = answer_segments([answer for answer in answers if answer.has_tokens])
         if not segments:
             raise ValueError("no answer has a token, so nothing can diverge")
         self.parts = [segments[start : start + ROWS] for start in range(0, len(segments), ROWS)]

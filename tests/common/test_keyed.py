@@ -64,9 +64,9 @@ def test_kept_verdicts_are_made_again_by_other_code(tmp_path, monkeypatch):
         assert Asked.count == expected
 
 
-def entry(task: str, *controls: str, key: str = "k", sha: str = "s", base: dict | None = None) -> dict:
+def entry(task: str, *controls: str, key: str = "k", base: dict | None = None) -> dict:
     return {
-        "task": task, "checkpoint_sha256": sha, "key_sha256": key, "base": base, "paired": base and {"p": 1},
+        "task": task, "key_sha256": key, "base": base, "paired": base and {"p": 1},
         "difference_lower_bound": None, "static_at_equal_layers": None, "controls": [{"name": n} for n in controls],
     }  # fmt: skip
 
@@ -84,9 +84,11 @@ def test_a_second_call_keeps_what_the_first_one_found():
 
 
 def test_results_of_another_state_go():
-    old = [entry("a", "static", sha="old"), entry("b", "static")]
+    old = [entry("a", "static", key="old"), entry("b", "static")]
     assert merged(old, entry("c")) == [old[1], entry("c")]
     assert merged(old, entry("b", key="other")) == [entry("b", key="other")]
+    without = {name: value for name, value in old[1].items() if name != "key_sha256"}
+    assert merged([without], entry("b")) == [entry("b")], "results of before there were keys are not known to fit"
 
 
 def folder_of(place, versions: dict) -> LabelFolder:

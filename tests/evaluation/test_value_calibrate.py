@@ -189,3 +189,20 @@ def test_wrong_arguments_of_a_promise(checkpoint, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="whose tokens take routes of their own") as error:
         run(monkeypatch, checkpoint, "--max_loss", 0.1, "--data", tmp_path / "own.jsonl", "--split", "search")
     assert "give --grid" in str(error.value)
+
+
+@pytest.mark.parametrize("words", (["--max_loss", 0.05], ["--target_layers", 5]))
+def test_questions_are_prompted_as_the_labels_were(checkpoint, monkeypatch, words):
+    """A checkpoint says how; flags may say otherwise."""
+    record = json.loads((checkpoint / "training.json").read_text())
+    record["prompting"] = {"scoring": "generate", "apply_chat_template": True, "tools_in_template": False}
+    (checkpoint / "training.json").write_text(json.dumps(record))
+
+    def draw(names, split, count, tokenizer, prompting):
+        raise UserError(f"{prompting.scoring}, chat template {prompting.apply_chat_template}")
+
+    monkeypatch.setattr(calibrate, "draw_requests", draw)
+    with pytest.raises(UserError, match="generate, chat template True"):
+        run(monkeypatch, checkpoint, *words)
+    with pytest.raises(UserError, match="generate, chat template False"):
+        run(monkeypatch, checkpoint, *words, "--no_chat_template")

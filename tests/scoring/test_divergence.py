@@ -15,6 +15,8 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from routing.commands import generate as data_generation
+from routing.common.errors import UserError
+from routing.labels import menus
 from routing.labels.reading import read_header
 from routing.scoring.divergence import Answer, AnswerDivergence, Remembered, answers_of, greedy_order
 from routing.scoring.plain import request_of
@@ -112,3 +114,22 @@ def test_a_menu_by_divergence_of_a_real_model_with_adapters(base, adapted, tmp_p
             )
         )
     assert read_header(tmp_path)["menu"]["routes"] == [list(route) for route in nested_routes(order, (0, 1, 3), 5)]
+
+
+def asked_of(tmp_path, monkeypatch, adapted, answers, value):
+    """What a menu by divergence says of answers, where every path diverges by `value`."""
+    _, model, tokenizer = adapted
+    requests = [request_of(e, "auto", tokenizer) for e in load_examples("arithmetic", "search", 3, 0)]
+    monkeypatch.setattr(menus, "answers_of", lambda *_: answers)
+    monkeypatch.setattr(menus, "AnswerDivergence", lambda *_: lambda route: value)
+    questions = menus.MenuQuestions(lambda: model, tokenizer, lambda split: requests, tmp_path, 4, None, "key")
+    return questions.diverging([1, 2, 3], 2)
+
+
+def test_answers_without_a_token_and_overflow_are_told(tmp_path, monkeypatch, adapted):
+    empty, right = Answer((5, 6), 2), Answer((5, 6, 7), 2)
+    assert asked_of(tmp_path / "right", monkeypatch, adapted, [empty, right], 0.5) == [1, 2]
+    with pytest.raises(UserError, match="answers none of 3 questions with a token.*give --menu influence"):
+        asked_of(tmp_path / "empty", monkeypatch, adapted, [empty], 0.5)
+    with pytest.raises(UserError, match="it is nan without layers 1, so torch.float32 overflows; give --dtype"):
+        asked_of(tmp_path / "nan", monkeypatch, adapted, [right], math.nan)

@@ -360,6 +360,7 @@ def test_a_run_learns_the_planted_table(tmp_path, base, monkeypatch, capsys):
     data = write_labels(tmp_path / "labels", base, dense=True)
     folder = train_with(tmp_path, base, data, monkeypatch, "--cost", "0.01", "--caution", "0.5")
     training, config = (json.loads((folder / name).read_text()) for name in ("training.json", "config.json"))
+    assert training["prompting"] == {"scoring": "auto", "apply_chat_template": False, "tools_in_template": False}
     assert config["router"] == "menu" and config["cost"] == 0.01 and config["menu"] == MENU
     assert config["kept_layers"] == 2 and max(config["router_reads"]) <= 2
     point = next(point for point in training["frontier"] if point["cost"] == 0.01)
