@@ -41,6 +41,7 @@ class DataGenerationArguments:
         "",
         "menu: the paths beside the full one, several of these joined by +: divergence:0,2,4 (without 0, 2 and 4 "
         "layers, the next one to go being that without which the model stays nearest to its own answers), "
+        "divergence-each:2,4 (the same with an order for each data set), "
         "influence:0,2,4 (without the k layers of least block influence), greedy:0,2,4 (the next one to go is that "
         "without which the reward on validation questions is highest), labels:FOLDER[,FOLDER]:K (K paths that "
         "searches found, by how many other questions they serve), the path of a JSON file (a list of paths, or the "
@@ -51,8 +52,8 @@ class DataGenerationArguments:
     )
     menu_samples: int = option(
         128,
-        "menu: search questions of each data set for influence, of which 64 in all tell the divergence, and validation "
-        "questions for greedy, at most",
+        "menu: search questions of each data set for influence, of which 64 in all (or of each) tell the divergence, "
+        "and validation questions for greedy, at most",
     )
     score: str = option(
         "accuracy",

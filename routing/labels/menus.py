@@ -5,6 +5,7 @@ A menu is made once for a label folder, and then read from its header.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -39,7 +40,7 @@ def make_menu(
     kept: int,
     order: Callable[[], Sequence[int]],
     rewards: Rewards,
-    diverging: Callable[[Sequence[int], int], Sequence[int]],
+    diverging: Callable[[Sequence[int], int, bool], Sequence[Sequence[int]]],
 ) -> tuple[Route, ...]:
     """The routes of a menu, the full one first.
 
@@ -49,7 +50,8 @@ def make_menu(
         kept: layers at the beginning that no nested and no pooled path changes.
         order: all layers, those of least influence first; called if it is needed.
         rewards: mean reward of the validation questions along each of some routes; called if it is needed.
-        diverging: so many of some layers in the order of `greedy_order`; called if it is needed.
+        diverging: so many of some layers in the order of `greedy_order`, of all questions or of each data set; called
+            if it is needed.
 
     Raises:
         UserError: if labels are damaged or give too few paths.
@@ -69,8 +71,9 @@ def make_menu(
 def nested_paths(source: Nested, depth: int, kept: int, order, rewards: Rewards, diverging) -> list[Route]:
     """Nested paths; between layers without which the reward is the same, the one of least influence goes first."""
     most = max(source.skips)
-    if source.order == "divergence":
-        return nested_routes(diverging(range(kept, depth), most), source.skips, depth)
+    if source.order.startswith("divergence"):
+        orders = diverging(range(kept, depth), most, source.order == "divergence-each")
+        return [route for found in orders for route in nested_routes(found, source.skips, depth)]
     influential = [layer for layer in order() if layer >= kept]
     if source.order == "greedy":
         steps = [full_route(depth), *(step.route for step in static_path(depth, rewards, most, influential))]
@@ -162,9 +165,20 @@ class MenuQuestions:
         """All layers, those of least influence first."""
         return self._order
 
-    def diverging(self, layers: Sequence[int], count: int) -> list[int]:
-        """So many of some layers, the one first without which the model stays nearest to its own answers."""
+    def diverging(self, layers: Sequence[int], count: int, each: bool) -> list[list[int]]:
+        """So many of some layers, the one first without which the model stays nearest to its own answers.
+
+        Args:
+            each: one order for each data set, in order of their names, in place of one of all.
+        """
         requests = self.questions("search")
+        if not each:
+            return [self._diverging(layers, count, requests, "")]
+        names = sorted({request.example.dataset for request in requests})
+        groups = {name: [request for request in requests if request.example.dataset == name] for name in names}
+        return [self._diverging(layers, count, group, name) for name, group in groups.items()]
+
+    def _diverging(self, layers: Sequence[int], count: int, requests: list[Request], name: str) -> list[int]:
         requests = [requests[at] for at in sorted(Random(0).sample(range(len(requests)), min(ANSWERS, len(requests))))]
 
         def make():
@@ -190,9 +204,12 @@ class MenuQuestions:
             return divergence_without
 
         key = [self.key, [[request.prompt, request.choice_ids, request.max_new_tokens] for request in requests]]
+        # A name may be the path of a file.
+        kept = f"divergence-{hashlib.sha256(name.encode()).hexdigest()[:12]}.json" if name else "divergence.json"
         # About four measurements for each layer that goes, and one for each at first.
-        with tqdm(total=len(layers) + 4 * count, desc="menu, divergence", unit="path") as progress:
-            return greedy_order(layers, count, Remembered(make, self.folder / "divergence.json", key, progress))
+        title = f"menu, divergence on {name}" if name else "menu, divergence"
+        with tqdm(total=len(layers) + 4 * count, desc=title, unit="path") as progress:
+            return greedy_order(layers, count, Remembered(make, self.folder / kept, key, progress))
 
     def rewards(self, routes: list[Route]) -> list[float]:
         """Mean reward of the validation questions along each route; all skip equally many layers."""

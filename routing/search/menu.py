@@ -5,6 +5,8 @@ several sources give is there once. A source is one of
 - `influence:0,2,4`: nested paths without the 0, 2 and 4 layers of least block influence;
 - `divergence:0,2,4`: nested paths, where the layer that is dropped next is the one without which the model stays
   nearest to its own answers (KL divergence), with adapters where there are some;
+- `divergence-each:2,4`: the same with an order of its own for each data set, so as many paths as data sets for each
+  number;
 - `greedy:0,2,4`: nested paths, where the layer that is dropped next is the one without which the reward on validation
   questions is highest;
 - `labels:FOLDER[,FOLDER...]:K`: K paths that a search found, chosen by how many questions they serve beside the one
@@ -29,7 +31,7 @@ from routing.search.routes import REPEAT, RUN, SKIP, Route, full_route, to_route
 
 @dataclass(frozen=True)
 class Nested:
-    """Nested paths: `order` is influence, divergence or greedy, `skips` the numbers of layers that are left out."""
+    """Nested paths: `order` is one of KINDS, `skips` the numbers of layers that are left out."""
 
     order: str
     skips: tuple[int, ...]
@@ -51,8 +53,10 @@ class FromFile:
 
 
 Source = Nested | Pooled | FromFile
-KINDS = ("divergence", "influence", "greedy")
-ALLOWED = "divergence:0,2,4, influence:0,2,4, greedy:0,2,4, labels:FOLDER:8 or the path of a .json file"
+KINDS = ("divergence", "divergence-each", "influence", "greedy")
+ALLOWED = (
+    "divergence:0,2,4, divergence-each:2,4, influence:0,2,4, greedy:0,2,4, labels:FOLDER:8 or the path of a .json file"
+)
 
 
 def parse_spec(spec: str) -> list[Source]:

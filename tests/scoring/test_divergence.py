@@ -116,6 +116,20 @@ def test_a_menu_by_divergence_of_a_real_model_with_adapters(base, adapted, tmp_p
     assert read_header(tmp_path)["menu"]["routes"] == [list(route) for route in nested_routes(order, (0, 1, 3), 5)]
 
 
+def test_an_order_for_each_data_set_is_that_of_the_data_set_alone(base, adapted, tmp_path, monkeypatch):  # noqa: F811
+    options = ("--adapters", adapted[0], "--menu_samples", 4, "--num_samples", 2)
+
+    def routes(names: str, spec: str) -> list:
+        place = tmp_path / f"{names}-{spec.partition(':')[0]}"
+        generate(monkeypatch, *words(base, names, place, spec, *options))
+        return read_header(place)["menu"]["routes"]
+
+    alone = [routes(name, "divergence:1,3") for name in ("arithmetic", "piqa")]
+    assert alone[0] != alone[1]
+    both = [route for found in alone for route in found]
+    assert routes("piqa,arithmetic", "divergence-each:1,3") == [*map(list, dict.fromkeys(map(tuple, both)))]
+
+
 def asked_of(tmp_path, monkeypatch, adapted, answers, value):
     """What a menu by divergence says of answers, where every path diverges by `value`."""
     _, model, tokenizer = adapted
@@ -123,7 +137,7 @@ def asked_of(tmp_path, monkeypatch, adapted, answers, value):
     monkeypatch.setattr(menus, "answers_of", lambda *_: answers)
     monkeypatch.setattr(menus, "AnswerDivergence", lambda *_: lambda route: value)
     questions = menus.MenuQuestions(lambda: model, tokenizer, lambda split: requests, tmp_path, 4, None, "key")
-    return questions.diverging([1, 2, 3], 2)
+    return questions.diverging([1, 2, 3], 2, False)[0]
 
 
 def test_answers_without_a_token_and_overflow_are_told(tmp_path, monkeypatch, adapted):
