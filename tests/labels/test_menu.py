@@ -79,7 +79,7 @@ def test_specs_are_parsed():
         ("labels:a:b", "'labels:a:b' must name folders"),
         (
             "best:3",
-            "'best:3' is unknown; give divergence:0,2,4, divergence-each:2,4, influence:0,2,4, greedy:0,2,4, labels:FOLDER",
+            "'best:3' is unknown; give divergence:0,2,4, divergence-each:2,4, influence:0,2,4, greedy:0,2,4",
         ),
     ],
 )
