@@ -9,6 +9,8 @@ import tempfile
 # Read when transformers is imported: the code of saved checkpoints is copied here, and must not stay behind.
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="hf_modules_")
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Of the hub the tests see what they put there themselves.
+os.environ["HF_HUB_CACHE"] = tempfile.mkdtemp(prefix="hf_hub_")
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 from dataclasses import dataclass
@@ -55,9 +57,10 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _remove_modules_cache():
+def _remove_caches():
     yield
-    shutil.rmtree(os.environ["HF_MODULES_CACHE"], ignore_errors=True)
+    for name in ("HF_MODULES_CACHE", "HF_HUB_CACHE"):
+        shutil.rmtree(os.environ[name], ignore_errors=True)
 
 
 @dataclass(frozen=True)
