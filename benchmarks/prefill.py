@@ -24,7 +24,7 @@ class RouterClock:
     def __init__(self, models: Models, read):
         self.models, self.read, self.shares = models, read, []
         self.inner = models.routed.model
-        self.decider = self.inner._decider
+        self.decide = self.inner.decide
 
     def _timed(self, call, *given):
         self.models.synchronize()  # What runs before is no decision.
@@ -35,17 +35,19 @@ class RouterClock:
         return result
 
     def __call__(self) -> None:
-        def decider(mask):
-            decide = self._timed(self.decider, mask)
-            return lambda layer, hidden: self._timed(decide, layer, hidden)
+        def decide(prompt):
+            decision = self._timed(self.decide, prompt)
+            counts = decision.counts
+            decision.counts = lambda layer, hidden: self._timed(counts, layer, hidden)
+            return decision
 
-        self.spent, self.inner._decider = 0.0, decider
+        self.spent, self.inner.decide = 0.0, decide
         start = time.perf_counter()
         try:
             self.read()
             self.models.synchronize()
         finally:
-            del self.inner._decider
+            del self.inner.decide
         self.shares.append(self.spent / (time.perf_counter() - start))
 
     @property

@@ -40,6 +40,13 @@ class GlobalRouter(nn.Module):
         self.activation = nn.functional.relu if kind == "embedding" else nn.functional.gelu
         self.bias_init = bias_init
 
+    @classmethod
+    def of(cls, config) -> GlobalRouter:
+        """The router that a config asks for."""
+        sizes = config.router_sizes or hidden_sizes(config.router, config.hidden_size)
+        routable = config.num_hidden_layers - config.kept_layers
+        return cls(config.router, config.hidden_size, sizes, routable, config.router_bias_init)
+
     def reset_parameters(self) -> None:
         """Xavier-uniform weights; biases zero, the last ones `bias_init`."""
         for linear in self.linears:

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
+from .decisions import Prompt, RowDecision
 from .global_routers import masked_mean
 from .routers import RouterLinear
 
@@ -139,18 +140,18 @@ class MenuRouter(nn.Module):
         return found
 
 
-def menu_decider(router: MenuRouter, mask: torch.BoolTensor, config):
-    """What `RoutedModel._decider` gives, see there; to be asked in the order of the layers."""
+def decide_by_value(router: MenuRouter, prompt: Prompt, config) -> RowDecision:
+    """The most valuable path of the menu for each row, chosen behind the kept layers."""
     seen, routes = {}, []
 
-    def decide(layer: int, hidden: torch.Tensor) -> list[int]:
+    def counts(layer: int, hidden: torch.Tensor) -> list[int]:
         if layer <= config.kept_layers and layer in config.router_reads:
             seen[layer] = hidden
         if layer < config.kept_layers:
-            return [1] * len(mask)
+            return [1] * len(prompt.mask)
         if layer == config.kept_layers:
             states = [seen.pop(depth) for depth in config.router_reads]
-            routes.extend(config.menu[index] for index in router.choose(states, mask, config))
+            routes.extend(config.menu[index] for index in router.choose(states, prompt.mask, config))
         return [route[layer] for route in routes]
 
-    return decide
+    return RowDecision(counts)

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, BertConfig, BertModel
 
+from .decisions import Prompt, RowDecision, along
 from .query_text import encoder_inputs, query_text
 from .routers import RouterLinear
 
@@ -160,6 +161,16 @@ class QueryRouter(nn.Module):
         if config.pruned_layers is not None:
             counts = torch.full_like(counts, config.pruned_layers)
         return pruned_routes(scores.layers, counts).cpu()
+
+
+def decide_by_text(router: QueryRouter, prompt: Prompt, config) -> RowDecision:
+    """Routes before the first layer. Rows without prompt run every layer once."""
+    if prompt.input_ids is None:
+        raise ValueError(
+            "a query router reads the prompt's text, which inputs_embeds do not tell. Give input_ids or routes."
+        )
+    routes = router.decide(router.texts(prompt.input_ids, prompt.mask), config)
+    return along(torch.where(prompt.mask.any(1, keepdim=True).cpu(), routes, 1).tolist())
 
 
 def _standard_normal(text: str, seed: int) -> float:

@@ -13,14 +13,16 @@ from transformers.utils import cached_file
 from transformers.utils.generic import can_return_tuple
 
 from .checkpoint_card import CardOfCheckpoint
-from .global_routers import TOKEN_ROUTERS, GlobalRouter
-from .global_routing import GlobalRouting, make_routers
+from .decisions import Prompt, along
+from .global_routers import GlobalRouter
 from .layer_adapters import LayerAdapter, make_adapters
-from .layer_path import LayerPathForCausalLM, LayerPathModel, layer_plan, run_counts, run_plan
-from .menu_router import MenuRouter, menu_decider
+from .layer_path import LayerPathForCausalLM, LayerPathModel, layer_plan, run_plan
+from .menu_router import MenuRouter
 from .query_router import QueryRouter
 from .route_totals import RouteTotals
-from .routers import REPEAT, RouterLinear, pool_windows, prompt_mask, window_shares, window_weights
+from .router_kinds import kind_of
+from .routers import REPEAT, RouterLinear, prompt_mask
+from .routers_by_kind import decider, make_routers
 
 LM_EVAL_PADDING_ID = 0  # lm-eval pads loglikelihood requests with this id, whatever the tokenizer says.
 ROUTER_FILE = "routers.safetensors"
@@ -60,7 +62,7 @@ class RouterWeights:
             super()._init_weights(module)
 
 
-class RoutedModel(GlobalRouting, RouterWeights, LayerPathModel):
+class RoutedModel(RouterWeights, LayerPathModel):
     """Mixin over a decoder: `routers` is one RouterBlock per layer, or one GlobalRouter, QueryRouter or MenuRouter
     for all, or nothing; `adapters` is one LayerAdapter per layer, or nothing.
 
@@ -149,53 +151,39 @@ class RoutedModel(GlobalRouting, RouterWeights, LayerPathModel):
         """
 
         def execute(hidden: torch.Tensor, runner, states: list | None) -> torch.Tensor:
-            by_token, cache = self.config.router in TOKEN_ROUTERS, runner.cache
+            by_token, cache = kind_of(self.config).decides_for == "token", runner.cache
             goes_on = cache is not None and not cache.is_empty
             if goes_on and not (by_token and routes is None and cache.routes is None):
                 return self._replay(hidden, runner, states, routes)
-            batch = hidden.shape[0]
-            forced = self._fixed_routes(batch) if routes is None else self._checked_routes(routes, batch)
-            decide = None
+            forced = self._forced_routes(routes, hidden.shape[0])
             if forced is None:
-                mask = self.routing_mask(input_ids, attention_mask, hidden, None if by_token else prompt_lengths)
-                if self.config.router == "query":
-                    forced = self._query_routes(input_ids, mask)
-                elif self.config.router in DECIDERS:
-                    decide = self._decider(mask)
-                else:
-                    real = prompt_mask(None, attention_mask, tuple(hidden.shape[:2]), hidden.device, ())
-                    return self._run_globally(hidden, runner, states, input_ids, mask, real, draw_gates)
-            taken = []
+                # A router that decides for each token sees that token alone.
+                seen = self.routing_mask(input_ids, attention_mask, hidden, None if by_token else prompt_lengths)
+                own = (attention_mask, runner.position_ids, self.padding_ids(), draw_gates)
+                decision = self.decide(Prompt(input_ids, seen, *own))
+            else:
+                decision = along(forced)
             for layer in range(len(self.layers)):
                 if states is not None:
                     states.append(hidden)
-                counts = decide(layer, hidden) if forced is None else [row[layer] for row in forced]
-                taken.append(counts)
-                hidden = run_counts(runner, hidden, layer, counts)
-            self._record(torch.tensor(taken, dtype=torch.long).reshape(-1, batch).T.contiguous(), runner.cache)
+                hidden = decision.run(runner, hidden, layer)
+            decision.record(self, cache)
             return hidden
 
         return self.forward_along(execute, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
-    def _fixed_routes(self, batch: int) -> list[list[int]] | None:
-        """Routes that no router decides."""
+    def decide(self, prompt: Prompt):
+        """The decision of the routers, see `decisions.py`."""
+        return decider(self.config)(self.routers, prompt, self.config)
+
+    def _forced_routes(self, routes, batch: int) -> list[list[int]] | None:
+        """Routes that no router decides: those given, else the config's; None where the router is to decide."""
+        if routes is not None:
+            return self._checked_routes(routes, batch)
         route = None if self.config.is_static_routing else self.config.fixed_route
-        if route is None and (self.config.is_static_routing or self.config.router == "none"):
+        if route is None and (self.config.is_static_routing or kind_of(self.config).decides_for == "nothing"):
             route = [1] * len(self.layers)
         return None if route is None else [list(route)] * batch
-
-    def _query_routes(self, input_ids: torch.LongTensor | None, mask: torch.BoolTensor) -> list[list[int]]:
-        """Routes that a query router decides. Rows without prompt run every layer once."""
-        if input_ids is None:
-            raise ValueError(
-                "a query router reads the prompt's text, which inputs_embeds do not tell. Give input_ids or routes."
-            )
-        routes = self.routers.decide(self.routers.texts(input_ids, mask), self.config)
-        return torch.where(mask.any(1, keepdim=True).cpu(), routes, 1).tolist()
-
-    def _decider(self, mask: torch.BoolTensor):
-        """Function (layer, hidden [B, T, D]) -> how often each row runs it. Rows without prompt run all layers once."""
-        return DECIDERS[self.config.router](self.routers, mask, self.config)
 
     def _replay(self, hidden, runner, states, routes):
         if runner.cache.executed is not None:
@@ -221,35 +209,25 @@ class RoutedModel(GlobalRouting, RouterWeights, LayerPathModel):
             hidden = run_plan(runner, hidden, layer, plan)
         return hidden
 
-    def _record(self, routes: torch.LongTensor, cache) -> None:
+    def record_routes(self, routes: torch.LongTensor, cache) -> None:
+        """Note that rows took routes [B, L], on the CPU."""
         self.last_routes, self.last_gates = routes, None
         if cache is not None:
             cache.routes = routes
         if self.totals is not None:
             self.totals.add(routes)
 
-
-def layer_decider(routers, mask: torch.BoolTensor, config):
-    """Of routers that decide for one layer each, what `RoutedModel._decider` gives."""
-    weights, windows = window_weights(mask, config.num_windows)
-    *empty, padded = torch.cat([~windows.any(1), ~mask.all()[None]]).tolist()
-    shares, bias = window_shares(windows), config.route_bias - config.cost
-
-    def decide(layer: int, hidden: torch.Tensor) -> list[int]:
-        # Few and small operations: on a GPU they are what a decision costs, until prompts are long.
-        logits = routers[layer](pool_windows(hidden, weights, padded), windows, shares.to(hidden.device))
-        return [1 if blank else _best_count(row, bias) for blank, row in zip(empty, logits.tolist(), strict=True)]
-
-    return decide
-
-
-def _best_count(logits: list[float], bias: float) -> int:
-    """How often a layer runs, of the logits of a router; of equals the lowest."""
-    return max(range(len(logits)), key=lambda count: logits[count] + bias * count)
-
-
-# `config.router` -> maker of what `RoutedModel._decider` gives, of routers that are asked layer by layer.
-DECIDERS = {"per_layer": layer_decider, "menu": menu_decider}
+    def record_gates(self, gates: torch.BoolTensor, mask: torch.BoolTensor, cache) -> None:
+        """Note which tokens ran which routable layers: gates [B, T, R], of tokens that count [B, T]."""
+        self.last_gates, mask = gates, mask.to(gates.device)
+        tokens = mask.sum(1, keepdim=True)
+        ran = (gates & mask[..., None]).sum(1)
+        executed = torch.cat([tokens.expand(-1, self.config.kept_layers), ran, tokens], 1)
+        if self.totals is not None:
+            self.totals.add_tokens(executed)
+        if cache is not None:
+            cache.executed = executed = executed if cache.executed is None else cache.executed + executed
+        self.last_routes = executed[:, :-1] / executed[:, -1:].clamp(min=1)
 
 
 @torch.no_grad()

@@ -1,7 +1,6 @@
 """One row a kind of router: what the model, its config and the toolkit ask about it. Imports nothing.
 
-A new kind is a row here, a module that makes it (`MAKERS` in global_routing.py) and, where it is asked layer by layer,
-a decider (`DECIDERS` in routed_model.py).
+A new kind is a row here, and one in routers_by_kind.py that says what makes it and how it decides.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from train_models.global_routers import LEARNED, masked_mean, random_gates
+from train_models.global_routing import check_attention
 from train_models.token_layers import gatherings
 
 KEPT = 2
@@ -359,7 +360,7 @@ def test_other_attention_is_refused():
     model = global_model(LLAMA, "prefix_token")
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="flash_attention_2.*sdpa"):
-        model.model._check_attention()
+        check_attention(model.config)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,9 @@ from conftest import LLAMA, padded, random_rows, routed_from, stock_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from train_models.router_kinds import KINDS
 from train_models.routers import RouterBlock, pool_windows, prompt_mask, window_weights
+from train_models.routers_by_kind import ROUTERS
 
 MASKS = st.integers(1, 20).flatmap(
     lambda tokens: st.lists(st.lists(st.booleans(), min_size=tokens, max_size=tokens), min_size=1, max_size=4)
@@ -258,3 +260,10 @@ def test_wrong_prompt_lengths_are_refused(lengths):
 def test_masks_that_hide_what_is_padding_are_refused(mask):
     with pytest.raises(ValueError, match=r"needs an attention_mask of shape \[B, T\].*routes="):
         prompt_mask(torch.tensor([[5, 6]]), mask, (1, 2), torch.device("cpu"), (0,))
+
+
+def test_every_kind_of_router_has_what_makes_it_and_decides():
+    assert ROUTERS.keys() == KINDS.keys()
+    assert {name for name, (_, decide) in ROUTERS.items() if decide is None} == {
+        name for name, kind in KINDS.items() if kind.decides_for == "nothing"
+    }
