@@ -26,11 +26,12 @@ from routing.models.families import load_tokenizer
 from routing.objectives.divergence import divergence
 from routing.search.routes import SKIP
 from routing.training.adapters.arguments import AdapterArguments
+from routing.training.adapters.data import draw_prompts
 from routing.training.adapters.heal_paths import HealPaths, heal_paths, menu_problems, menu_routes, path_name
 from routing.training.adapters.heal_texts import collect_texts, is_prompt_file, prompt_file
 from routing.training.adapters.healing import Healing, RowBatches, heal, path_divergences, right_padded
 from routing.training.adapters.least_squares import RIDGES, Moments, fit_adapters, reduced_rank
-from routing.training.adapters.run import draw_prompts, run
+from routing.training.adapters.run import run
 from routing.training.adapters.stages import paired, worth_of_stages
 from routing.training.adapters.training import held_out_errors
 

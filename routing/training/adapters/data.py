@@ -1,0 +1,90 @@
+"""What adapters are trained, healed and scored on: questions, and prompts without answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from routing.common.errors import UserError
+from routing.common.files import file_stamps, sha256
+from routing.models.families import locate_model
+from routing.scoring.plain import Request, request_of
+from routing.tasks import expand_names, load_examples
+from routing.tasks.examples import held_out, held_out_key
+from routing.tasks.problems import files_without_splits
+from routing.training.adapters.arguments import AdapterArguments
+from routing.training.adapters.heal_texts import is_prompt_file, prompt_file, prompt_request
+from routing.training.adapters.states import states_key
+
+
+def draw(arguments: AdapterArguments, names: str, split: str, count: int, tokenizer) -> list[Request]:
+    """Questions of a split, ready for the model."""
+    if arguments.apply_chat_template and not tokenizer.chat_template:
+        raise UserError("--apply_chat_template: the tokenizer has no chat template; leave the flag out")
+    examples = load_examples(names, split, count, arguments.seed)
+    settings = (arguments.scoring, tokenizer, arguments.apply_chat_template, arguments.tools_in_template)
+    return [request_of(example, *settings) for example in examples]
+
+
+def draw_prompts(arguments: AdapterArguments, tokenizer) -> list[Request]:
+    """What is healed on: prompts of data sets and of files."""
+    found = []
+    for name in expand_names(arguments.heal_dataset or arguments.dataset):
+        if is_prompt_file(name):
+            prompts = prompt_file(Path(name))
+            Random(arguments.seed).shuffle(prompts)
+            limit = (Path(name).stem, arguments.heal_answer_tokens, tokenizer)
+            found += [prompt_request(prompt, *limit) for prompt in prompts[: arguments.heal_samples]]
+        else:
+            found += draw(arguments, name, arguments.heal_split, arguments.heal_samples, tokenizer)
+    return found
+
+
+@dataclass
+class AdapterData:
+    """What a run reads.
+
+    Attributes:
+        requests: training questions, some of whose states are held out.
+        scored: questions by which the task score is measured; none that is trained on.
+        prompts: from `draw_prompts`; none without healing.
+        weights: of the model, their names, sizes and times.
+        states_key, texts_key: what stored states and own answers depend on.
+    """
+
+    requests: list[Request]
+    scored: list[Request]
+    prompts: list[Request]
+    weights: list
+    states_key: str
+    texts_key: str
+
+    def made_from(self, arguments: AdapterArguments) -> dict:
+        """What a run depends on besides its arguments."""
+        if not arguments.heal_epochs:
+            return {"states": self.states_key}
+        menu = Path(arguments.heal_menu)
+        paths = sha256(menu) if menu.is_file() else None
+        if menu.is_dir():
+            paths = file_stamps(menu, "*.header.json")
+        return {"states": self.states_key, "texts": self.texts_key, "menu": paths}
+
+
+def load_data(arguments: AdapterArguments, tokenizer) -> AdapterData:
+    """Draw all that a run reads."""
+    requests = draw(arguments, arguments.dataset, arguments.split, arguments.num_samples, tokenizer)
+    if files_without_splits("dataset", arguments.dataset):
+        aside = [r for r in requests if held_out(held_out_key(r.example), arguments.eval_fraction)]
+        scored = aside[: arguments.score_samples]
+    else:
+        scored = draw(arguments, arguments.dataset, "validation", arguments.score_samples, tokenizer)
+    prompts = draw_prompts(arguments, tokenizer) if arguments.heal_epochs else []
+    weights = file_stamps(Path(locate_model(arguments.model_id)), "*.safetensors")
+    shared = {"model": arguments.model_id, "weights": weights, "dtype": arguments.dtype}
+    states = states_key(
+        requests, **shared, tokens=arguments.tokens_per_example, held_out=arguments.eval_fraction,
+        stored=arguments.states_dtype, seed=arguments.seed,
+    )  # fmt: skip
+    texts = states_key(prompts, **shared, tokens=arguments.heal_answer_tokens)
+    return AdapterData(requests, scored, prompts, weights, states, texts)
