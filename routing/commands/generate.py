@@ -216,6 +216,7 @@ def main() -> None:
     shutil.rmtree(path / MENU_PARTS, ignore_errors=True)  # The menu is in the header.
     if folder.finished() == len(folder):
         print(f"{path / LABELS} is complete: {len(folder)} examples", file=sys.stderr)
+        finished(path)
         return
     scorer, evaluator = make_scorer(arguments, model(), tokenizer, make)
     method, settings = make_search(arguments, folder)
@@ -238,6 +239,15 @@ def main() -> None:
         + (f"; {counts.lucky} right paths failed the re-test" if arguments.verify != "none" else ""),
         file=sys.stderr,
     )
+    finished(path)
+
+
+def finished(folder: Path) -> None:
+    """Write the card of finished labels; of several processes the first does."""
+    if is_first_process():
+        from routing.report.card_labels import complete_card
+
+        complete_card(folder)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from transformers import AutoTokenizer
 
 from routing.common.errors import UserError, raise_all, run_command
 from routing.common.files import write_text
+from routing.common.user_files import read_text
 from routing.models.checkpoint import HYBRID, load_checkpoint, read_config
 from routing.report.page import page
 from train_models.global_routers import TOKEN_ROUTERS
@@ -144,9 +145,9 @@ def text_of(arguments: argparse.Namespace) -> str:
     if arguments.file is None:
         return arguments.text
     try:
-        return arguments.file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--file {arguments.file} cannot be read as text: {error}") from error
+        return read_text(arguments.file)
+    except ValueError as error:
+        raise UserError(f"--file {arguments.file} cannot be read as text: {error}.") from error
 
 
 def lines_of(folder: Path, text: str, max_tokens: int) -> tuple[list[str], dict[int | None, Line]]:

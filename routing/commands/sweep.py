@@ -28,7 +28,6 @@ from itertools import product
 from pathlib import Path
 
 import torch
-import yaml
 from tqdm import tqdm
 
 from routing.commands.text_evaluation import make_parser, write_table
@@ -37,6 +36,7 @@ from routing.common.errors import UserError, raise_all, run_command
 from routing.common.files import write_json, write_text
 from routing.common.locks import held
 from routing.common.run_info import git_commit, hardware, today, versions
+from routing.common.user_files import read_yaml
 from routing.training.end_to_end.arguments import EndToEndArguments
 from routing.training.language_model.arguments import LanguageModelArguments
 from routing.training.language_model.run import RESULT
@@ -54,10 +54,7 @@ def read_grid(path: Path) -> dict:
     Raises:
         UserError: naming what is wrong with it.
     """
-    try:
-        grid = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+    grid = read_yaml(path)
     if not isinstance(grid, dict) or not isinstance(grid.get("runs"), list) or not grid["runs"]:
         raise UserError(f"{path} must hold `runs`, a list such as `- {{objective: gumbel, target_skip: [0.2, 0.4]}}`.")
     found = [f"{path}: {key!r} is unknown; allowed are {', '.join(sorted(KEYS))}" for key in sorted(set(grid) - KEYS)]

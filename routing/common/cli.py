@@ -8,9 +8,8 @@ import sys
 from dataclasses import field, fields
 from pathlib import Path
 
-import yaml
-
 from routing.common.errors import UserError, raise_all
+from routing.common.user_files import read_yaml
 
 
 def option(default, help: str, choices: tuple | None = None):
@@ -69,12 +68,9 @@ def expanded(argv: list[str]) -> list[str]:
     Raises:
         UserError: for a file that cannot be read or is no such mapping.
     """
-    if not argv or not argv[0].endswith((".yaml", ".yml")):
+    if not argv or argv[0].startswith("-") or not argv[0].endswith((".yaml", ".yml")):
         return argv
-    try:
-        values = yaml.safe_load(Path(argv[0]).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{argv[0]} cannot be read: {error}") from error
+    values = read_yaml(Path(argv[0]))
     if not isinstance(values, dict) or any(isinstance(value, (dict, list)) for value in values.values()):
         raise UserError(f"{argv[0]} must hold one `name: value` a line, such as `objective: gumbel`.")
     return [*(f"--{name}={value}" for name, value in values.items() if value is not None), *argv[1:]]

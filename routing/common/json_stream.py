@@ -10,17 +10,37 @@ CHUNK = 1 << 20  # characters
 
 
 class JsonStream:
-    """Reads a JSON text value by value, so that a list of any length needs the memory of one item."""
+    """Reads a JSON text value by value, so that a list of any length needs the memory of one item.
 
-    def __init__(self, file: TextIO):
+    Args:
+        longest: characters of a value that are held, at most.
+        decoder: of values.
+    """
+
+    def __init__(self, file: TextIO, longest: int | None = None, decoder=json.JSONDecoder()):  # noqa: B008 - has no state
         self.file, self.text, self.at = file, "", 0
-        self.decoder = json.JSONDecoder()
+        self.longest, self.decoder = longest, decoder
+        self._lines, self._counted = 1, 0  # of what was read; characters of the text in which they were counted
+        self.item_line = 1  # where the item that `items` gave last begins
+
+    @property
+    def line(self) -> int:
+        """Where it is being read, from 1."""
+        self._count_lines()
+        return self._lines
+
+    def _count_lines(self) -> None:
+        self._lines += self.text.count("\n", self._counted, self.at)
+        self._counted = self.at
 
     def _more(self) -> bool:
         """Read on: at least as much as is held, so that a long value is not tried too often."""
+        self._count_lines()
         rest = self.text[self.at :]
+        if self.longest is not None and len(rest) > self.longest:
+            raise ValueError(f"a value is longer than {self.longest >> 20} MiB, or does not end")
         new = self.file.read(max(CHUNK, len(rest)))
-        self.text, self.at = rest + new, 0
+        self.text, self.at, self._counted = rest + new, 0, 0
         return bool(new)
 
     def peek(self) -> str:
@@ -64,6 +84,8 @@ class JsonStream:
             self.take("]")
             return
         while True:
+            self.peek()
+            self.item_line = self.line
             yield self.value()
             if self.take(",", "]") == "]":
                 return

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from routing.common.errors import UserError
 from routing.common.files import sha256
+from routing.common.user_files import read_json
 from routing.labels.records import parse_label
 
 LABELS, HEADER = "labels.jsonl", "labels.header.json"
@@ -24,7 +24,7 @@ def read_header(folder: Path) -> dict:
     if not path.is_file():
         raise UserError(f"{folder} holds no labels ({HEADER} is missing). Make them with data_generation.py.")
     try:
-        header = json.loads(path.read_text(encoding="utf-8"))
+        header = read_json(path)
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}). Make the labels again with data_generation.py.") from error
     needed = {"num_layers", "model", "arguments"}
@@ -46,7 +46,7 @@ def read_labels(folder: Path) -> Iterator[dict]:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 try:
-                    yield parse_label(line.decode(), depth)
+                    yield parse_label(line.decode("utf-8-sig" if number == 1 else "utf-8"), depth)
                 except ValueError as error:
                     raise UserError(
                         f"{path}, line {number}: {error}. The file is damaged or foreign; remove it and run "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+from routing.common import strict_json
 from routing.scoring.plain import Request
 from routing.search.results import SearchResult, Verdict
 from routing.search.routes import Route, pruned_layers, to_path, to_route
@@ -94,10 +95,7 @@ FIELDS = {
 
 def parse_label(line: str, depth: int) -> dict:
     """Record of a line; raises a ValueError that says what is wrong with it."""
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"it is no JSON ({error})") from error
+    record = strict_json.loads(line)
     if not isinstance(record, dict):
         raise ValueError(f"it is a {type(record).__name__}, no object")
     for name, kind in FIELDS.items():

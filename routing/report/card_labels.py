@@ -34,6 +34,7 @@ SCHEMA: dict[str, tuple[str | dict, str]] = {
     "accepted": ({"list": "string"}, "further right answers of an open question"),
     "gold": ("int64", "index of the right choice; null for open questions"),
     "checker": ("string", "how a generated answer is checked: letter, number, boxed, exact, regex"),
+    "tools": ("string", "functions that may be called, as JSON; null where there are none"),
     "scoring": ("string", "generate (greedy answer and checker) or a comparison of the choices' loglikelihoods"),
     "base_correct": ("bool", "whether the full path, every layer once, answers right (and passes the re-test, if any)"),
     "correct": ("bool", "whether any tried path answers right; if not, `route` is the full path"),
@@ -268,6 +269,15 @@ def write_card(folder: Path, repo_id: str | None = None, license_id: str | None 
         counts = count_labels(folder)
         write_text(folder / CARD, card_text(header, counts, repo_id, license_id))
     return counts
+
+
+def complete_card(folder: Path) -> None:
+    """Give finished labels a card where there is none.
+
+    By the types that it states `datasets.load_dataset(folder)` reads them, whatever their first megabytes leave empty.
+    """
+    if not (folder / CARD).exists():
+        write_text(folder / CARD, card_text(read_header(folder), count_labels(folder), None, None))
 
 
 def push(folder: Path, repo_id: str, public: bool) -> str:

@@ -19,12 +19,12 @@ several sources give is there once. A source is one of
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+from routing.common.user_files import read_json
 from routing.search.results import SearchResult, Verdict
 from routing.search.routes import REPEAT, RUN, SKIP, Route, full_route, to_route
 
@@ -122,8 +122,8 @@ def read_routes(path: Path, depth: int) -> list[Route]:
         ValueError: says what is wrong with the file, and what it must hold.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = read_json(path)
+    except ValueError as error:
         raise ValueError(f"{path} cannot be read ({error}); give a JSON file of paths") from error
     if isinstance(content, dict) and isinstance(content.get("menu"), dict):
         content = content["menu"]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from routing.common.errors import UserError
+from routing.common.user_files import RECORDS
 from routing.tasks import function_calls, hub, offline, procedural
 from routing.tasks.examples import SPLITS, Example, distinct
 from routing.tasks.local import local_examples
@@ -45,15 +46,24 @@ def unknown_names(names: str) -> list[str]:
     for name in expand_names(names):
         if name in HUB or name in OFFLINE:
             continue
-        if name.endswith((".jsonl", ".json")) or "/" in name:
+        if name.endswith(RECORDS) or "/" in name:
             if not Path(name).is_file():
                 problems.append(f"--dataset {name!r}: there is no such file")
             continue
         problems.append(
             f"--dataset {name!r} is unknown; from the hub: {', '.join([*GROUPS, *HUB])}; offline: "
-            f"{', '.join(OFFLINE)}; or the path of a JSONL file of your own"
+            f"{', '.join(OFFLINE)}; or the path of a JSONL file of your own (or {', '.join(RECORDS[1:])})"
         )
     return problems
+
+
+def name_of_file(path: Path) -> str:
+    """The name of the data set in a user's own file: the file's without its end, unless a known data set is so called.
+
+    Else the labels of arithmetic.jsonl would pass for those of arithmetic, and controls be chosen on its questions.
+    """
+    known = {*HUB, *OFFLINE, *GROUPS}
+    return path.name if path.stem in known else path.stem
 
 
 def _source(name: str) -> Callable | None:
@@ -74,7 +84,7 @@ def iterate(name: str, split: str) -> Iterator[Example]:
                 f"--split {split}: {name} is a file of your own and has no splits; --split search takes all of it. "
                 "Keep test questions in a file of their own."
             )
-        yield from distinct(local_examples(Path(name)))
+        yield from distinct(local_examples(Path(name), name_of_file(Path(name))))
         return
     from datasets import load_dataset
 

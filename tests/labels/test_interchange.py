@@ -29,7 +29,7 @@ from routing.labels.reading import FORMAT, HEADER, LABELS, read_header, read_lab
 from routing.labels.records import FIELDS, label_line
 from routing.models import hub as hub_module
 from routing.models.families import load_base_config, load_tokenizer
-from routing.report.card_labels import CARD, SCHEMA, count_labels, size_category
+from routing.report.card_labels import CARD, SCHEMA, complete_card, count_labels, size_category
 from routing.scoring.plain import Request
 from routing.search.results import SearchResult, Verdict
 from routing.search.routes import full_route, to_route
@@ -656,7 +656,7 @@ def test_card_loads_with_its_features(tmp_path):
         {name: datasets.Value("string") for name in ("id", "dataset", "prompt", "question", "answer")}
         | {name: datasets.List(datasets.Value("string")) for name in ("choices", "accepted")}
         | {"gold": datasets.Value("int64")}
-        | {name: datasets.Value("string") for name in ("checker", "scoring")}
+        | {name: datasets.Value("string") for name in ("checker", "tools", "scoring")}
         | {name: datasets.Value("bool") for name in ("base_correct", "correct")}
         | {name: datasets.List(datasets.Value("int64")) for name in ("route", "path")}
         | {
@@ -682,8 +682,27 @@ def test_card_loads_with_its_features(tmp_path):
         for row, record in zip(rows, read_labels(folder), strict=True):
             unsaid = dict.fromkeys(("margin", "lucky", "pruned_layers", "score", "output"))
             tried = [unsaid | entry for entry in record["tried"]]
-            assert row == record | {"tried": tried}
-    assert set(SCHEMA) == set(FIELDS)
+            assert row == {"tools": None} | record | {"tried": tried}
+    assert set(SCHEMA) == {*FIELDS, "tools"}
+
+
+def test_questions_of_several_kinds_load_whatever_comes_first(tmp_path):
+    """What is read first holds open questions alone: choices, numbers of choices and functions come later."""
+    numbers = [line(Example("sums", f"{n}?", "1", checker="number"), (FULL, True)) for n in range(40)]
+    choice = line(Example("quiz", "Which?", "no", ("yes", "no"), 1, "letter"), (FULL, True))
+    calls = json.loads(line(Example("calls", "Call!", '[{"f": {"x": [1]}}]', checker="calls"), (FULL, True))) | {
+        "tools": "[]"
+    }
+    folder = write_labels(tmp_path / "labels", [*numbers, choice, json.dumps(calls) + "\n"], "org/tiny")
+    read = functools.partial(datasets.load_dataset, split="train", chunksize=4096, cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(datasets.exceptions.DatasetGenerationError):  # as files of over 10 MB do by default
+        read("json", data_files=str(folder / LABELS))
+    complete_card(folder)
+    rows = read(str(folder))
+    assert (len(rows), rows[0]["gold"], rows[40]["choices"], rows[41]["tools"]) == (42, None, ["yes", "no"], "[]")
+    (folder / CARD).write_text("mine")
+    complete_card(folder)
+    assert (folder / CARD).read_text() == "mine"
 
 
 def test_card_text(tmp_path):

@@ -519,7 +519,7 @@ def test_bad_own_question_is_named_with_its_line(tmp_path, line):
         load_examples(str(path), "search", None, seed=0)
     message = str(caught.value)
     assert f"{path}, line 2:" in message and BAD_LINES[line] in message
-    assert "each line must be a JSON object" in message
+    assert "each question must be an object" in message
 
 
 def test_own_file_that_is_no_text(tmp_path):

@@ -267,7 +267,7 @@ def test_files_of_prompts(tmp_path):
     assert not is_prompt_file("arithmetic")
     assert prompt_file(text) == ["one", "two"] and prompt_file(lines) == ["one\nmore"]
     lines.write_text('{"prompt": "one"}\n{"text": "x"}\n')
-    with pytest.raises(UserError, match=r"b\.jsonl, line 2: KeyError.*must be"):
+    with pytest.raises(UserError, match=r"b\.jsonl, line 2: each line must be"):
         prompt_file(lines)
 
 

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from routing.common.errors import UserError
 from routing.common.files import write_json
+from routing.common.user_files import records, text_lines
 from routing.scoring.own_answers import own_answers
 from routing.scoring.packed import PathEvaluator
 from routing.scoring.plain import Request
@@ -18,27 +19,24 @@ from routing.tasks.prompts import encode
 from routing.training.adapters.states import GROUP
 
 PARTS = ("train", "held_out")
+WANTED = 'each line must be {"prompt": text}'
 
 
 def prompt_file(path: Path) -> list[str]:
-    """Prompts of a text file, one a line, or of a JSONL file of {"prompt": text}.
+    """Prompts of a text file, one a line, or of records of {"prompt": text}.
 
     Raises:
         UserError: for a damaged line, with its number, and for a file without any.
     """
-    prompts = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        prompt = line
-        if path.suffix == ".jsonl":
-            try:
-                prompt = json.loads(line)["prompt"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f'{path}, line {number}: {error!r}; each line must be {{"prompt": text}}.') from error
-        if not isinstance(prompt, str) or not prompt:
-            raise UserError(f"{path}, line {number}: the prompt must be a text, got {prompt!r}.")
-        prompts.append(prompt)
+    if path.suffix == ".txt":
+        prompts = [line for _, line in text_lines(path)]
+    else:
+        prompts = []
+        for place, record in records(path, WANTED):
+            prompt = record.get("prompt") if isinstance(record, dict) else None
+            if not isinstance(prompt, str) or not prompt.strip():
+                raise UserError(f"{place}: {WANTED}, got {str(record)[:80]!r}.")
+            prompts.append(prompt)
     if not prompts:
         raise UserError(f"{path} holds no prompt.")
     return list(dict.fromkeys(prompts))
@@ -51,9 +49,8 @@ def is_prompt_file(name: str) -> bool:
         return False
     if path.suffix == ".txt":
         return True
-    with path.open(encoding="utf-8") as file:
-        first = next((line for line in file if line.strip()), "{}")
-    return '"prompt"' in first and '"question"' not in first
+    _, first = next(records(path, WANTED), ("", {}))
+    return isinstance(first, dict) and "prompt" in first and "question" not in first
 
 
 def prompt_request(prompt: str, dataset: str, answer_tokens: int, tokenizer) -> Request:

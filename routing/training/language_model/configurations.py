@@ -5,9 +5,8 @@ from __future__ import annotations
 from itertools import cycle, islice
 from pathlib import Path
 
-import yaml
-
 from routing.common.errors import UserError
+from routing.common.user_files import read_yaml
 from routing.training.language_model.parameters import parameter_counts
 from train_models.configuration_gdn_hybrid import GdnHybridConfig
 
@@ -32,10 +31,7 @@ def read_fields(path: Path) -> dict:
     Raises:
         UserError: for a file that cannot be read or is no such mapping.
     """
-    try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+    fields = read_yaml(path)
     if not isinstance(fields, dict):
         raise UserError(f"{path} must hold one `name: value` a line, such as `pattern: [gdn, routed, softmax]`.")
     return fields
