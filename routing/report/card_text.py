@@ -119,7 +119,7 @@ def card_text(
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("{place}")
+tokenizer = AutoTokenizer.from_pretrained("{place}", trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained("{place}", trust_remote_code=True)
 output = model.generate(**tokenizer("The capital of France is", return_tensors="pt"), max_new_tokens=20)
 print(tokenizer.decode(output[0]), model.last_routes)

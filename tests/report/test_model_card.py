@@ -108,6 +108,13 @@ def test_text(tmp_path):
     assert f"{command} --include_path eval_configs\n" in card.text
 
 
+def test_what_loads_asks_no_question(tmp_path):
+    # transformers reads the config for the tokenizer too, and asks whether to run the folder's code.
+    text = card_of(checkpoint(tmp_path / "run")).text
+    calls = [line for line in text.splitlines() if ".from_pretrained(" in line and " = Auto" in line]
+    assert len(calls) == 2 and all("trust_remote_code=True" in call for call in calls)
+
+
 def test_the_command_asks_as_the_evaluation_did(tmp_path):
     result = bare_result("arc_easy") | {"num_fewshot": 5, "apply_chat_template": True}
     card = card_of(checkpoint(tmp_path / "run"), [result])
