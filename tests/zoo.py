@@ -1,4 +1,4 @@
-"""Tiny bases, each with one habit of real ones, made in a moment: what the toolkit must work on, or refuse at the start.
+"""Tiny bases, each with one habit of real ones: what the toolkit must work on, or refuse at the start.
 
     from zoo import ANIMALS, bring          # bring("bos_added") -> what --model takes
 

@@ -56,7 +56,7 @@ class GdnHybridConfig(PreTrainedConfig):
     """
 
     model_type = "gdn_hybrid"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "router_logits", "mechanisms"]
 
     vocab_size: int = 49152
     hidden_size: int = 768

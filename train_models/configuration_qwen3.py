@@ -9,6 +9,7 @@ class RoutedQwen3Config(RoutingFields, Qwen3Config):
     """`Qwen3Config` with the fields of `RoutingFields`."""
 
     model_type = "routed_qwen3"
+    keys_to_ignore_at_inference = ["past_key_values", "routes"]
 
 
 RoutedQwen3Config.register_for_auto_class()

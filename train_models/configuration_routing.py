@@ -7,12 +7,29 @@ trust_remote_code would silently load and score the dense model.
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
+
+import transformers
 
 from .router_kinds import KINDS
 
 ROUTERS = tuple(KINDS)
 SKIP_ACTIONS = ("identity", "adapter")
+MADE_FOR = "5.23"  # of transformers, whose forward this code mirrors
+
+
+def check_transformers(found: str) -> None:
+    """Warn where the installed transformers is another version than the code was made for."""
+    if not f"{found}.".startswith(f"{MADE_FOR}."):
+        warnings.warn(
+            f"the code of this routed model was made for transformers {MADE_FOR}, and {found} is installed: it may "
+            f"fail to load, or compute something else. Install transformers=={MADE_FOR}.0.",
+            stacklevel=2,
+        )
+
+
+check_transformers(transformers.__version__)  # Here, as this file is imported before those that may fail.
 
 
 def _whole(value, least: int) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .float32 import exact_math
 from .layer_path import run_counts
 
 
@@ -47,7 +48,8 @@ class RowDecision:
 
     def run(self, runner, hidden: torch.Tensor, layer: int) -> torch.Tensor:
         """Hidden states [B, T, D] after a layer."""
-        counts = self.counts(layer, hidden)
+        with exact_math(hidden.device):
+            counts = self.counts(layer, hidden)
         self.taken.append(counts)
         return run_counts(runner, hidden, layer, counts)
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from .decisions import Prompt
+from .float32 import exact_math
 from .global_routers import masked_mean, random_gates
 from .layer_path import run_counts
 from .path_cache import Step
@@ -52,7 +53,8 @@ class GateDecision:
         model.record_gates(gates, mask, cache)
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.routers(hidden if self.by_token else masked_mean(hidden, self.prompt.mask))
+        with exact_math(hidden.device):
+            return self.routers(hidden if self.by_token else masked_mean(hidden, self.prompt.mask))
 
     def _gates(self, hidden: torch.Tensor) -> torch.Tensor:
         config, prompt = self.config, self.prompt

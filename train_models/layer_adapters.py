@@ -10,8 +10,10 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
+from .float32 import StaysFloat32, exact_math
 
-class LayerAdapter(nn.Module):
+
+class LayerAdapter(StaysFloat32, nn.Module):
     """In the place of one skipped layer; always fp32, as routers are."""
 
     def __init__(self, hidden_size: int, size: int):
@@ -27,8 +29,9 @@ class LayerAdapter(nn.Module):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """States [..., D] behind the layer, of those in front of it."""
-        inner = torch.relu(self.down(states.to(self.down.weight)))
-        return states + self.up(inner).to(states)
+        with exact_math(states.device):
+            inner = torch.relu(self.down(states.to(self.down.weight)))
+            return states + self.up(inner).to(states)
 
 
 def make_adapters(config) -> nn.ModuleList:

@@ -25,6 +25,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .decisions import Prompt, RowDecision
+from .float32 import StaysFloat32
 from .global_routers import masked_mean
 from .routers import RouterLinear
 
@@ -73,7 +74,7 @@ def best_paths(values: torch.Tensor) -> torch.LongTensor:
     return torch.where(values[:, 0] >= best, 0, index)
 
 
-class MenuRouter(nn.Module):
+class MenuRouter(StaysFloat32, nn.Module):
     """Estimates rewards of K paths from features [B, F].
 
     Weights: `mean`, `scale` [F], which standardise the features; `linears`; `errors` [K], see the module.

@@ -22,6 +22,7 @@ from torch import nn
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from .decisions import Prompt, RowDecision, along
+from .float32 import StaysFloat32, exact_math
 from .query_text import encoder_inputs, query_text
 from .routers import RouterLinear
 
@@ -88,7 +89,7 @@ def pruned_routes(layers: torch.Tensor, counts: torch.LongTensor) -> torch.LongT
     return (rank >= counts[:, None]).long()
 
 
-class QueryRouter(nn.Module):
+class QueryRouter(StaysFloat32, nn.Module):
     """Sentence encoder and heads.
 
     Attributes:
@@ -152,7 +153,8 @@ class QueryRouter(nn.Module):
     @torch.no_grad()
     def decide(self, texts: Sequence[str], config) -> torch.LongTensor:
         """Routes [B, L] of queries, on the CPU; see `RoutingFields` for what of a config counts."""
-        scores = self.heads(self.embed_texts(texts))
+        with exact_math(next(self.encoder.parameters()).device):
+            scores = self.heads(self.embed_texts(texts))
         noise = None
         if config.sample_ratio:
             drawn = [_standard_normal(text, config.random_seed) for text in texts]

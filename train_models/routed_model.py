@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from safetensors.torch import load_file
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import cached_file
 from transformers.utils.generic import can_return_tuple
+from transformers.utils.hub import resolve_revision
 
 from .checkpoint_card import CardOfCheckpoint
 from .decisions import Prompt, along
@@ -24,6 +27,10 @@ from .router_kinds import kind_of
 from .routers import REPEAT, RouterLinear, prompt_mask
 from .routers_by_kind import decider, make_routers
 
+UNTRAINED = (
+    "the routers of this model were never trained and decide at random. Load a checkpoint of train.py, or give routes= "
+    "or is_static_routing=True."
+)
 LM_EVAL_PADDING_ID = 0  # lm-eval pads loglikelihood requests with this id, whatever the tokenizer says.
 ROUTER_FILE = "routers.safetensors"
 NO_ADAPTERS = (
@@ -79,6 +86,8 @@ class RoutedModel(RouterWeights, LayerPathModel):
         super().__init__(config)
         self.routers = make_routers(config)
         self.adapters = make_adapters(config)
+        self.untold = config.trained_num_windows is None  # A menu router says itself that it is untrained.
+        self.untold = self.untold and kind_of(config).learned and not kind_of(config).has_menu
         self.last_routes: torch.Tensor | None = None
         self.last_gates: torch.BoolTensor | None = None
         self.totals: RouteTotals | None = None
@@ -89,8 +98,18 @@ class RoutedModel(RouterWeights, LayerPathModel):
             self._keys_to_ignore_on_load_missing = [r"routers\.", r"adapters\."]
         self.post_init()
 
+    def _apply(self, fn, recurse=True):
+        """As in torch; rotary frequencies stay float32: a model that is cast is then as one loaded in that dtype."""
+        before = dict(self.rotary_emb.named_buffers())
+        super()._apply(fn, recurse)
+        for name, now in list(self.rotary_emb.named_buffers()):
+            if now.dtype != before[name].dtype:
+                self.rotary_emb.register_buffer(name, before[name].to(now.device), persistent=False)
+        return self
+
     def init_routers(self) -> None:
-        """Draw all routers anew: Xavier weights, zero biases (from torch's global generator). Encoders stay."""
+        """Draw all routers anew, for training: Xavier weights, zero biases (by torch's generator). Encoders stay."""
+        self.untold = False
         for router in self.routers if isinstance(self.routers, torch.nn.ModuleList) else [self.routers]:
             _draw(router)
 
@@ -174,6 +193,9 @@ class RoutedModel(RouterWeights, LayerPathModel):
 
     def decide(self, prompt: Prompt):
         """The decision of the routers, see `decisions.py`."""
+        if self.untold:
+            self.untold = False
+            warnings.warn(UNTRAINED, stacklevel=2)
         return decider(self.config)(self.routers, prompt, self.config)
 
     def _forced_routes(self, routes, batch: int) -> list[list[int]] | None:
@@ -339,7 +361,8 @@ class RoutedForCausalLM(CardOfCheckpoint, RouterWeights, LayerPathForCausalLM):
         card_place = None
         if config.trained_num_windows is not None:  # Of a base, the card would be wrong.
             where = {key: value for key, value in hub.items() if key != "token"}
-            where["revision"] = getattr(config, "_commit_hash", None) or hub.get("revision")
+            commit = resolve_revision(place, hub.get("revision"), token=hub.get("token"))
+            where["revision"] = getattr(commit, "resolved", commit)
             card_place = Path(place).absolute() if Path(place).is_dir() else place, where
         routers = None
         if config.base_model is not None:
@@ -349,6 +372,10 @@ class RoutedForCausalLM(CardOfCheckpoint, RouterWeights, LayerPathForCausalLM):
             place, kwargs = config.base_model, kwargs | {"revision": config.base_revision or "main", "subfolder": ""}
         model, info = super().from_pretrained(place, *args, config=config, output_loading_info=True, **kwargs)
         model._card_place = card_place
+        for part in (model.model.routers, model.model.adapters):
+            keep_loaded(part)
+        if lacking := [key for key in info["missing_keys"] if ".routers." not in key and ".adapters." not in key]:
+            raise ValueError(lacking_weights(place, lacking))
         if routers is not None:
             load_small_parts(model.model, routers)
             place = own_place
@@ -369,6 +396,37 @@ class RoutedForCausalLM(CardOfCheckpoint, RouterWeights, LayerPathForCausalLM):
         return (model, info) if output_loading_info else model
 
 
+@torch.no_grad()
+def keep_loaded(part: torch.nn.Module) -> None:
+    """Put what a device_map offloads of routers or adapters where it is computed, and leave it there.
+
+    They are small, and their weights are read outside of the forward calls in which offloaded ones are there.
+    """
+    for module in part.modules():
+        hooks = getattr(module, "_hf_hook", None)
+        for hook in getattr(hooks, "hooks", (hooks,)):
+            if not getattr(hook, "offload", False):
+                continue
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                if parameter.device.type == "meta":
+                    try:
+                        value = hook.weights_map[name]
+                    except KeyError:  # Of a checkpoint without its base's weights; they are loaded next.
+                        value = torch.zeros(parameter.shape, dtype=parameter.dtype)
+                    own = torch.nn.Parameter(value.to(hook.execution_device), requires_grad=parameter.requires_grad)
+                    setattr(module, name, own)
+            hook.offload = False
+
+
+def lacking_weights(place: str, keys: Collection[str]) -> str:
+    """What is wrong with a model whose files lack weights, which transformers would draw at random."""
+    return (
+        f"the files of {place} lack {len(keys)} weights that the model needs, {min(keys)} first; they would be random "
+        "numbers. Download or save the model again: with all its files, under transformers' own names (those of a "
+        "model that was compiled begin with _orig_mod.)."
+    )
+
+
 def _count(module: torch.nn.Module) -> int:
     return len(module.state_dict())
 
@@ -386,6 +444,7 @@ def load_small_parts(model: RoutedModel, parts: dict[str, torch.Tensor]) -> None
         raise ValueError(NO_ADAPTERS)
     if model.config.skip_action == "adapter":  # Otherwise they were switched off when loading.
         model.adapters.load_state_dict(adapters)
+    model.untold = False
     model.routers.load_state_dict({name: t for name, t in parts.items() if not name.startswith("adapters.")})
 
 

@@ -13,10 +13,12 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
+from .float32 import StaysFloat32
+
 SKIP, RUN, REPEAT = 0, 1, 2
 
 
-class RouterLinear(nn.Linear):
+class RouterLinear(StaysFloat32, nn.Linear):
     """Always fp32; a class of its own, so that `_init_weights` finds it before the rule for any nn.Linear."""
 
     def __init__(self, inputs: int, outputs: int):

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
 
 from routing.common.devices import DTYPES, device_problems, pick_device
 from routing.common.errors import UserError, raise_all, run_command
@@ -32,6 +31,7 @@ from routing.evaluation.pruning_methods import (
     unpruned,
 )
 from routing.evaluation.pruning_speed import measure
+from routing.models.bases import load_stock
 from routing.models.checkpoint import (
     adapter_weights,
     check_adapters,
@@ -41,7 +41,7 @@ from routing.models.checkpoint import (
     training_record,
 )
 from routing.models.config_fields import config_with
-from routing.models.families import load_tokenizer, locate_model
+from routing.models.families import load_tokenizer
 from routing.report.pruning_pictures import markdown_table, plot_comparison, print_comparison
 from routing.scoring.along import verdicts_along
 from routing.scoring.controls import skips_around, static_routes
@@ -156,9 +156,10 @@ class Comparison:
     def __init__(self, arguments: argparse.Namespace):
         self.arguments, self.output = arguments, Path(arguments.output)
         folder = Path(arguments.adapters)
-        self.base_name = training_record(folder)["arguments"]["model_id"]
+        record = training_record(folder)
+        self.base_name, self.revision = record["arguments"]["model_id"], record.get("base_revision")
         self.device, self.dtype = pick_device(arguments.device), DTYPES[arguments.dtype]
-        self.tokenizer = load_tokenizer(self.base_name)
+        self.tokenizer = load_tokenizer(self.base_name, self.revision)
         self.model = load_adapted(folder, self.dtype, self.device)
         self.depth = self.model.config.num_hidden_layers
         prompting = asked(trained_prompting(training_record(folder)), arguments)
@@ -276,8 +277,7 @@ class Comparison:
         key = json.loads(json.dumps([self.key, asked], default=str))
         saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         done = saved.get("done", {}) if saved.get("key") == key else {}
-        stock = AutoModelForCausalLM.from_pretrained(locate_model(self.base_name), dtype=self.dtype)
-        stock = stock.to(self.device).eval()
+        stock = load_stock(self.base_name, self.dtype, self.revision).to(self.device)
         folders, timed = {folder.name: folder for folder in arguments.checkpoints}, []
         for method in methods if prompts else ():
             largest = method.pruned == max(arguments.counts, default=None)

@@ -27,8 +27,9 @@ from routing.labels.menus import MenuQuestions, make_menu, menu_hashes
 from routing.labels.reading import FORMAT, LABELS
 from routing.labels.table import menu_routes
 from routing.labels.writing import LabelFolder
+from routing.models.bases import load_base
 from routing.models.checkpoint import adapter_hashes, load_adapted
-from routing.models.families import load_base_config, load_tokenizer, locate_model, routed_class
+from routing.models.families import load_base_config, load_tokenizer
 from routing.scoring.packed import PathEvaluator
 from routing.scoring.plain import Request, request_of
 from routing.scoring.verification import Scorer, StableScorer, VerifiedScorer
@@ -72,7 +73,7 @@ def make_header(arguments: DataGenerationArguments, config) -> dict:
     return {
         "format": FORMAT,
         "model": arguments.model,
-        "revision": getattr(config, "_commit_hash", None),
+        "revision": config._commit_hash,
         "model_type": config.model_type,
         "num_layers": config.num_hidden_layers,
         "arguments": chosen,
@@ -152,8 +153,7 @@ def load_model(arguments: DataGenerationArguments, config):
     dtype, device = DTYPES[arguments.dtype], pick_device(arguments.device)
     if arguments.adapters:
         return load_adapted(Path(arguments.adapters), dtype, device)
-    model = routed_class(config.model_type).from_pretrained(locate_model(arguments.model), dtype=dtype)
-    return model.to(device).eval()
+    return load_base(arguments.model, dtype, config._commit_hash).to(device)
 
 
 def score_of_answers(arguments: DataGenerationArguments) -> str | None:

@@ -38,8 +38,8 @@ from routing.evaluation.text_controls import (
     random_tokens,
     routed,
 )
+from routing.models.bases import load_base
 from routing.models.checkpoint import check_checkpoint, load_checkpoint, training_record
-from routing.models.families import load_base_config, locate_model, routed_class
 from routing.report.card import TEXT_RESULTS, read_results, write_model_card
 from routing.text.corpora import passages
 from routing.text.sequences import Sequences, make_sequences
@@ -189,7 +189,8 @@ def print_table(rows: list[dict], title: str) -> None:
 def main() -> None:
     arguments = parse_arguments()
     folder, device = Path(arguments.checkpoint), pick_device(arguments.device)
-    training = training_record(folder)["arguments"]
+    record = training_record(folder)
+    training = record["arguments"]
     model, tokenizer = load_checkpoint(folder, DTYPES[arguments.dtype], device)
     kept, depth = model.config.kept_layers, model.config.num_hidden_layers
     batches, ranking = (
@@ -198,10 +199,9 @@ def main() -> None:
     )
     methods = [full_depth(model)]
     if training["trainable"] == "lora":  # Else it is the model at full depth.
-        base_class = routed_class(load_base_config(training["model_id"]).model_type)
-        place = locate_model(training["model_id"])
-        base = base_class.from_pretrained(place, dtype=DTYPES[arguments.dtype], router="none", kept_layers=kept)
-        methods.append(full_depth(base.to(device).eval(), "base"))
+        own = (DTYPES[arguments.dtype], record.get("base_revision"))
+        base = load_base(training["model_id"], *own, router="none", kept_layers=kept)
+        methods.append(full_depth(base.to(device), "base"))
     decides = model.config.router != "none" or model.config.fixed_route is not None
     skipped = None
     if decides:

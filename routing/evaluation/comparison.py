@@ -8,7 +8,6 @@ from datetime import timedelta
 from pathlib import Path
 
 from accelerate import PartialState
-from transformers import AutoModelForCausalLM
 
 from routing.common.devices import DTYPES, pick_device
 from routing.common.errors import UserError
@@ -34,9 +33,9 @@ from routing.evaluation.methods import (
     summary,
 )
 from routing.labels.table import Table, read_table
+from routing.models.bases import load_stock, weight_stamps
 from routing.models.checkpoint import checkpoint_hash, load_checkpoint
 from routing.models.config_fields import config_with
-from routing.models.families import locate_model
 from routing.scoring.controls import around, first_routed_layer, skips_around, static_routes
 from routing.scoring.packed import PathEvaluator
 from routing.scoring.plain import draw_requests
@@ -99,15 +98,16 @@ class Comparison:
         self.routed = PromptRoutedLM(routed, tokenizer, arguments.batch_size)
         self.base = None
         if arguments.base or arguments.check:
-            stock = AutoModelForCausalLM.from_pretrained(locate_model(self.base_name), dtype=dtype)
-            self.base = PromptRoutedLM(stock.to(device).eval(), tokenizer, arguments.batch_size)
+            # The commit that the routers were trained on, whatever the hub has now.
+            stock = load_stock(self.base_name, dtype, training.get("base_revision"))
+            self.base = PromptRoutedLM(stock.to(device), tokenizer, arguments.batch_size)
         self.depth = routed.config.num_hidden_layers
         self.output = Path(arguments.output or folder / "evaluation.json")
         prompting = asked(trained_prompting(training), arguments)
         self.settings = Settings(arguments.limit, arguments.num_fewshot, prompting.apply_chat_template)
         self.key = vars(self.settings) | {
             "checkpoint": file_stamps(folder, "*.safetensors", "config.json"),
-            "base": [self.base_name, file_stamps(Path(locate_model(self.base_name)), "*.safetensors")],
+            "base": [self.base_name, weight_stamps(self.base_name, training.get("base_revision"))],
             "dtype": arguments.dtype,
             "batch_size": arguments.batch_size,
             "hardware": hardware(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +15,11 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.dynamic_module_utils import custom_object_save
 
+import train_models
+from routing.common.devices import is_first_process
 from routing.common.errors import UserError
 from routing.common.files import sha256, write_json
+from routing.models.bases import take_stored_dtypes, weight_files
 from routing.models.families import load_base_config, load_tokenizer, locate_model, routed_class
 from routing.models.query_encoder import encoder_tokenizer
 from train_models.checkpoint_card import CARD
@@ -50,27 +54,39 @@ def save_checkpoint(
         dtype: of the copied base; auto: its own.
         encoder: of a query router, the name of its sentence encoder, whose tokenizer goes along.
     """
-    place = locate_model(base)
+    place, base_config = locate_model(base), load_base_config(base)
+    commit = base_config._commit_hash
+    where = {} if commit is None else {"revision": commit}
     work = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    routed = routed_class(load_base_config(base).model_type)
-    config = routed.config_class.from_pretrained(place, **config_fields)
+    routed = routed_class(base_config.model_type)
+    config = routed.config_class.from_pretrained(place, **where, **config_fields)
     if save_base == "copy":
-        model = routed.from_pretrained(place, config=config, dtype=dtype)
+        model = routed.from_pretrained(place, config=config, dtype=dtype, **where)
         load_small_parts(model.model, routers)
-        if change is not None:
+        if change is None:
+            take_stored_dtypes(model, base, commit)
+        else:
             change(model)
         model.config.trained_num_windows = config.num_windows
         model.save_pretrained(work)
+        if change is None:
+            keep_dtype(work, base_config)
     else:
         config.trained_num_windows = config.num_windows
-        save_reference(work, routed, config, place, routers)
-    load_tokenizer(base).save_pretrained(work)
+        save_reference(work, routed, config, place, routers, commit)
+    load_tokenizer(base, commit).save_pretrained(work)
     if encoder is not None:
         encoder_tokenizer(encoder).save_pretrained(work / ENCODER_FOLDER)
-    write_json(work / "training.json", run_info)
+    write_json(work / "training.json", run_info | {"base_revision": commit})
     put_in_place(work, folder)
+
+
+def keep_dtype(work: Path, base_config) -> None:
+    """Let a checkpoint load by default in the dtype that its base does: that of the config, whatever the weights."""
+    fields = read_config(work) | {"dtype": base_config.to_dict().get("dtype")}
+    write_json(work / "config.json", {name: value for name, value in fields.items() if name != "dtype" or value})
 
 
 def put_in_place(work: Path, folder: Path) -> None:
@@ -85,16 +101,15 @@ def put_in_place(work: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def save_reference(work: Path, routed: type, config, place: str, routers: dict[str, torch.Tensor]) -> None:
-    """Routers, code and a config that names the base."""
-    base = Path(place)
-    if base.is_dir():
-        config.base_model = str(base.resolve())
-        config.base_sha256 = {path.name: sha256(path) for path in sorted(base.glob("*.safetensors"))}
-        if not config.base_sha256:
-            raise UserError(f"--save_base reference: {base} holds no safetensors weights; use --save_base copy.")
+def save_reference(
+    work: Path, routed: type, config, place: str, routers: dict[str, torch.Tensor], commit: str | None
+) -> None:
+    """Routers, code and a config that names the base; `commit` is that of a base on the hub."""
+    if commit is None:
+        base = Path(place).resolve()
+        config.base_model, config.base_sha256 = str(base), {path.name: sha256(path) for path in weight_files(base)}
     else:
-        config.base_model, config.base_revision = place, config._commit_hash
+        config.base_model, config.base_revision = place, commit
     config.architectures = [routed.__name__]
     with torch.device("meta"):
         shell = routed(config)
@@ -110,10 +125,25 @@ def load_checkpoint(folder: Path, dtype: torch.dtype, device: torch.device):
         UserError: for a folder that train.py did not write.
     """
     check_checkpoint(folder)
+    check_code(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=dtype)
     if not hasattr(model.config, "route_bias"):
         raise UserError(f"{folder} was made by a version without route_bias. Make it again with train.py.")
     return model.to(device).eval(), AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+
+
+def check_code(folder: Path) -> None:
+    """Say on stderr where a checkpoint brings other model code than this version's; it is its own that runs."""
+    own = Path(train_models.__file__).parent
+    brought = sorted(folder.glob("*.py"))
+    other = [p.name for p in brought if not (own / p.name).exists() or (own / p.name).read_bytes() != p.read_bytes()]
+    if other and is_first_process():
+        print(
+            f"{folder} brings its own model code, and {len(other)} of its files differ from those of this version "
+            f"({', '.join(other[:3])}{', …' if len(other) > 3 else ''}); what runs is the checkpoint's. To run this "
+            "version's, make the checkpoint again with train.py.",
+            file=sys.stderr,
+        )
 
 
 def load_adapted(folder: Path, dtype: torch.dtype, device: torch.device):

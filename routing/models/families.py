@@ -1,11 +1,17 @@
-"""Model families, and loading of a model by name with clear errors."""
+"""Model families, and loading of a model's config and tokenizer by its name, with clear errors."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import json
+import sys
+from functools import cache
 from pathlib import Path
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+from transformers.utils import cached_file
+from transformers.utils.hub import resolve_revision
 
 from routing.common.errors import UserError
 from routing.models.default_model import DEFAULT_MODEL, default_model_folder
@@ -23,15 +29,57 @@ def locate_model(name: str) -> str:
     return str(default_model_folder()) if name == DEFAULT_MODEL else name
 
 
-def load_base_config(name: str) -> PreTrainedConfig:
-    """Configuration of a base model, without its weights.
+def commit_of(name: str, revision: str | None = None) -> str | None:
+    """Commit of a model on the hub, by what the hub or the cache says of a branch; None for a folder."""
+    place = locate_model(name)
+    return None if Path(place).exists() else getattr(resolve_revision(place, revision), "resolved", revision)
+
+
+def base_file(name: str, file: str, revision: str | None = None) -> Path | None:
+    """A file of a model, from its folder or from the hub; None where it has none."""
+    found = cached_file(
+        locate_model(name), file, revision=revision, _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False, _raise_exceptions_for_gated_repo=False,
+    )  # fmt: skip
+    return None if found is None else Path(found)
+
+
+def check_no_lora(name: str, revision: str | None = None) -> None:
+    """Refuse a LoRA, with or without its base: some calls of transformers would load it along, others would not.
 
     Raises:
-        UserError: if it cannot be found, has no decoder layers, or its family is not supported.
+        UserError: naming the remedy.
+    """
+    path = base_file(name, "adapter_config.json", revision)
+    if path is None:
+        return
+    base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    beside = base_file(name, "config.json", revision) is not None
+    raise UserError(
+        f"the model {name!r} "
+        + ("holds a LoRA beside a base" if beside else "is a LoRA without its base")
+        + f" (adapter_config.json, made on {base!r}). Merge the LoRA into its base (merge_and_unload() of peft, then "
+        "save_pretrained into a new folder) and give that folder"
+        + ("; or remove adapter_config.json, to route the base as it is." if beside else ".")
+    )
+
+
+def load_base_config(name: str, revision: str | None = None) -> PreTrainedConfig:
+    """Configuration of a base model, without its weights.
+
+    Args:
+        revision: of a model on the hub; default the branch main. The config's `_commit_hash` says what it came to;
+            None for a folder.
+
+    Raises:
+        UserError: if it cannot be found, is a LoRA, has no decoder layers, or its family is not supported.
     """
     place = locate_model(name)
+    commit = commit_of(name, revision)
+    check_no_lora(name, commit)
     try:
-        config = AutoConfig.from_pretrained(place)
+        config = AutoConfig.from_pretrained(place, revision=commit)
+        config._commit_hash = commit
     except (OSError, ValueError) as error:
         offline = (
             ""
@@ -63,15 +111,65 @@ def routed_class(model_type: str) -> type:
     return getattr(importlib.import_module(f"train_models.{module}"), f"Routed{prefix}ForCausalLM")
 
 
-def load_tokenizer(name: str):
-    """Tokenizer of a model, with a pad token (eos if it has none)."""
+@cache
+def _told(text: str) -> None:
+    """Say something on stderr, once."""
+    print(text, file=sys.stderr)
+
+
+def load_tokenizer(name: str, revision: str | None = None):
+    """Tokenizer of a model, with a pad token that the model has an embedding for (eos where it has none).
+
+    Raises:
+        UserError: if it cannot be loaded, has no token to pad with, or puts a token behind every text.
+    """
+    place = locate_model(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(locate_model(name))
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
+    except (OSError, ValueError, ImportError) as error:
         reason = str(error).splitlines()[0]
+        missing = importlib.util.find_spec("sentencepiece") is None
+        if missing and base_file(name, "tokenizer.json") is None and base_file(name, "tokenizer.model") is not None:
+            reason = (
+                "it has a tokenizer.model and no tokenizer.json, and the package that reads it is not installed. "
+                "Install it: pip install sentencepiece"
+            )
         raise UserError(f"the tokenizer of the model {name!r} cannot be loaded: {reason}") from error
+    rows = vocabulary_rows(name, revision)
+    if tokenizer.pad_token_id is not None and rows is not None and tokenizer.pad_token_id >= rows:
+        _told(
+            f"the model {name!r} has no embedding for its pad token {tokenizer.pad_token!r} (id "
+            f"{tokenizer.pad_token_id}, {rows} rows); texts are padded with its eos token, under the mask"
+        )
+        tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token_id is None:
         raise UserError(f"the tokenizer of the model {name!r} has neither a pad nor an eos token; set one and save it.")
+    check_ends(tokenizer, name)
     return tokenizer
+
+
+def vocabulary_rows(name: str, revision: str | None = None) -> int | None:
+    """Rows of a model's embedding; None where no config tells."""
+    try:
+        return getattr(AutoConfig.from_pretrained(locate_model(name), revision=revision), "vocab_size", None)
+    except (OSError, ValueError):
+        return None
+
+
+def check_ends(tokenizer, name: str) -> None:
+    """Refuse a tokenizer that puts a token behind every text: prompts would end before their answers.
+
+    Raises:
+        UserError: naming token and remedy.
+    """
+    bare, whole = (tokenizer.encode("a", add_special_tokens=special) for special in (False, True))
+    behind = whole[len(whole) - 1 :] if whole[-1:] != bare[-1:] else []
+    if behind:
+        raise UserError(
+            f"the tokenizer of the model {name!r} puts its end-of-text token {tokenizer.decode(behind)!r} behind every "
+            "text, so that every prompt would end before its answer. Load it with AutoTokenizer, set "
+            "tokenizer.add_eos_token = False (or leave the token out of the post_processor in tokenizer.json), save it "
+            "into the model's folder, and start again."
+        )

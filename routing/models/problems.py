@@ -1,4 +1,4 @@
-"""What is wrong with a base model or adapters, by configuration alone, before weights are loaded."""
+"""What is wrong with a base model or adapters, by their small files alone, before weights are loaded."""
 
 from __future__ import annotations
 
@@ -7,15 +7,25 @@ from pathlib import Path
 from routing.common.errors import UserError
 from routing.models.checkpoint import check_adapters
 from routing.models.default_model import DEFAULT_MODEL
-from routing.models.families import load_base_config
+from routing.models.families import load_base_config, load_tokenizer
+
+
+def check_base(name: str) -> None:
+    """Refuse a base that no stage could work on, by its config, its tokenizer and the names of its files.
+
+    Raises:
+        UserError: what is wrong and what to do.
+    """
+    config = load_base_config(name)
+    load_tokenizer(name, config._commit_hash)
 
 
 def model_problems(name: str) -> list[str]:
-    """What is wrong with a base model, by its configuration alone; the default model is known to fit."""
+    """What is wrong with a base model, see `check_base`; the default model is known to fit."""
     if name == DEFAULT_MODEL:
         return []
     try:
-        load_base_config(name)
+        check_base(name)
     except UserError as error:
         return [str(error)]
     return []

@@ -8,7 +8,7 @@ from random import Random
 
 from routing.common.errors import UserError
 from routing.common.files import file_stamps, sha256
-from routing.models.families import locate_model
+from routing.models.bases import weight_stamps
 from routing.scoring.plain import Request, request_of
 from routing.tasks import expand_names, load_examples
 from routing.tasks.examples import held_out, held_out_key
@@ -80,7 +80,7 @@ def load_data(arguments: AdapterArguments, tokenizer) -> AdapterData:
     else:
         scored = draw(arguments, arguments.dataset, "validation", arguments.score_samples, tokenizer)
     prompts = draw_prompts(arguments, tokenizer) if arguments.heal_epochs else []
-    weights = file_stamps(Path(locate_model(arguments.model_id)), "*.safetensors")
+    weights = weight_stamps(arguments.model_id)
     shared = {"model": arguments.model_id, "weights": weights, "dtype": arguments.dtype}
     states = states_key(
         requests, **shared, tokens=arguments.tokens_per_example, held_out=arguments.eval_fraction,

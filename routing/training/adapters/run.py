@@ -14,8 +14,9 @@ from routing.common.errors import UserError
 from routing.common.files import sha256, write_json
 from routing.common.locks import held
 from routing.common.run_info import hardware
+from routing.models.bases import load_base
 from routing.models.checkpoint import save_checkpoint
-from routing.models.families import load_base_config, load_tokenizer, locate_model, routed_class
+from routing.models.families import load_base_config, load_tokenizer
 from routing.scoring.packed import PathEvaluator
 from routing.scoring.plain import Request
 from routing.scoring.prompting import prompting_in, recorded
@@ -98,17 +99,16 @@ def run(arguments: AdapterArguments) -> Path | None:
     config, tokenizer = load_base_config(arguments.model_id), load_tokenizer(arguments.model_id)
     data = load_data(arguments, tokenizer)
     return training_run(
-        arguments, lambda: data.made_from(arguments), lambda own: train(own, config.model_type, tokenizer, data)
+        arguments, lambda: data.made_from(arguments), lambda own: train(own, config._commit_hash, tokenizer, data)
     )
 
 
-def train(run: Run, model_type: str, tokenizer, data: AdapterData) -> Save:
+def train(run: Run, commit: str | None, tokenizer, data: AdapterData) -> Save:
     arguments = run.arguments
     run.states.mkdir(parents=True, exist_ok=True)
     fields = {"router": "none", "skip_action": "adapter", "adapter_size": arguments.adapter_size}
-    place = locate_model(arguments.model_id)
-    model = routed_class(model_type).from_pretrained(place, dtype=DTYPES[arguments.dtype], **fields)
-    model.to(run.device).eval().requires_grad_(False)
+    model = load_base(arguments.model_id, DTYPES[arguments.dtype], commit, **fields)
+    model.to(run.device).requires_grad_(False)
     model.model.init_adapters()
     adapters, stages = model.model.adapters, {}
     stored = run.work / "states"

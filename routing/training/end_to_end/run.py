@@ -13,8 +13,9 @@ from transformers import BitsAndBytesConfig
 from routing.common.devices import DTYPES, is_first_process
 from routing.common.errors import UserError
 from routing.common.files import write_json
+from routing.models.bases import load_base
 from routing.models.checkpoint import adapter_fields, load_adapters, save_checkpoint
-from routing.models.families import load_base_config, load_tokenizer, locate_model, routed_class
+from routing.models.families import load_base_config, load_tokenizer
 from routing.text.corpora import passages
 from routing.text.sequences import Sequences, make_sequences
 from routing.training.end_to_end.adapters import adapter_state, add_adapters, lora_config, merge_adapters
@@ -58,9 +59,8 @@ def load_trainable(arguments: EndToEndArguments, device: torch.device):
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=DTYPES[arguments.dtype]
         )
         quantized["device_map"] = {"": device}
-    model = routed_class(config.model_type).from_pretrained(
-        locate_model(arguments.model_id), dtype=DTYPES[arguments.dtype], **fields, **quantized
-    )
+    dtype = DTYPES[arguments.dtype]
+    model = load_base(arguments.model_id, dtype, config._commit_hash, **fields, **quantized)
     load_adapters(model, arguments.adapters)
     if not quantized:
         model.to(device)

@@ -37,8 +37,10 @@ def model_fields(arguments: PreferenceArguments) -> dict:
 
 def make_router(arguments: PreferenceArguments, fields: dict, tokenizer) -> QueryRouter:
     """A router with fresh heads and the encoder's weights, in a model whose own weights are not loaded."""
-    routed = routed_class(load_base_config(arguments.model_id).model_type)
-    config = routed.config_class.from_pretrained(locate_model(arguments.model_id), **fields)
+    base = load_base_config(arguments.model_id)
+    routed = routed_class(base.model_type)
+    where = {} if base._commit_hash is None else {"revision": base._commit_hash}
+    config = routed.config_class.from_pretrained(locate_model(arguments.model_id), **where, **fields)
     with torch.device("meta"):
         shell = routed(config)
     shell.model.routers = QueryRouter(config)

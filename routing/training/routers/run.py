@@ -8,8 +8,9 @@ import torch
 
 from routing.common.devices import DTYPES, is_first_process
 from routing.labels.reading import label_hashes, read_header
+from routing.models.bases import load_base, weight_stamps
 from routing.models.checkpoint import adapter_fields, adapter_hashes, load_adapters, save_checkpoint
-from routing.models.families import load_base_config, load_tokenizer, locate_model, routed_class
+from routing.models.families import load_base_config, load_tokenizer
 from routing.objectives.supervised import CLASSES, class_counts, class_weights
 from routing.scoring.prompting import common_prompting, recorded
 from routing.training.features import (
@@ -27,19 +28,17 @@ from routing.training.skeleton import Run, Save, training_run
 from train_models.routed_model import small_parts
 
 
-def make_sets(arguments: TrainArguments, model, data: TrainingData, pad_id: int, work: Path):
+def make_sets(arguments: TrainArguments, model, commit: str | None, data: TrainingData, pad_id: int, work: Path):
     """Training set, held-out set and collator, cached or live."""
     train, held_out = data.train_indices, data.held_out_indices
     if arguments.features == "live":
         sets = [LiveExamples([data.examples[i] for i in part]) for part in (train, held_out)]
         return *sets, live_collator(model, pad_id)
-    place = Path(locate_model(arguments.model_id))
-    weights = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(place.glob("*.safetensors"))]
     key = fingerprint(
         data.examples,
         model=arguments.model_id,
-        revision=getattr(model.config, "_commit_hash", None),
-        weights=weights,
+        revision=commit,
+        weights=weight_stamps(arguments.model_id, commit),
         num_windows=arguments.num_windows,
         dtype=arguments.dtype,
         features_dtype=arguments.features_dtype,
@@ -66,12 +65,11 @@ def run(arguments: TrainArguments) -> Path | None:
 
 def train(run: Run, config, tokenizer, data: TrainingData) -> Save:
     arguments = run.arguments
-    routed = routed_class(config.model_type)
     fields = {"num_windows": arguments.num_windows, "router_hidden_size": arguments.router_hidden_size}
     fields |= adapter_fields(arguments.adapters)
-    model = routed.from_pretrained(locate_model(arguments.model_id), dtype=DTYPES[arguments.dtype], **fields)
+    model = load_base(arguments.model_id, DTYPES[arguments.dtype], config._commit_hash, **fields)
     load_adapters(model, arguments.adapters)
-    model.to(run.device).eval()
+    model.to(run.device)
     model.requires_grad_(False)
     model.model.init_routers()
 
@@ -82,7 +80,9 @@ def train(run: Run, config, tokenizer, data: TrainingData) -> Save:
         "class weights: "
         + ", ".join(f"{n} {c} ({w:.3f})" for n, c, w in zip(CLASSES, counts.tolist(), weights.tolist()))
     )
-    train_set, eval_set, collator = make_sets(arguments, model, data, tokenizer.pad_token_id, run.work)
+    train_set, eval_set, collator = make_sets(
+        arguments, model, config._commit_hash, data, tokenizer.pad_token_id, run.work
+    )
     execute = executor(model, tokenizer, data.held_out_requests[: arguments.eval_examples], arguments.batch_size)
     trainer = train_routers(arguments, model.model.routers, weights, train_set, eval_set, collator, execute, run.states)
     summary = run.summary(

@@ -11,10 +11,9 @@ from rich.console import Console
 
 from routing.common.devices import DTYPES, pick_device
 from routing.common.errors import UserError
-from routing.common.files import file_stamps
 from routing.labels.records import example_of
 from routing.labels.table import Table, read_table
-from routing.models.families import locate_model, routed_class
+from routing.models.bases import load_base, weight_stamps
 from routing.scoring.plain import Request, make_request
 from routing.search.routes import RUN, Route
 from routing.tasks.examples import held_out_key
@@ -83,13 +82,13 @@ def auto_reads(kept: int) -> list[int]:
 
 def prompt_matrix(arguments: ValueArguments, config, tokenizer, requests, reads: list[int], work: Path) -> np.ndarray:
     """Features [N, F] of the prompts."""
-    place, dtype = locate_model(arguments.model_id), DTYPES[arguments.dtype]
-    model = routed_class(config.model_type).from_pretrained(place, dtype=dtype, router="none")
-    model.to(pick_device(arguments.device)).eval()
+    commit = config._commit_hash
+    model = load_base(arguments.model_id, DTYPES[arguments.dtype], commit, router="none")
+    model.to(pick_device(arguments.device))
     return cached_prompt_features(
         work / "prompts", model, requests, tokenizer.pad_token_id, reads, arguments.model_batch_size,
-        model_id=arguments.model_id, weights=file_stamps(Path(place), "*.safetensors"), dtype=arguments.dtype,
-        revision=getattr(config, "_commit_hash", None),
+        model_id=arguments.model_id, weights=weight_stamps(arguments.model_id, commit), dtype=arguments.dtype,
+        revision=commit,
     )  # fmt: skip
 
 

@@ -31,11 +31,10 @@ from transformers import EvalPrediction, Trainer
 
 from routing.common.devices import DTYPES, is_first_process, pick_device
 from routing.common.errors import UserError
-from routing.common.files import file_stamps
 from routing.labels.reading import read_header, read_labels
 from routing.labels.records import example_of
+from routing.models.bases import load_base, weight_stamps
 from routing.models.checkpoint import adapter_fields, adapter_hashes, load_adapters
-from routing.models.families import locate_model, routed_class
 from routing.scoring.plain import make_request
 from routing.search.routes import to_route
 from routing.tasks.examples import held_out, held_out_key
@@ -243,18 +242,17 @@ def rule_out(routers: nn.ModuleList, routes: torch.LongTensor) -> torch.BoolTens
 def train_per_layer(arguments: ValueArguments, config, tokenizer, work: Path) -> tuple[dict, dict, dict]:
     """Weights of the routers, config fields, and what training.json says of them."""
     data = load_tried(arguments, config.num_hidden_layers, tokenizer)
-    place, dtype = locate_model(arguments.model_id), DTYPES[arguments.dtype]
+    commit = config._commit_hash
     sizes = {"num_windows": arguments.num_windows, "router_hidden_size": arguments.router_hidden_size}
     fields = {"router": "per_layer", "cost": arguments.cost, **sizes}
-    model = routed_class(config.model_type).from_pretrained(
-        place, dtype=dtype, **fields, **adapter_fields(arguments.adapters)
-    )
+    adapted = adapter_fields(arguments.adapters)
+    model = load_base(arguments.model_id, DTYPES[arguments.dtype], commit, **fields, **adapted)
     load_adapters(model, arguments.adapters)
-    model.to(pick_device(arguments.device)).eval().requires_grad_(False)
+    model.to(pick_device(arguments.device)).requires_grad_(False)
     model.model.init_routers()
     key = fingerprint(
-        data.examples, model=arguments.model_id, revision=getattr(config, "_commit_hash", None),
-        weights=file_stamps(Path(place), "*.safetensors"), num_windows=arguments.num_windows, dtype=arguments.dtype,
+        data.examples, model=arguments.model_id, revision=commit,
+        weights=weight_stamps(arguments.model_id, commit), num_windows=arguments.num_windows, dtype=arguments.dtype,
         features_dtype=arguments.features_dtype, adapters=adapter_hashes(arguments.adapters),
     )  # fmt: skip
     folder = work / "features"

@@ -1,0 +1,92 @@
+"""Base models with their weights: loaded whole or refused, and their weights as they are in the files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from routing.common.errors import UserError
+from routing.common.files import file_stamps
+from routing.models.families import base_file, commit_of, load_base_config, locate_model, routed_class
+from train_models.routed_model import lacking_weights
+
+
+def load_base(name: str, dtype: torch.dtype | str, revision: str | None = None, **fields):
+    """The routed model over the weights of a base, in eval mode; its routers and adapters are drawn at random.
+
+    Args:
+        name: of the base.
+        dtype: of the model; auto: what the base's config says.
+        revision: of a base on the hub; default the branch main.
+        fields: of RoutingFields, and arguments of from_pretrained.
+
+    Raises:
+        UserError: if it cannot be loaded whole.
+    """
+    config = load_base_config(name, revision)
+    place = _place(name, config._commit_hash)
+    return _loaded(name, lambda: routed_class(config.model_type).from_pretrained(**place, dtype=dtype, **fields))
+
+
+def load_stock(name: str, dtype: torch.dtype | str, revision: str | None = None):
+    """The stock model of a base, in eval mode; see `load_base`."""
+    config = load_base_config(name, revision)
+
+    def load():
+        place = _place(name, config._commit_hash)
+        model, info = AutoModelForCausalLM.from_pretrained(**place, dtype=dtype, output_loading_info=True)
+        if info["missing_keys"]:
+            raise ValueError(lacking_weights(name, info["missing_keys"]))
+        return model
+
+    return _loaded(name, load)
+
+
+def _place(name: str, commit: str | None) -> dict[str, str]:
+    where = {"pretrained_model_name_or_path": locate_model(name)}
+    return where if commit is None else where | {"revision": commit}
+
+
+def _loaded(name: str, load):
+    try:
+        return load().eval()
+    except (OSError, ValueError) as error:
+        raise UserError(f"the model {name!r} cannot be loaded: {error}") from error
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Files with the weights of a model, sorted by name: safetensors, or torch's where there are none of these."""
+    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+
+
+def weight_stamps(name: str, revision: str | None = None) -> list:
+    """What tells that the weights of a base changed: names, sizes and times of its files, or its commit on the hub."""
+    place, commit = Path(locate_model(name)), commit_of(name, revision)
+    return [commit] if commit else file_stamps(place, *(path.name for path in weight_files(place)))
+
+
+def stored_tensors(name: str, revision: str | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+    """Tensors of a base's weight files, one by one, by their names there and in their own dtypes."""
+    config = base_file(name, "config.json", commit_of(name, revision))
+    for path in weight_files(config.parent):
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118 - the file is no dict
+                    yield key, file.get_tensor(key)
+        else:
+            yield from torch.load(path, map_location="cpu", weights_only=True, mmap=True).items()
+
+
+@torch.no_grad()
+def take_stored_dtypes(model: nn.Module, name: str, revision: str | None = None) -> None:
+    """Give a loaded model the tensors of its base's files bit for bit, whatever dtype it was loaded in."""
+    own = dict(model.named_parameters())
+    for key, tensor in stored_tensors(name, revision):
+        parameter = own.get(key, own.get(f"model.{key}"))  # A base may have been saved without its head.
+        if parameter is not None and parameter.shape == tensor.shape:
+            parameter.data = tensor

@@ -1,0 +1,210 @@
+"""Bases with the habits of real ones: loaded whole and in their own dtypes, or refused by name with the remedy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from zoo import ANIMALS, COMMITS, bring, copy_of, edit_config, edit_weights
+
+from routing.common.errors import UserError
+from routing.models.bases import load_base, load_stock, stored_tensors, weight_stamps
+from routing.models.checkpoint import load_checkpoint, save_checkpoint
+from routing.models.families import load_base_config, load_tokenizer, routed_class
+from routing.models.problems import check_base
+from train_models.configuration_routing import MADE_FOR, check_transformers
+from train_models.routed_model import small_parts
+
+IDS = torch.tensor([[5, 77, 90, 12, 140, 31]])
+EARLY = [name for name, animal in ANIMALS.items() if animal.refused and name not in ("overflows", "prefixed_weights")]
+EARLY.remove("missing_weights")
+PASSING = [name for name, animal in ANIMALS.items() if not animal.refused]
+SHAPES = ("plain", "plain_qwen2", "plain_qwen3", "untied", "attention_bias", "padded_vocabulary", "lying_dtype")
+FILES = ("mixed_dtypes", "sharded", "torch_file", "hub_id", "odd_folder")
+
+
+def routers(base: str, **fields) -> dict[str, torch.Tensor]:
+    """Routers that decide differently from prompt to prompt."""
+    model = load_base(base, torch.float32, **fields)
+    torch.manual_seed(1)
+    return {name: torch.randn_like(tensor) for name, tensor in small_parts(model.model).items()}
+
+
+def checkpoint(base: str, folder: Path, save_base: str = "copy", **fields) -> Path:
+    save_checkpoint(folder, base, routers(base, **fields), fields, save_base, {"arguments": {"model_id": base}})
+    return folder
+
+
+def loaded(folder: Path, **arguments):
+    """By the repository's own class, whose code the checkpoint has too: importing that anew takes most of the time."""
+    family = json.loads((folder / "config.json").read_text())["model_type"].removeprefix("routed_")
+    return routed_class(family).from_pretrained(folder, **arguments).eval()
+
+
+@pytest.mark.parametrize("name", EARLY)
+def test_a_base_that_no_stage_can_work_on_is_refused_by_its_small_files(name):
+    with pytest.raises(UserError, match=ANIMALS[name].refused):
+        check_base(bring(name))
+
+
+@pytest.mark.parametrize("name", ["prefixed_weights", "missing_weights"])
+def test_a_base_that_lacks_weights_is_refused_with_their_number_and_the_first_name(name):
+    number, first = (39, "lm_head.weight") if name == "prefixed_weights" else (11, "model.layers.3")
+    for load in (load_base, load_stock):
+        with pytest.raises(UserError, match=f"lack {number} weights that the model needs, {first}"):
+            load(bring(name), torch.float32)
+
+
+@pytest.mark.parametrize("name", PASSING)
+def test_a_base_that_works_is_not_refused(name):
+    check_base(bring(name))
+
+
+def test_what_a_lora_needs_is_said():
+    with pytest.raises(UserError, match="without its base .*merge_and_unload"):
+        check_base(bring("lora_folder"))
+    with pytest.raises(UserError, match="beside a base .*remove adapter_config.json"):
+        check_base(bring("lora_beside_base"))
+
+
+def test_padding_without_an_embedding_is_replaced_and_told(capsys):
+    tokenizer = load_tokenizer(bring("pad_outside"))
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id < load_base_config(bring("pad_outside")).vocab_size
+    load_tokenizer(bring("pad_outside"))
+    assert capsys.readouterr().err.count("no embedding for its pad token '[PAD]'") <= 1  # once a process
+
+
+@pytest.mark.parametrize("name", SHAPES + FILES)
+def test_a_copy_holds_the_base_bit_for_bit_and_computes_what_it_does(name, tmp_path):
+    base = bring(name)
+    folder = checkpoint(base, tmp_path / "copy")
+    own = dict(stored_tensors(str(folder)))
+    stored = {key: tensor for key, tensor in stored_tensors(base) if key != "lm_head.weight" or key in own}
+    assert stored and all(torch.equal(own[key], t) and own[key].dtype == t.dtype for key, t in stored.items())
+    assert json.loads((folder / "config.json").read_text())["dtype"] == str(load_base_config(base).dtype)[6:]
+    for arguments in ({}, {"dtype": torch.float32}):
+        stock = AutoModelForCausalLM.from_pretrained(base, **arguments)
+        routed = loaded(folder, is_static_routing=True, **arguments)
+        assert routed.dtype == stock.dtype and torch.equal(routed(IDS).logits, stock(IDS).logits)
+
+
+@pytest.mark.parametrize("name", ["plain", "torch_file", "sharded", "hub_two_commits", "odd_folder"])
+def test_a_reference_computes_what_the_copy_does(name, tmp_path):
+    base = bring(name)
+    copy, reference = (loaded(checkpoint(base, tmp_path / kind, kind)) for kind in ("copy", "reference"))
+    assert torch.equal(copy(IDS).logits, reference(IDS).logits)
+    assert torch.equal(copy.last_routes, reference.last_routes)
+
+
+def test_the_commit_of_a_base_on_the_hub_is_found_and_recorded(tmp_path):
+    base = bring("hub_two_commits")
+    assert load_base_config(base)._commit_hash == COMMITS[0]
+    assert load_base_config(base, COMMITS[1])._commit_hash == COMMITS[1]
+    assert weight_stamps(base) != weight_stamps(base, COMMITS[1])
+    assert load_base_config(bring("plain"))._commit_hash is None
+    for kind in ("copy", "reference"):
+        folder = checkpoint(base, tmp_path / kind, kind)
+        assert json.loads((folder / "training.json").read_text())["base_revision"] == COMMITS[0]
+    assert json.loads((folder / "config.json").read_text())["base_revision"] == COMMITS[0]
+    old, new = load_stock(base, torch.float32, COMMITS[1]), load_stock(base, torch.float32)
+    assert not torch.equal(old(IDS).logits, new(IDS).logits)
+
+
+KINDS = {
+    "per_layer": {},
+    "token": {"router": "prefix_token", "kept_layers": 1},
+    "embedding": {"router": "embedding", "kept_layers": 1},
+    "menu": {
+        "router": "menu",
+        "kept_layers": 1,
+        "router_reads": [1],
+        "menu": [[1, 1, 1, 1], [1, 0, 1, 1], [1, 1, 0, 2]],
+    },
+    "adapter": {"skip_action": "adapter"},
+}
+
+
+@pytest.mark.parametrize("save_base", ["copy", "reference"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_routers_and_adapters_decide_and_compute_alike_when_offloaded(kind, save_base, tmp_path):
+    folder = checkpoint(bring("plain"), tmp_path / "ck", save_base, **KINDS[kind])
+    places = dict.fromkeys(("model.embed_tokens", "model.layers", "model.norm", "model.rotary_emb", "lm_head"), "cpu")
+    places |= {"model.routers": "disk"} | ({"model.adapters": "disk"} if kind == "adapter" else {})
+    ids = torch.randint(5, 300, (8, 6), generator=torch.Generator().manual_seed(0))
+    whole, offloaded = loaded(folder), loaded(folder, device_map=places, offload_folder=tmp_path / "off")
+    assert torch.equal(whole(ids).logits, offloaded(ids).logits)
+    assert torch.equal(whole.last_routes, offloaded.last_routes)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "menu"])
+def test_routers_decide_in_float32_when_the_model_is_cast_or_runs_under_autocast(kind, tmp_path):
+    folder = checkpoint(bring("plain"), tmp_path / "ck", **KINDS[kind])
+    ids = torch.randint(5, 300, (64, 12), generator=torch.Generator().manual_seed(0))
+    right, cast = loaded(folder, dtype=torch.bfloat16), loaded(folder).to(torch.bfloat16)
+    half = loaded(folder).half()
+    for model in (cast, half):
+        assert {p.dtype for p in model.model.routers.parameters()} == {torch.float32}
+        assert {p.dtype for p in model.model.adapters.parameters()} <= {torch.float32}
+    logits = right(ids).logits
+    assert torch.equal(cast(ids).logits, logits) and torch.equal(cast.last_routes, right.last_routes)
+    with torch.autocast("cpu", torch.bfloat16):
+        right(ids)
+    assert torch.equal(cast.last_routes, right.last_routes)
+    exact = loaded(folder)
+    exact(ids)
+    if kind != "token":  # Its decisions read states, which autocast changes.
+        with torch.autocast("cpu", torch.bfloat16):
+            found = exact.model.decide  # The decision itself does not fail, whatever dtype the states have.
+            exact(ids)
+        assert found is not None and exact.last_routes.shape == (64, 4)
+
+
+def test_predictions_under_the_stock_trainer_are_the_logits_alone(tmp_path):
+    model = loaded(checkpoint(bring("plain"), tmp_path / "ck"))
+    rows = [{"input_ids": [5, 6, 7, 8], "labels": [5, 6, 7, 8]}] * 4
+    arguments = TrainingArguments(output_dir=str(tmp_path / "t"), use_cpu=True, report_to="none")
+    predictions = Trainer(model=model, args=arguments).predict(rows).predictions
+    assert predictions.shape == (4, 4, model.config.vocab_size)
+
+
+def test_untrained_routers_say_so_once(tmp_path):
+    base = bring("plain")
+    model = load_base(base, torch.float32)
+    with pytest.warns(UserWarning, match="never trained and decide at random"):
+        model(IDS)
+    trained = loaded(checkpoint(base, tmp_path / "ck"))
+    forced = load_base(base, torch.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("warnings.warn", lambda *_, **__: pytest.fail("warned"))
+        model(IDS)
+        trained(IDS)
+        forced(IDS, routes=[[1, 1, 1, 1]])
+
+
+def test_other_model_code_than_this_version_s_is_told(tmp_path, capsys):
+    folder = checkpoint(bring("plain"), tmp_path / "ck")
+    load_checkpoint(folder, torch.float32, torch.device("cpu"))
+    assert "model code" not in capsys.readouterr().err
+    with (folder / "routers.py").open("a") as file:
+        file.write("# of another version\n")
+    load_checkpoint(folder, torch.float32, torch.device("cpu"))
+    assert "1 of its files differ from those of this version (routers.py)" in capsys.readouterr().err
+
+
+def test_another_transformers_is_named():
+    check_transformers(f"{MADE_FOR}.4")
+    with pytest.warns(UserWarning, match=f"made for transformers {MADE_FOR}, and 4.57.1 is installed"):
+        check_transformers("4.57.1")
+
+
+def test_files_that_are_changed_are_noticed(tmp_path):
+    base = copy_of("plain", tmp_path / "base")
+    before = weight_stamps(str(base))
+    edit_weights(base, lambda old: {name: tensor + 1 for name, tensor in old.items()})
+    assert weight_stamps(str(base)) != before and len(weight_stamps(bring("torch_file"))) == 1
+    edit_config(base, model_type="gpt2")
+    with pytest.raises(UserError, match="not supported"):
+        check_base(str(base))
