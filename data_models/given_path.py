@@ -6,12 +6,14 @@ import torch
 
 from train_models.layer_path import LayerPathForCausalLM, LayerPathModel, path_steps
 
+from .path_notation import parse_path
+
 
 class GivenPathModel(LayerPathModel):
     """Mixin over a decoder with the attribute `layer_indices`: the layers that forward executes, in order.
 
-    Any list of valid indices is allowed, in any order, with repeats; the default is every layer once. An
-    empty list passes the embeddings straight to the final norm.
+    Any list of valid indices is allowed, in any order, with repeats, or a text such as "0:20,24:30"; the default is
+    every layer once. An empty list passes the embeddings straight to the final norm.
     """
 
     _layer_indices: list[int] | None = None
@@ -24,15 +26,16 @@ class GivenPathModel(LayerPathModel):
     def layer_indices(self, path) -> None:
         depth = len(self.layers)
         try:
+            path = parse_path(path, depth) if isinstance(path, str) else path
             indices = [layer for layer in path if not isinstance(layer, bool)]
-            valid = not isinstance(path, str) and len(indices) == len(path)
+            valid = len(indices) == len(path)
             valid = valid and all(layer == int(layer) and 0 <= layer < depth for layer in indices)
         except (TypeError, ValueError, OverflowError):
             valid = False
         if not valid:
             raise ValueError(
-                f"layer_indices must be a list of whole numbers from 0 to {depth - 1}, in any order, with "
-                f"repeats, got {path!r}."
+                f"layer_indices must be ranges such as '0:1,1:{depth}', or a list of whole numbers from 0 to "
+                f"{depth - 1}, in any order, with repeats, got {path!r}."
             )
         self._layer_indices = [int(layer) for layer in indices]
 

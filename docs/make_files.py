@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "files.md"
-FOLDERS = ("routing", "train_models", "data_models", "benchmarks")
+FOLDERS = ("routing", "train_models", "data_models", "examples", "benchmarks")
 COMMANDS = ("data_generation.py", "train.py", "evaluation.py")
 HEAD = """# Files
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "text_evaluation": "perplexity of routers that were trained on text",
     "prune": "query-level pruning from data to comparison",
     "compare_pruning": "query-level pruning beside its baselines",
+    "export": "a path as a stock model, a mergekit recipe or a PEFT folder",
     "report": "pages and pictures of training runs",
     "analysis": "which tokens run which layers",
     "show_tokens": "the route of each token of a text",

@@ -21,11 +21,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.stats import norm
 
+from data_models.path_notation import write_path
 from routing.common.errors import UserError
 from routing.common.paired_bounds import Pairs, loss_p_value
 from routing.labels.records import example_of
 from routing.labels.table import Table
-from routing.search.routes import Route, route_length
+from routing.search.routes import Route, route_length, to_path
 from routing.tasks.examples import held_out_key
 from routing.tasks.variants import commuted
 from routing.training.value.crossfit import crossfit, fold_of
@@ -407,7 +408,8 @@ def sentence(report: dict, best: dict, table: Table) -> str:
         )
     paths = report["paths"]
     loss = paths[safe["index"]]["reward"] - paths[0]["reward"]
-    static = f"take one static path, {describe(table.routes[safe['index']])}" + (
+    route = table.routes[safe["index"]]
+    static = f"take one static path, {describe(route)} (--path {write_path(to_path(route))})" + (
         f": reward {paths[safe['index']]['reward']:.3f}, {loss:+.3f} beside the full path, and a loss above "
         f"{safe['max_loss']:g} is refuted with 95 % confidence"
         if safe["index"]

@@ -44,8 +44,8 @@ class DataGenerationArguments:
         "divergence-each:2,4 (the same with an order for each data set), "
         "influence:0,2,4 (without the k layers of least block influence), greedy:0,2,4 (the next one to go is that "
         "without which the reward on validation questions is highest), labels:FOLDER[,FOLDER]:K (K paths that "
-        "searches found, by how many other questions they serve), the path of a JSON file (a list of paths, or the "
-        "header of the labels of a menu)",
+        "searches found, by how many other questions they serve), path:0:20,24:30 (one path), the path of a JSON "
+        "file (a list of paths, or the header of the labels of a menu)",
     )
     menu_kept: int = option(
         1, "menu: layers at the beginning that no path of divergence, influence, greedy and labels changes"

@@ -26,7 +26,7 @@ from routing.scoring.plain import Request
 from routing.search.baselines import static_path
 from routing.search.exploration import score_of
 from routing.search.influence import influence_order
-from routing.search.menu import FromFile, Nested, Pooled, Source, joined, nested_routes, parse_spec, read_routes
+from routing.search.menu import FromFile, Given, Nested, Pooled, Source, given_routes, joined, nested_routes, parse_spec
 from routing.search.routes import RUN, SKIP, Route, full_route, route_length, to_route
 
 ANSWERS = 64  # questions whose answers tell the divergence, over all data sets
@@ -59,8 +59,8 @@ def make_menu(
     found: dict[Source, list[Route]] = {}
     # What needs no model first: it can be refused before one is loaded.
     for source in sorted(sources, key=lambda source: isinstance(source, Nested)):
-        if isinstance(source, FromFile):
-            found[source] = read_routes(source.path, depth)
+        if isinstance(source, FromFile | Given):
+            found[source] = given_routes(source, depth)
         elif isinstance(source, Pooled):
             found[source] = pooled_paths(source, depth, kept)
         else:

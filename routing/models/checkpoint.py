@@ -93,6 +93,11 @@ def put_in_place(work: Path, folder: Path) -> None:
     """Give a finished checkpoint its name, in place of an older one, whose README.md it takes over."""
     if (folder / CARD).exists():  # It may have been written by hand.
         shutil.copy2(folder / CARD, work)
+    swap_in(work, folder)
+
+
+def swap_in(work: Path, folder: Path) -> None:
+    """Give a finished folder its name, in place of an older one."""
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():

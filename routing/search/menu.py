@@ -11,8 +11,9 @@ several sources give is there once. A source is one of
   questions is highest;
 - `labels:FOLDER[,FOLDER...]:K`: K paths that a search found, chosen by how many questions they serve beside the one
   that they were found on;
-- a JSON file: a list of paths (layer indices in order, each at most twice), or an object with `routes` (lists with the
-  count of each layer), such as the header of the labels of a menu.
+- `path:0:20,24:30`: one path, as half-open ranges of layers;
+- a JSON file: a list of paths (layer indices in order, each at most twice, or ranges as text), or an object with
+  `routes` (lists with the count of each layer), such as the header of the labels of a menu.
 
 `routing.labels.menus` makes the routes.
 """
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+from data_models.path_notation import parse_path
 from routing.common.user_files import read_json
 from routing.search.results import SearchResult, Verdict
 from routing.search.routes import REPEAT, RUN, SKIP, Route, full_route, to_route
@@ -52,10 +54,18 @@ class FromFile:
     path: Path
 
 
-Source = Nested | Pooled | FromFile
+@dataclass(frozen=True)
+class Given:
+    """One path, as `data_models.path_notation` reads it."""
+
+    text: str
+
+
+Source = Nested | Pooled | FromFile | Given
 KINDS = ("divergence", "divergence-each", "influence", "greedy")
 ALLOWED = (
-    "divergence:0,2,4, divergence-each:2,4, influence:0,2,4, greedy:0,2,4, labels:FOLDER:8 or the path of a .json file"
+    "divergence:0,2,4, divergence-each:2,4, influence:0,2,4, greedy:0,2,4, labels:FOLDER:8, path:0:20,24:30 or the "
+    "path of a .json file"
 )
 
 
@@ -86,6 +96,9 @@ def _parse_source(part: str, spec: str) -> Source:
         if not folders or not count.isdecimal() or int(count) < 1:
             raise ValueError(f"{part!r} must name folders of labels and a number of paths, such as labels:data/mcts:8")
         return Pooled(folders, int(count))
+    if kind == "path" and colon:
+        parse_path(rest)
+        return Given(rest)
     if part.endswith(".json"):
         return FromFile(Path(part))
     raise ValueError(f"{part!r} is unknown; give {ALLOWED}")
@@ -107,12 +120,21 @@ def spec_problems(spec: str, depth: int, kept: int) -> list[str]:
                 f"--menu {source.order}: {max(source.skips)} layers cannot be left out; with {kept} of {depth} kept, "
                 f"0..{most} can"
             )
-        if isinstance(source, FromFile):
+        if isinstance(source, FromFile | Given):
             try:
-                read_routes(source.path, depth)
+                given_routes(source, depth)
             except ValueError as error:
                 found.append(f"--menu {error}")
     return found
+
+
+def given_routes(source: FromFile | Given, depth: int) -> list[Route]:
+    """Routes of a source that no model and no labels are needed for.
+
+    Raises:
+        ValueError: says what is wrong with them.
+    """
+    return read_routes(source.path, depth) if isinstance(source, FromFile) else [_checked(source.text, depth, False)]
 
 
 def read_routes(path: Path, depth: int) -> list[Route]:
@@ -140,6 +162,8 @@ def read_routes(path: Path, depth: int) -> list[Route]:
 
 
 def _checked(entry, depth: int, is_route: bool) -> Route:
+    if isinstance(entry, str) and not is_route:
+        return to_route(parse_path(entry, depth), depth)
     if not isinstance(entry, list) or not all(type(number) is int for number in entry):
         raise ValueError(f"{entry!r} must be a list of whole numbers")
     if not is_route:

@@ -33,6 +33,7 @@ from routing.search.baselines import static_path
 from routing.search.influence import influence_order
 from routing.search.menu import (
     FromFile,
+    Given,
     MenuSettings,
     Nested,
     Pooled,
@@ -62,6 +63,7 @@ def test_specs_are_parsed():
     assert parse_spec("influence:0,2,4") == [Nested("influence", (0, 2, 4))]
     assert parse_spec("greedy: 3 + paths/my.json") == [Nested("greedy", (3,)), FromFile(Path("paths/my.json"))]
     assert parse_spec("labels:data/a, data/b:12") == [Pooled((Path("data/a"), Path("data/b")), 12)]
+    assert parse_spec("path:0:2,3") == [Given("0:2,3")]
     assert parse_spec("labels:odd:name:2") == [Pooled((Path("odd:name"),), 2)]
 
 
@@ -77,6 +79,9 @@ def test_specs_are_parsed():
         ("labels:3", "'labels:3' must name folders"),
         ("labels:a:0", "'labels:a:0' must name folders"),
         ("labels:a:b", "'labels:a:b' must name folders"),
+        ("path:", "the path '' has the part ''; give half-open ranges"),
+        ("path:0:2,9", "the path '0:2,9' has layer 9"),
+        ("path:3,1", "the path [3, 1] does not keep the order"),
         (
             "best:3",
             "'best:3' is unknown; give divergence:0,2,4, divergence-each:2,4, influence:0,2,4, greedy:0,2,4",
@@ -106,6 +111,9 @@ def test_more_layers_than_there_are_cannot_go():
         ("[3]", "3 must be a list of whole numbers"),
         ("[[0, 0.5]]", "must be a list of whole numbers"),
         ("[[0, 4]]", "has a layer outside 0..3"),
+        ('["0:5"]', "the path '0:5' has layer 4"),
+        ('["1,0"]', "does not keep the order of the layers"),
+        ('["one"]', "half-open ranges"),
         ("[[1, 0]]", "does not keep the order of the layers"),
         ("[[1, 1, 1, 1]]", 'runs layer 1 more than twice; counts of layers go into an object, {"routes": [...]}'),
         ("[[]]", "without any layer"),
@@ -125,7 +133,12 @@ def test_bad_files_of_paths_are_named(content, named, tmp_path):
 
 def test_files_of_paths(tmp_path):
     path, routes = tmp_path / "paths.json", [(1, 0, 2, 1), (1, 1, 1, 1)]
-    for content in ([to_path(r) for r in routes], {"routes": routes}, {"menu": {"spec": "x", "routes": routes}}):
+    for content in (
+        [to_path(r) for r in routes],
+        ["0,2,2,3", "0:4"],
+        {"routes": routes},
+        {"menu": {"spec": "x", "routes": routes}},
+    ):
         path.write_text(json.dumps(content))
         assert read_routes(path, 4) == routes
 
@@ -161,6 +174,11 @@ def test_nested_and_joined():
 def test_a_menu_of_influence_keeps_the_first_layers():
     menu = make_menu(parse_spec("influence:0,1,3"), 5, 2, lambda: [0, 4, 2, 1, 3], not_called, not_called)
     assert menu == ((1, 1, 1, 1, 1), (1, 1, 1, 1, 0), (1, 1, 0, 0, 0))
+
+
+def test_a_menu_of_given_paths_needs_no_model():
+    menu = make_menu(parse_spec("path:0:2,3:+path:0:5,4"), 5, 2, not_called, not_called, not_called)
+    assert menu == ((1, 1, 1, 1, 1), (1, 1, 0, 1, 1), (1, 1, 1, 1, 2))
 
 
 def test_greedy_finds_the_best_nested_paths_of_a_toy_problem():

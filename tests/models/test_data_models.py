@@ -93,6 +93,12 @@ def test_the_empty_path_feeds_embeddings_to_the_head(family):
     assert torch.equal(model(ids).logits, stock.lm_head(stock.model.norm(stock.model.embed_tokens(ids))))
 
 
+def test_a_path_may_be_written_as_ranges():
+    model = path_from(LLAMA, stock_model(LLAMA)).model
+    model.layer_indices = "0:2,1,3:"
+    assert model.layer_indices == [0, 1, 1, 3, 4]
+
+
 @pytest.mark.parametrize("path", [(2, 0), range(3), torch.tensor([4, 1, 1])], ids=str)
 def test_paths_may_come_in_any_sequence(path):
     model = path_from(LLAMA, stock_model(LLAMA)).model

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from routing.commands import evaluate as evaluation
+from routing.commands import export
 from routing.commands.sweep import read_grid, runs_of
 from routing.commands.train import finished
 from routing.common.cli import parse
@@ -35,6 +36,7 @@ from routing.models.config_fields import config_with
 from routing.objectives.table import END_TO_END
 from routing.text.corpora import passages
 from routing.text.sequences import Sequences, make_sequences
+from routing.training.end_to_end import run as run_module
 from routing.training.end_to_end.alarms import alarms, entropy
 from routing.training.end_to_end.arguments import EndToEndArguments
 from routing.training.end_to_end.run import load_trainable, run
@@ -214,6 +216,37 @@ def test_every_objective_leaves_a_checkpoint_that_loads(place, objective):
     assert measured.layers < LAYERS if expected is None else measured.layers == expected
     record = json.loads((folder / "training.json").read_text())
     assert record["arguments"]["objective"] == objective and (folder / "README.md").exists()
+
+
+def test_a_given_path_is_healed_and_leaves_as_a_stock_model(place, tmp_path):
+    """The full model is the teacher; the LoRA that was trained is in the weights that leave."""
+    folder = train(place, "healed", "--objective=static", "--path=0:3,4", "--ce_weight=0", "--max_steps=2")
+    assert json.loads((folder / "config.json").read_text())["fixed_route"] == [1, 1, 1, 0, 1]
+    rows = metrics(place, "healed")
+    assert float(rows[0]["kd_loss"]) > 0 and float(rows[-1]["active_layers"]) == LAYERS - 1
+    export.main([str(folder), "--output", str(tmp_path / "out")])
+    ids, stock = torch.arange(20, 40)[None], AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+    torch.testing.assert_close(stock(ids).logits, model(ids).logits, atol=1e-5, rtol=0)
+    own, base = load_file(tmp_path / "out" / "model.safetensors"), load_file(place / "base" / "model.safetensors")
+    name = "model.layers.{}.self_attn.q_proj.weight"
+    assert not torch.equal(own[name.format(3)], base[name.format(4)])  # healed
+
+
+@pytest.mark.parametrize(
+    "objective, path, named",
+    [
+        ("static", "0:2,x", "'x'"),
+        ("static", "0:9", "has layer 8"),
+        ("static", "3,1", "does not keep the order"),
+        ("dense", "0:2", "--objective dense has no fixed path"),
+    ],
+)
+def test_wrong_paths_are_refused_before_a_model_is_loaded(place, monkeypatch, objective, path, named):
+    monkeypatch.setattr(run_module, "load_trainable", None)
+    with pytest.raises(UserError) as error:
+        train(place, "wrong", f"--objective={objective}", f"--path={path}")
+    assert "--path" in str(error.value) and named in str(error.value)
 
 
 def test_a_frozen_base_stays_as_it_is_and_can_be_referred_to(place):

@@ -6,6 +6,7 @@ import importlib.util
 import math
 from dataclasses import dataclass
 
+from data_models.path_notation import EXAMPLE, parse_path
 from routing.common.cli import below, checkpoint_problems, option, outside
 from routing.common.devices import DTYPES
 from routing.models.default_model import DEFAULT_MODEL
@@ -61,6 +62,10 @@ class EndToEndArguments(RunArguments):
     kd_temperature: float = option(2.0, "T of the distillation from the base at full depth")
     layer_penalty: float = option(AUTO, "lambda, cost of each layer that runs; -1: 0.05 for reinforce, else 0")
     target_skip: float = option(0.4, "share of routable layers to skip, 0 to 1 (gumbel, static)")
+    path: str = option(
+        "",
+        f"layers that run for every input, in place of --target_skip: {EXAMPLE}; in order, each at most twice (static)",
+    )
     target_warmup_steps: int = option(0, "updates over which the target rises from 0 (gumbel)")
     target_weight: float = option(10.0, "gamma of (skip - target)^2 (gumbel)")
     entropy_weight: float = option(0.1, "beta of the entropy of mean gates (gumbel)")
@@ -134,6 +139,13 @@ class EndToEndArguments(RunArguments):
         found = self.run_problems()
         if self.router not in self.plan.routers:
             found.append(f"--router {self.router}: --objective {self.objective} takes {', '.join(self.plan.routers)}")
+        if self.path and self.objective != "static":
+            found.append(f"--path {self.path}: --objective {self.objective} has no fixed path; give --objective static")
+        elif self.path:
+            try:
+                parse_path(self.path)
+            except ValueError as error:
+                found.append(f"--path: {error}")
         if self.trainable == "router" and self.plan.trains_base:
             found.append(
                 f"--trainable router: --objective {self.objective} has no router to train; leave it out to train "

@@ -10,12 +10,14 @@ import torch
 from accelerate.utils import broadcast_object_list
 from transformers import BitsAndBytesConfig
 
+from data_models.path_notation import parse_path
 from routing.common.devices import DTYPES, is_first_process
 from routing.common.errors import UserError
 from routing.common.files import write_json
 from routing.models.bases import load_base
 from routing.models.checkpoint import adapter_fields, load_adapters, save_checkpoint
 from routing.models.families import load_base_config, load_tokenizer
+from routing.search.routes import Route, to_route
 from routing.text.corpora import passages
 from routing.text.sequences import Sequences, make_sequences
 from routing.training.end_to_end.adapters import adapter_state, add_adapters, lora_config, merge_adapters
@@ -71,9 +73,23 @@ def load_trainable(arguments: EndToEndArguments, device: torch.device):
     return model, adapters, fields
 
 
+def given_route(text: str, depth: int) -> Route:
+    """The route of --path.
+
+    Raises:
+        UserError: if the model has no such layers, or they are not in order.
+    """
+    try:
+        return to_route(parse_path(text, depth), depth)
+    except ValueError as error:
+        raise UserError(f"--path: {error}") from error
+
+
 def choose_static(arguments: EndToEndArguments, model, rows: Sequences, work: Path, device) -> list[int]:
-    """The fixed route of --objective static, by training text; kept in a file."""
+    """The fixed route of --objective static: the one that is given, or by training text; kept in a file."""
     path, depth = work / "static_route.json", model.config.num_hidden_layers
+    if arguments.path:
+        return list(given_route(arguments.path, depth))
     count = max(RANKING_TOKENS // arguments.sequence_length, 1)
     part = Sequences(rows.ids[:count], rows.lengths[:count])
     skipped = round(arguments.target_skip * (depth - arguments.kept_layers))
@@ -95,6 +111,8 @@ def run(arguments: EndToEndArguments) -> Path | None:
             f"--kept_layers {arguments.kept_layers} leaves none of the model's {base_config.num_hidden_layers} layers "
             "to route; give less."
         )
+    if arguments.path:
+        given_route(arguments.path, base_config.num_hidden_layers)
     tokenizer = load_tokenizer(arguments.model_id)
     rows, held_out = (rows_of(arguments, part, tokenizer) for part in ("train", "validation"))
     return training_run(arguments, lambda: None, lambda own: train(own, rows, held_out))

@@ -1,0 +1,206 @@
+"""What an export starts from: a base or a routed checkpoint, the path that it takes, and a model that runs it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+
+from data_models.path_notation import parse_path, write_path
+from routing.common.errors import UserError
+from routing.models.bases import load_base, stored_tensors
+from routing.models.checkpoint import training_record
+from routing.models.export.config import stock_config
+from routing.models.export.weights import unmergeable_adapters
+from routing.models.families import FAMILIES, load_base_config, locate_model, routed_class
+from train_models.router_kinds import kind_of
+
+
+@dataclass(frozen=True)
+class Source:
+    """A base or a checkpoint, by its configuration.
+
+    Attributes:
+        name: as given.
+        place: what from_pretrained takes.
+        config: of a base stock, of a checkpoint routed.
+        routed: the class of its family.
+    """
+
+    name: str
+    place: str
+    config: PreTrainedConfig
+    routed: type
+
+    @property
+    def is_checkpoint(self) -> bool:
+        return self.config.model_type.startswith("routed_")
+
+    @property
+    def depth(self) -> int:
+        return self.config.num_hidden_layers
+
+
+def find_source(name: str, skip_action: str = "") -> Source:
+    """A base or a checkpoint by its name; no weights are loaded.
+
+    Args:
+        skip_action: what a checkpoint's config says of it is replaced by; empty: nothing is.
+
+    Raises:
+        UserError: if it is neither, or its family is not supported.
+    """
+    place = locate_model(name)
+    try:
+        found, _ = PreTrainedConfig.get_config_dict(place)
+    except (OSError, ValueError):
+        found = {}
+    family = str(found.get("model_type", ""))
+    if not family.startswith("routed_"):
+        config = load_base_config(name)
+        if skip_action:
+            raise UserError(f"--skip_action {skip_action}: {name} is a base, which has no adapters; leave it out")
+        return Source(name, place, config, routed_class(config.model_type))
+    if family.removeprefix("routed_") not in FAMILIES:
+        raise UserError(f"{name} is of type {family!r}. Supported families: {', '.join(FAMILIES)}.")
+    routed = routed_class(family.removeprefix("routed_"))
+    config = routed.config_class.from_pretrained(place, **({"skip_action": skip_action} if skip_action else {}))
+    return Source(name, place, config, routed)
+
+
+def path_of(source: Source, text: str) -> list[int]:
+    """The path that is asked for, or the fixed one of a checkpoint.
+
+    Raises:
+        UserError: if it cannot be read, no layer is left, or none is given and the checkpoint decides its own.
+    """
+    if text:
+        try:
+            return parse_path(text, source.depth)
+        except ValueError as error:
+            raise UserError(f"--path: {error}") from error
+    fixed = getattr(source.config, "fixed_route", None)
+    if fixed is not None:
+        return [layer for layer, count in enumerate(fixed) for _ in range(count)]
+    if not source.is_checkpoint:
+        raise UserError(f"--path is missing: {source.name} is a base; say which layers to run, such as 0:20,24:30")
+    if kind_of(source.config).has_menu:
+        raise UserError(
+            f"{source.name} chooses among the paths of a menu; give --menu for all of them, or --path for one"
+        )
+    if source.config.router == "none" or source.config.is_static_routing:
+        return list(range(source.depth))
+    raise UserError(
+        f"{source.name} has a router ({source.config.router}) that decides for each "
+        f"{kind_of(source.config).decides_for}, and a stock model has one path; give --path, such as 0:20,24:30, or a "
+        "checkpoint of train.py --objective static"
+    )
+
+
+def menu_of(source: Source) -> list[list[int]]:
+    """The paths of a menu router.
+
+    Raises:
+        UserError: if the source has none.
+    """
+    if not (source.is_checkpoint and kind_of(source.config).has_menu):
+        raise UserError(f"--menu: {source.name} has no menu of paths; give a checkpoint of a menu router, or --path")
+    return [[layer for layer, count in enumerate(route) for _ in range(count)] for route in source.config.menu]
+
+
+def load_model(source: Source, dtype: torch.dtype | str) -> nn.Module:
+    """The Routed...ForCausalLM of a source, with its adapters, in eval mode.
+
+    Raises:
+        UserError: if it cannot be loaded whole.
+    """
+    if not source.is_checkpoint:
+        return load_base(source.name, dtype, source.config._commit_hash, router="none")
+    try:
+        model = source.routed.from_pretrained(source.place, dtype=dtype, skip_action=source.config.skip_action)
+    except (OSError, ValueError) as error:
+        raise UserError(f"the checkpoint {source.name} cannot be loaded: {error}") from error
+    return model.eval()
+
+
+def stored_weights(source: Source) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights of a source as they are in its files, which a copy must not change."""
+    named = source.config.base_model if source.is_checkpoint and source.config.base_model else source.name
+    return stored_tensors(named, getattr(source.config, "base_revision", None))
+
+
+def path_problems(source: Source, model: nn.Module, path: Sequence[int]) -> list[str]:
+    """Why a path of a loaded model cannot be a stock model."""
+    found = []
+    scales = getattr(source.config, "residual_scale", None)
+    scaled = [layer for layer in dict.fromkeys(path) if scales is not None and scales[layer] != 1]
+    if scaled:
+        found.append(
+            f"layers {write_path(scaled)} scale what they change (residual_scale), which a stock layer cannot. Train "
+            "without --residual_scaling."
+        )
+    layers = unmergeable_adapters(model, path)
+    if layers:
+        found.append(
+            f"path {write_path(path)}: adapters stand in for layers {write_path(layers)}. They map the whole state "
+            "between two layers, and a stock layer can only add to it, so they cannot be merged (in front of all "
+            "layers they can, into the embedding). Heal the path with LoRA, which can: train.py --objective static "
+            f"--path {write_path(path)}; or give --skip_action identity for the model without its adapters."
+        )
+    if len(getattr(model.model, "stand_ins", ())) and not _is_route(path):
+        found.append(
+            f"path {write_path(path)}: a model with adapters runs layers in their order, each at most twice. Give such "
+            "a path, or --skip_action identity."
+        )
+    return found
+
+
+def _is_route(path: Sequence[int]) -> bool:
+    return list(path) == sorted(path) and all(path.count(layer) <= 2 for layer in path)
+
+
+def along(source: Source, model: nn.Module, path: Sequence[int]) -> nn.Module:
+    """A model that runs a path with the weights of `model`: itself on a fixed route, else one of data_models."""
+    if _is_route(path):
+        model.config.fixed_route = [path.count(layer) for layer in range(source.depth)]
+        model.config.is_static_routing = False
+        return model
+    config = stock_config(model.config)
+    module, prefix = FAMILIES[config.model_type]
+    with torch.device("meta"):
+        given = getattr(importlib.import_module(f"data_models.{module}"), f"Path{prefix}ForCausalLM")(config)
+    given.load_state_dict(
+        {
+            name: t
+            for name, t in model.state_dict().items()
+            if not name.startswith(("model.routers.", "model.adapters."))
+        },
+        assign=True,
+    )
+    given.model.rotary_emb = model.model.rotary_emb  # Its frequencies are no weights.
+    given.model.layer_indices = list(path)
+    return given.eval()
+
+
+def frozen_base(source: Source) -> str:
+    """The name of a stock model with the very weights of a source, for recipes that name one.
+
+    Raises:
+        UserError: for a checkpoint whose weights were trained.
+    """
+    if not source.is_checkpoint:
+        return source.name
+    if source.config.base_model:
+        return source.config.base_model
+    given = training_record(Path(source.place))["arguments"]
+    if given.get("trainable") == "lora":
+        raise UserError(
+            f"{source.name} has LoRA merged into its weights, so no stock model has them. Export it with --format hf "
+            "first, --path 0: for all of its layers, and give that folder."
+        )
+    return given["model_id"]
