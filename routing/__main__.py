@@ -39,7 +39,13 @@ def overview() -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    words = sys.argv[1:] if argv is None else argv
+    from routing.common.errors import run_command
+
+    run_command(lambda: named(sys.argv[1:] if argv is None else argv))
+
+
+def named(words: list[str]) -> None:
+    """Run the command that the first word names."""
     if not words or words[0] in ("-h", "--help", "help"):
         print(overview())
         return
@@ -48,9 +54,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"error: there is no command {name!r}.\n\n{overview()}", file=sys.stderr)
         sys.exit(2)
     sys.argv = [f"dlr {name}", *rest]
-    from routing.common.errors import run_command
-
-    run_command(import_module(f"routing.commands.{name}").main)
+    import_module(f"routing.commands.{name}").main()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What the adapters of a checkpoint are worth on questions of a split: the task score with each layer replaced alone.
 
-    python -m routing adapters checkpoints/adapters --data arithmetic --output runs/adapters
+    python -m routing adapters checkpoints/adapters --dataset arithmetic --output runs/adapters
 
 Writes layers.json and layers.png; run it again to continue after an interruption.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 from routing.common.devices import DTYPES, device_problems, pick_device
 from routing.common.errors import UserError, raise_all, run_command
 from routing.common.files import file_stamps, write_json
+from routing.common.parser import Parser
 from routing.common.run_info import git_commit, hardware, today, versions
 from routing.models.checkpoint import check_adapters, load_checkpoint, training_record
 from routing.scoring.plain import draw_requests
@@ -25,11 +26,9 @@ from routing.training.adapters.report import plot_worth, print_worth, worth_of_l
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="dlr adapters", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="dlr adapters", description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="checkpoint with adapters")
-    parser.add_argument("--data", default="arithmetic", help="comma-separated data sets")
+    parser.add_argument("--dataset", default="arithmetic", help="comma-separated data sets")
     parser.add_argument("--split", default="test", choices=SPLITS, help="split to draw from")
     parser.add_argument("--num_samples", type=int, default=300, help="questions of each data set, at most")
     add_flags(parser)
@@ -38,8 +37,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="torch device; auto: cuda if there is one, else cpu")
     parser.add_argument("--output", type=Path, required=True, help="folder of the results")
     arguments = parser.parse_args(argv)
-    problems = [problem.replace("--dataset", "--data", 1) for problem in unknown_names(arguments.data)]
-    problems += files_without_splits("data", arguments.data) + device_problems(arguments.device)
+    problems = unknown_names(arguments.dataset)
+    problems += files_without_splits("dataset", arguments.dataset) + device_problems(arguments.device)
     problems += flag_problems(arguments)
     for name in ("num_samples", "batch_size"):
         if getattr(arguments, name) < 1:
@@ -57,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     folder, output = arguments.checkpoint, arguments.output
     model, tokenizer = load_checkpoint(folder, DTYPES[arguments.dtype], pick_device(arguments.device))
     prompting = asked(trained_prompting(training_record(folder)), arguments)
-    requests = draw_requests(arguments.data, arguments.split, arguments.num_samples, tokenizer, prompting)
+    requests = draw_requests(arguments.dataset, arguments.split, arguments.num_samples, tokenizer, prompting)
     key = [file_stamps(folder, "*.safetensors", "config.json"), arguments.dtype, hardware()]
     worth = worth_of_layers(model, tokenizer, requests, arguments.batch_size, output / "parts", key)
     record = folder / "adapters.json"
@@ -66,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     given = {name: str(value) for name, value in vars(arguments).items()}
     write_json(output / "layers.json", {"errors": errors} | worth | {"arguments": given} | made_with)
     name = training_record(folder)["arguments"]["model_id"]
-    plot_worth(worth, errors, output / "layers.png", f"{name}, {arguments.data}: {arguments.split} questions")
+    plot_worth(worth, errors, output / "layers.png", f"{name}, {arguments.dataset}: {arguments.split} questions")
     print_worth(worth, errors)
     print(f"written to {output / 'layers.json'} and layers.png")
 

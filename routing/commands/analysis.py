@@ -26,6 +26,7 @@ from tqdm import tqdm
 from routing.common.devices import DTYPES, device_problems, pick_device
 from routing.common.errors import UserError, raise_all, run_command
 from routing.common.files import write_json
+from routing.common.parser import Parser, file_of
 from routing.common.run_info import git_commit, hardware, today, versions
 from routing.common.statistics import pearson
 from routing.evaluation.text_controls import bootstrap
@@ -198,9 +199,7 @@ def _mean_of(layers: np.ndarray) -> dict:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="dlr analysis", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="dlr analysis", description=__doc__)
     parser.add_argument("checkpoint", help="folder of a checkpoint with a global router")
     parser.add_argument("--corpus", default="wikipedia", help="wikipedia, wikitext, or a .txt or .jsonl file")
     parser.add_argument("--passages", type=int, default=100, help="passages of the validation part, at most")
@@ -212,7 +211,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=4, help="passages a forward")
     parser.add_argument("--dtype", default="float32", choices=sorted(DTYPES))
     parser.add_argument("--device", default="auto", help="torch device; auto: cuda if there is one, else cpu")
-    parser.add_argument("--output", required=True, help="JSON file")
+    parser.add_argument("--output", required=True, help="folder for analysis.json, or a JSON file")
     arguments = parser.parse_args()
     folder = Path(arguments.checkpoint)
     found = corpus_problems("corpus", arguments.corpus) + device_problems(arguments.device)
@@ -266,11 +265,12 @@ def main() -> None:
         "git_commit": git_commit(),
     }
     found = summary(tokens, kinds, counts, len(tokenizer))
-    write_json(Path(arguments.output), found | about)
+    output = file_of(arguments.output, "analysis.json")
+    write_json(output, found | about)
     for name, own in found["categories"].items():
         layers = "no token" if own["layers"] is None else f"{own['layers']:.2f} layers"
         print(f"{name}: {layers}, n {own['tokens']}")
-    print(f"written to {arguments.output}")
+    print(f"written to {output}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Set how many layers a routed checkpoint runs: as many as asked for, or as few as a promise about accuracy allows.
 
-    python -m routing calibrate checkpoints/my-run --target_layers 27 --data arithmetic
-    python -m routing calibrate checkpoints/my-run --max_loss 0.02 --confidence 0.95 --data arithmetic
+    python -m routing calibrate checkpoints/my-run --target_layers 27 --dataset arithmetic
+    python -m routing calibrate checkpoints/my-run --max_loss 0.02 --confidence 0.95 --dataset arithmetic
 
 --target_layers finds the route bias that reaches a mean on held-out questions; only prompts are read, and no answer is
 looked at. --max_loss finds the largest saving whose accuracy is at most so far below the full path with the confidence
@@ -29,6 +29,7 @@ from routing.common.devices import DTYPES, pick_device
 from routing.common.errors import UserError, raise_all, run_command
 from routing.common.files import write_json
 from routing.common.paired_bounds import Tested, needed_questions
+from routing.common.parser import Parser
 from routing.common.run_info import git_commit, hardware, today, versions
 from routing.evaluation.budget import decided_routes, find_bias, mean_layers
 from routing.evaluation.calibration import PRICES, as_set, biases, swept_field, tested_settings
@@ -47,7 +48,7 @@ SAMPLES, PROMISE_SAMPLES = 200, 3000  # questions of each data set, at most, by 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those that `routing.commands.frontier` has too."""
     parser.add_argument("checkpoint", help="folder of a routed checkpoint")
-    parser.add_argument("--data", default="arithmetic", help="comma-separated data sets: names or JSONL files")
+    parser.add_argument("--dataset", default="arithmetic", help="comma-separated data sets: names or JSONL files")
     parser.add_argument("--num_samples", type=int, default=SAMPLES, help="questions of each data set, at most")
     add_flags(parser)
     parser.add_argument("--tolerance", type=float, default=0.1, help="difference in layers that is good enough")
@@ -57,9 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="dlr calibrate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="dlr calibrate", description=__doc__)
     add_arguments(parser)
     parser.set_defaults(num_samples=None)
     goal = parser.add_mutually_exclusive_group(required=True)
@@ -100,8 +99,8 @@ def promise_problems(arguments: argparse.Namespace) -> list[str]:
         arguments.grid = grid
     except ValueError:
         found.append(f"--grid {arguments.grid!r} must be numbers with commas between")
-    own_files = [name for name in expand_names(arguments.data) if Path(name).is_file()]
-    if arguments.split == "search" and len(own_files) < len(expand_names(arguments.data)):
+    own_files = [name for name in expand_names(arguments.dataset) if Path(name).is_file()]
+    if arguments.split == "search" and len(own_files) < len(expand_names(arguments.dataset)):
         found.append("--split search holds the questions that routers are trained on, which show nothing; give another")
     try:
         config = check_checkpoint(Path(arguments.checkpoint))
@@ -136,7 +135,7 @@ def problems_of(arguments: argparse.Namespace, name: str, targets: list[str]) ->
                 )
         except ValueError:
             found.append(f"--{name} {text!r} is no number" + (", nor none" if name == "target_layers" else ""))
-    found += [problem.replace("--dataset", "--data", 1) for problem in unknown_names(arguments.data)]
+    found += unknown_names(arguments.dataset)
     for least in ("num_samples", "batch_size"):
         if getattr(arguments, least) < 1:
             found.append(f"--{least} {getattr(arguments, least)} must be at least 1")
@@ -188,11 +187,11 @@ def promise(arguments: argparse.Namespace) -> None:
     prompting = asked(trained_prompting(training_record(folder)), arguments)
     model, tokenizer = load_checkpoint(folder, DTYPES[arguments.dtype], pick_device(arguments.device))
     config, depth = model.config, model.config.num_hidden_layers
-    requests = draw_requests(arguments.data, arguments.split, arguments.num_samples, tokenizer, prompting)
+    requests = draw_requests(arguments.dataset, arguments.split, arguments.num_samples, tokenizer, prompting)
     grid = arguments.grid or (PRICES if swept_field(config) == "cost" else None)
     if grid is None:
         split = "validation" if arguments.split != "validation" else "test"  # Other questions; only prompts are read.
-        others = draw_requests(arguments.data, split, SAMPLES, tokenizer, prompting)
+        others = draw_requests(arguments.dataset, split, SAMPLES, tokenizer, prompting)
         prompts = [request.prompt_ids for request in others]
         grid = biases(model, tokenizer, prompts, arguments.batch_size, arguments.tolerance)
     grid = sorted(set(grid), reverse=swept_field(config) == "route_bias")
@@ -279,7 +278,7 @@ def main() -> None:
     target = float(arguments.target_layers)
     model, tokenizer = load_checkpoint(folder, DTYPES[arguments.dtype], pick_device(arguments.device))
     prompting = asked(trained_prompting(training_record(folder)), arguments)
-    requests = draw_requests(arguments.data, arguments.split, arguments.num_samples, tokenizer, prompting)
+    requests = draw_requests(arguments.dataset, arguments.split, arguments.num_samples, tokenizer, prompting)
     prompts = [request.prompt_ids for request in requests]
     progress = tqdm(desc=f"target {target:g} layers", unit="bias")
 

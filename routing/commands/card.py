@@ -12,14 +12,13 @@ import sys
 from pathlib import Path
 
 from routing.common.errors import raise_all, run_command
+from routing.common.parser import Parser
 from routing.models.hub import is_repo_id, upload
 from routing.report.card import checkpoint_files, config_of, read_results, write_model_card
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="dlr card", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="dlr card", description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="folder of a checkpoint of train.py")
     parser.add_argument("--repo_id", help="OWNER/NAME of the model on the hub")
     parser.add_argument(

@@ -20,6 +20,7 @@ import torch
 from routing.common.devices import DTYPES, device_problems, pick_device
 from routing.common.errors import UserError, raise_all, run_command
 from routing.common.files import file_stamps, write_json, write_text
+from routing.common.parser import Parser
 from routing.common.run_info import git_commit, hardware, today, versions
 from routing.common.statistics import mcnemar, wilson_interval
 from routing.evaluation.pruning_methods import (
@@ -60,14 +61,10 @@ PERMUTATIONS = 10_000
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="dlr compare_pruning",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="dlr compare_pruning", description=__doc__)
     parser.add_argument("--adapters", required=True, help="checkpoint of train.py --objective adapters")
     parser.add_argument("--checkpoints", default="", help="comma-separated checkpoints with query routers")
-    parser.add_argument("--data", default="arithmetic", help="comma-separated data sets")
+    parser.add_argument("--dataset", default="arithmetic", help="comma-separated data sets")
     parser.add_argument("--num_samples", type=int, default=400, help="test questions of each data set, at most")
     parser.add_argument("--control_samples", type=int, default=64, help="validation questions that choose static sets")
     parser.add_argument("--counts", default="1,2,4,6", help="numbers of pruned layers, with commas between")
@@ -133,8 +130,8 @@ def problems_of(arguments: argparse.Namespace) -> list[str]:
     found += template_problems(arguments) + flag_problems(arguments)
     if arguments.speed_prompts < 0:
         found.append(f"--speed_prompts {arguments.speed_prompts} must be at least 0")
-    found += [problem.replace("--dataset", "--data", 1) for problem in unknown_names(arguments.data)]
-    found += files_without_splits("data", arguments.data)
+    found += unknown_names(arguments.dataset)
+    found += files_without_splits("dataset", arguments.dataset)
     return found + device_problems(arguments.device)
 
 
@@ -165,7 +162,7 @@ class Comparison:
         prompting = asked(trained_prompting(training_record(folder)), arguments)
         drawn = {"validation": arguments.control_samples, "test": arguments.num_samples}
         self.tuning, self.test = (
-            draw_requests(arguments.data, split, count, self.tokenizer, prompting) for split, count in drawn.items()
+            draw_requests(arguments.dataset, split, count, self.tokenizer, prompting) for split, count in drawn.items()
         )
         self.key = [
             file_stamps(folder, "*.safetensors", "config.json"),
@@ -383,7 +380,7 @@ def main() -> None:
         "score": arguments.score,
         "depth": comparison.depth,
         "model": comparison.base_name,
-        "data": arguments.data,
+        "data": arguments.dataset,
         "methods": summaries(methods, verdicts),
         "router_tests": router_tests(methods, verdicts, names),
         "generate_agrees": comparison.proof(methods, verdicts),

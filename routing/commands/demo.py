@@ -8,11 +8,11 @@ set here was chosen on search and validation questions.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
 from routing.common.files import write_json
+from routing.common.parser import Parser
 from routing.common.stages import done, run_stage
 from routing.common.statistics import lower_bound, mcnemar
 from routing.report.plots import plot_layer_rates, plot_routes, plot_seconds
@@ -30,7 +30,7 @@ MENU = (
     "--num_samples", "512",
 )  # fmt: skip
 # So few questions can prove no less than five points.
-GUARANTEE = ("--max_loss", "0.05", "--confidence", "0.95", "--data", DATA, "--num_samples", "512")
+GUARANTEE = ("--max_loss", "0.05", "--confidence", "0.95", "--dataset", DATA, "--num_samples", "512")
 PUBLISHED_SEARCH = ("--dataset", DATA, "--num_samples", "64", "--num_simulations", "50")
 PUBLISHED_TRAINING = (
     "--num_epochs", "25", "--learning_rate", "1e-3", "--eval_fraction", "0.2", "--num_evaluations", "2",
@@ -102,7 +102,7 @@ def sentence(result: dict) -> str:
 
 
 def main() -> None:
-    argparse.ArgumentParser(prog="dlr demo", description=__doc__).parse_args()
+    Parser(prog="dlr demo", description=__doc__).parse_args()
     table, labels = DEMO / "table", DEMO / "published_labels"
     adapters = trained(
         1,

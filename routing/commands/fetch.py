@@ -5,14 +5,13 @@ python -m routing fetch
 
 from __future__ import annotations
 
-import argparse
-
 from routing.common.errors import run_command
+from routing.common.parser import Parser
 from routing.models.default_model import default_model_folder
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    Parser(prog="dlr fetch", description=__doc__).parse_args()
     print(default_model_folder())
 
 

@@ -1,6 +1,6 @@
 """Accuracy against executed layers and measured time, with the route bias swept, beside its controls.
 
-    python -m routing frontier checkpoints/my-run --data arithmetic --targets 29,28,27,26
+    python -m routing frontier checkpoints/my-run --dataset arithmetic --targets 29,28,27,26
 
 For each target the bias is found on validation questions (as `python -m routing calibrate` does); accuracy, layers and
 time are those of test questions, which nothing was searched, trained or calibrated on. Controls on the same questions:
@@ -29,6 +29,7 @@ from routing.commands.calibrate import add_arguments, problems_of
 from routing.common.devices import DTYPES, pick_device
 from routing.common.errors import raise_all, run_command
 from routing.common.files import write_json
+from routing.common.parser import Parser
 from routing.common.run_info import git_commit, hardware, today, versions
 from routing.common.statistics import mcnemar, wilson_interval
 from routing.evaluation.budget import decided_routes, find_bias, mean_layers
@@ -151,9 +152,7 @@ def print_points(points: list[dict]) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="dlr frontier", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="dlr frontier", description=__doc__)
     add_arguments(parser)
     parser.add_argument("--targets", default="", help="numbers of layers with commas between; beside the trained bias")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of random routes")
@@ -167,7 +166,7 @@ def parse_arguments() -> argparse.Namespace:
         for name in ("seeds", "max_static")
         if getattr(arguments, name) < 1
     ]
-    raise_all(problems + files_without_splits("data", arguments.data))
+    raise_all(problems + files_without_splits("dataset", arguments.dataset))
     arguments.targets = [float(text) for text in targets]
     return arguments
 
@@ -179,7 +178,7 @@ def main() -> None:
     )
     prompting = asked(trained_prompting(training_record(Path(arguments.checkpoint))), arguments)
     tuning, test = (
-        draw_requests(arguments.data, split, arguments.num_samples, tokenizer, prompting)
+        draw_requests(arguments.dataset, split, arguments.num_samples, tokenizer, prompting)
         for split in ("validation", "test")
     )
     biases = {"routed, as saved": model.config.route_bias}
@@ -204,7 +203,7 @@ def main() -> None:
             "git_commit": git_commit(),
         },
     )
-    plot_frontier(summaries, output / "frontier.png", f"{len(test)} test questions ({arguments.data}), {hardware()}")
+    plot_frontier(summaries, output / "frontier.png", f"{len(test)} test questions ({arguments.dataset}), {hardware()}")
     print(f"written to {output / 'frontier.json'} and {output / 'frontier.png'}")
 
 

@@ -20,6 +20,7 @@ from rich.table import Table as Rows
 
 from routing.common.errors import raise_all, run_command
 from routing.common.files import write_json
+from routing.common.parser import Parser
 from routing.common.run_info import git_commit, today, versions
 from routing.evaluation.headroom import COSTS, describe, measure
 from routing.labels.reading import label_hashes
@@ -28,9 +29,7 @@ from routing.report.headroom_plots import plot_datasets, plot_frontier
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="dlr headroom", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="dlr headroom", description=__doc__)
     parser.add_argument("labels", metavar="LABELS", type=Path, nargs="+", help="label folders of a menu")
     parser.add_argument("--again", type=Path, nargs="+", default=[], help="label folders, made with --wording 1")
     parser.add_argument(

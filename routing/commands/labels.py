@@ -18,6 +18,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from routing.common.errors import UserError, raise_all, run_command
+from routing.common.parser import Parser
 from routing.labels.exploration import write_records
 from routing.labels.polar import find_files
 from routing.labels.polar_export import export_polar
@@ -50,9 +51,7 @@ Uploaded are the labels, their header, which names the model and the arguments a
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="dlr labels", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="dlr labels", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, text: str, main: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:

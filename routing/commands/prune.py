@@ -15,6 +15,7 @@ from pathlib import Path
 from routing.common.cli import as_dict, read_arguments
 from routing.common.devices import DTYPES, device_problems
 from routing.common.errors import UserError, raise_all, run_command
+from routing.common.parser import Parser
 from routing.common.stages import done, run_stage
 from routing.models.default_model import DEFAULT_MODEL
 from routing.models.problems import model_problems
@@ -32,11 +33,7 @@ ADAPTERS = ("--learning_rate", "1e-3", "--lr_schedule", "cosine")
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="dlr prune",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="dlr prune", description=__doc__)
     parser.add_argument("--output", required=True, help="folder of everything that is made")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="base model")
     parser.add_argument("--dataset", default="arithmetic", help="comma-separated data sets with splits")
@@ -126,7 +123,7 @@ def main() -> None:
         )
     run_stage(
         f"{STEPS}/{STEPS}", "comparison with baselines", "-m", "routing", "compare_pruning", "--adapters",
-        str(adapters), "--checkpoints", ",".join(map(str, routers)), "--data", arguments.dataset, "--num_samples",
+        str(adapters), "--checkpoints", ",".join(map(str, routers)), "--dataset", arguments.dataset, "--num_samples",
         str(arguments.test_samples), "--score", arguments.score, "--counts", arguments.counts, "--output",
         str(output / "comparison"), "--control_samples", str(arguments.control_samples), *asked,
     )  # fmt: skip

@@ -12,11 +12,11 @@ kind, with paired.csv: differences of test loss by seed.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 from routing.common.errors import UserError, run_command
+from routing.common.parser import Parser
 from routing.report.groups import group_runs
 from routing.report.hybrid_page import write_hybrid_report
 from routing.report.hybrid_runs import read_hybrid_run
@@ -25,9 +25,7 @@ from routing.report.runs import find_runs, read_object, read_run
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="dlr report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="dlr report", description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="folder of a run, or of a sweep")
     parser.add_argument("--output", required=True, type=Path, help="folder of the report")
     arguments = parser.parse_args()

@@ -24,6 +24,7 @@ from transformers import AutoTokenizer
 
 from routing.common.errors import UserError, raise_all, run_command
 from routing.common.files import write_text
+from routing.common.parser import Parser
 from routing.common.user_files import read_text
 from routing.models.checkpoint import HYBRID, load_checkpoint, read_config
 from routing.report.page import page
@@ -128,9 +129,7 @@ def html_page(tokens: list[str], lines: list[Line], title: str) -> str:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="dlr show_tokens", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="dlr show_tokens", description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="folder of a checkpoint of train.py")
     given = parser.add_mutually_exclusive_group(required=True)
     given.add_argument("--text", help="the text")

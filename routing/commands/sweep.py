@@ -16,7 +16,6 @@ controls.csv; a grid holds runs of that kind alone, or none.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import os
@@ -35,6 +34,7 @@ from routing.common.cli import read_arguments
 from routing.common.errors import UserError, raise_all, run_command
 from routing.common.files import write_json, write_text
 from routing.common.locks import held
+from routing.common.parser import Parser
 from routing.common.run_info import git_commit, hardware, today, versions
 from routing.common.user_files import read_yaml
 from routing.training.end_to_end.arguments import EndToEndArguments
@@ -224,9 +224,7 @@ def write_manifest(path: Path, grid: dict, runs: dict[str, dict]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="dlr sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="dlr sweep", description=__doc__)
     parser.add_argument("grid", help="YAML file")
     parser.add_argument("--output", required=True, help="folder of the results; an unfinished one is continued")
     arguments = parser.parse_args()

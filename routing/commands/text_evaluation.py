@@ -25,6 +25,7 @@ from tqdm import tqdm
 from routing.common.devices import DTYPES, device_problems, pick_device
 from routing.common.errors import UserError, raise_all, run_command
 from routing.common.files import write_json, write_text
+from routing.common.parser import Parser
 from routing.common.run_info import git_commit, hardware, today, versions
 from routing.evaluation.text_controls import (
     Method,
@@ -59,11 +60,7 @@ SHOWN = ("method", "method_seed", "layers", "loss", "loss_low", "loss_high", "pe
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="dlr text_evaluation",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="dlr text_evaluation", description=__doc__)
     parser.add_argument("checkpoint", help="folder of a checkpoint that was trained end to end")
     parser.add_argument("--rows", type=int, default=64, help="rows of text, at most")
     parser.add_argument("--skip", type=float, help="share of all layers for controls of a checkpoint that skips none")

@@ -9,6 +9,7 @@ from dataclasses import field, fields
 from pathlib import Path
 
 from routing.common.errors import UserError, raise_all
+from routing.common.parser import spelled
 from routing.common.user_files import read_yaml
 
 
@@ -85,7 +86,7 @@ def read_arguments(kind: type, words: list[str]):
     from transformers import HfArgumentParser  # A second, which those who ask for a list of names need not wait.
 
     parser = HfArgumentParser(kind, description=kind.__doc__)
-    arguments, unknown = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
+    arguments, unknown = parser.parse_args_into_dataclasses(spelled(parser, words), return_remaining_strings=True)
     if unknown:
         raise UserError(
             f"unknown arguments: {' '.join(unknown)}. --help lists those there are; a YAML file of them comes first."

@@ -58,7 +58,7 @@ class EvaluationArguments:
     dtype: str = option("float32", "dtype of the model", tuple(DTYPES))
     device: str = option("auto", "torch device; auto: cuda if there is one, else cpu")
     output: str = option(
-        "", "JSON file for the results, default evaluation.json in the checkpoint folder; the HTML page goes beside it"
+        "", "folder for evaluation.json and its page, or a JSON file; default the folder of the checkpoint"
     )
 
     def problems(self) -> list[str]:
@@ -70,8 +70,6 @@ class EvaluationArguments:
         if self.control_data:
             found += [problem.replace("--dataset", "--control_data", 1) for problem in unknown_names(self.control_data)]
             found += files_without_splits("control_data", self.control_data)
-        if self.output and not self.output.endswith(".json"):
-            found.append(f"--output {self.output!r} must end in .json")
         found += below(self, batch_size=1, seeds=1, control_samples=1)
         if self.limit is not None:
             found += below(self, limit=1)

@@ -13,6 +13,7 @@ from routing.common.devices import DTYPES, pick_device
 from routing.common.errors import UserError
 from routing.common.files import file_stamps, write_json
 from routing.common.keyed import judging
+from routing.common.parser import file_of
 from routing.common.run_info import hardware
 from routing.common.statistics import against_mixture, lower_bound, mcnemar
 from routing.evaluation.arguments import EvaluationArguments
@@ -102,7 +103,7 @@ class Comparison:
             stock = load_stock(self.base_name, dtype, training.get("base_revision"))
             self.base = PromptRoutedLM(stock.to(device), tokenizer, arguments.batch_size)
         self.depth = routed.config.num_hidden_layers
-        self.output = Path(arguments.output or folder / "evaluation.json")
+        self.output = file_of(arguments.output or str(folder), "evaluation.json")
         prompting = asked(trained_prompting(training), arguments)
         self.settings = Settings(arguments.limit, arguments.num_fewshot, prompting.apply_chat_template)
         self.key = vars(self.settings) | {

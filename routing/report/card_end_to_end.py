@@ -20,11 +20,7 @@ def is_end_to_end(training: dict) -> bool:
 def introduction(base: str, config: dict, training: dict) -> str:
     """What the model is."""
     arguments = training["arguments"]
-    weights = (
-        "its weights unchanged"
-        if arguments["trainable"] == "router"
-        else "with adapters (LoRA) merged into its weights"
-    )
+    weights = "its weights unchanged" if arguments["trainable"] == "router" else "with LoRA merged into its weights"
     kind = KINDS[config["router"]]
     what = (
         f" which of the layers behind the first {config['kept_layers']} run and which are skipped"

@@ -14,7 +14,7 @@ from routing.objectives import losses, reinforce, stochastic_depth
 from routing.objectives.gumbel import gumbel_gates, logistic_noise, straight_through
 from routing.objectives.table import END_TO_END
 from routing.text.sequences import text_batch
-from routing.training.end_to_end.adapters import adapter_state, adapters_off, add_adapters, lora_config, merge_adapters
+from routing.training.end_to_end.lora import lora_state, lora_off, add_lora, lora_config, merge_lora
 from routing.training.end_to_end.arguments import EndToEndArguments
 from routing.training.end_to_end.training import EndToEnd
 
@@ -42,7 +42,7 @@ def module_for(objective: str, family=LLAMA, **given) -> EndToEnd:
     model.model.init_routers()
     adapters = None
     if arguments.trainable == "lora":
-        adapters = add_adapters(model, lora_config(arguments))
+        adapters = add_lora(model, lora_config(arguments))
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "lora_B" in name:
@@ -256,7 +256,7 @@ def test_merged_adapters_equal_those_beside_the_weights():
     expected = module.routed(ids).logits.detach()
     fresh = routed_from(LLAMA, stock_model(LLAMA), **module.arguments.model_fields(LAYERS))
     before = fresh(ids).logits.detach()
-    merge_adapters(fresh, lora_config(module.arguments), adapter_state(module._held[1]))
+    merge_lora(fresh, lora_config(module.arguments), lora_state(module._held[1]))
     assert_near(fresh(ids).logits, expected)
     assert (before - expected).abs().max() > 1e-3
     assert not any("lora" in name for name, _ in fresh.named_parameters())
@@ -264,7 +264,7 @@ def test_merged_adapters_equal_those_beside_the_weights():
 
 def test_adapters_off_restores_them_after_an_error():
     module = module_for("dense")
-    with pytest.raises(RuntimeError), adapters_off(module._held[1]):
+    with pytest.raises(RuntimeError), lora_off(module._held[1]):
         raise RuntimeError
     ids = random_rows((9,))[0][None]
     assert (module.routed(ids).logits - stock_model(LLAMA)(ids).logits).abs().max() > 1e-3
@@ -273,7 +273,7 @@ def test_adapters_off_restores_them_after_an_error():
 def test_unknown_names_of_linear_maps_are_refused():
     model = routed_from(LLAMA, stock_model(LLAMA), router="none")
     with pytest.raises(UserError, match="--lora_targets query.*q_proj"):
-        add_adapters(model, LoraConfig(target_modules=["query"]))
+        add_lora(model, LoraConfig(target_modules=["query"]))
 
 
 def test_training_state_holds_no_base():

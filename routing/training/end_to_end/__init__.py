@@ -1,1 +1,1 @@
-"""Training of global routers end to end on text: arguments, adapters, training, validation, alarms, controls."""
+"""Training of global routers end to end on text: arguments, LoRA, training, validation, alarms, controls."""

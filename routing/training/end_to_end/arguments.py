@@ -24,7 +24,7 @@ AUTO = -1.0  # a number that the objective chooses
 
 @dataclass
 class EndToEndArguments(RunArguments):
-    """Train a router, adapters or both end to end on text and write a checkpoint. Run it again with --resume to
+    """Train a router, LoRA or both end to end on text and write a checkpoint. Run it again with --resume to
     continue. (`train.py --help` without --objective shows the arguments of training on labels.)"""
 
     model_id: str = option(DEFAULT_MODEL, "base model: hub id, local folder, or the default, fetched without a hub")
@@ -33,9 +33,7 @@ class EndToEndArguments(RunArguments):
         "", "folder of a checkpoint of --model_id with adapters, which stand in for skipped layers; default none"
     )
     router: str = option("auto", "kind of router; auto: the first one of the objective", ("auto", *ROUTERS[1:]))
-    trainable: str = option(
-        "lora", "lora: adapters (PEFT) and the router; router: the router alone", ("lora", "router")
-    )
+    trainable: str = option("lora", "lora: LoRA (PEFT) and the router; router: the router alone", ("lora", "router"))
     corpus: str = option(
         "wikipedia", "wikipedia (offline), wikitext (WikiText-103 from the hub), a .txt or .jsonl file"
     )
@@ -52,10 +50,10 @@ class EndToEndArguments(RunArguments):
     router_bias_init: float | None = option(
         None, "start of the router's last biases, above 0 to start by running; default -1.5 for prefix_token, else 0"
     )
-    lora_rank: int = option(16, "rank r of the adapters")
-    lora_alpha: float = option(32.0, "alpha of the adapters, which are scaled by alpha / r")
-    lora_dropout: float = option(0.05, "dropout in front of the adapters")
-    lora_targets: str = option("q_proj,k_proj,v_proj,o_proj", "comma-separated names of the linear maps with adapters")
+    lora_rank: int = option(16, "rank r of LoRA")
+    lora_alpha: float = option(32.0, "alpha of LoRA, which is scaled by alpha / r")
+    lora_dropout: float = option(0.05, "dropout in front of LoRA")
+    lora_targets: str = option("q_proj,k_proj,v_proj,o_proj", "comma-separated names of the linear maps with LoRA")
     ce_weight: float = option(
         AUTO, "alpha of alpha CE + (1 - alpha) KD, 0 to 1; -1: as published, 0.5 for gumbel and 1 (no teacher) else"
     )
@@ -93,10 +91,10 @@ class EndToEndArguments(RunArguments):
     batch_size: int = option(4, "rows a step and device")
     gradient_accumulation: int = option(4, "steps whose gradients are averaged before an update")
     num_evaluations: int = option(10, "validations, spread evenly over training")
-    load_in_4bit: bool = option(False, "load the base in 4 bits (needs bitsandbytes) and train adapters on it")
+    load_in_4bit: bool = option(False, "load the base in 4 bits (needs bitsandbytes) and train LoRA on it")
     save_base: str = option(
         "copy",
-        "copy: a checkpoint with the weights, adapters merged; reference: router and name of a frozen base",
+        "copy: a checkpoint with the weights, LoRA merged; reference: router and name of a frozen base",
         ("copy", "reference"),
     )
     dtype: str = option("float32", "dtype of the base in training", tuple(DTYPES))
@@ -148,13 +146,10 @@ class EndToEndArguments(RunArguments):
                 found.append(f"--path: {error}")
         if self.trainable == "router" and self.plan.trains_base:
             found.append(
-                f"--trainable router: --objective {self.objective} has no router to train; leave it out to train "
-                "adapters"
+                f"--trainable router: --objective {self.objective} has no router to train; leave it out to train LoRA"
             )
         if self.trainable == "lora" and self.save_base == "reference":
-            found.append(
-                "--save_base reference: the adapters are merged into the weights; use copy, or --trainable router"
-            )
+            found.append("--save_base reference: LoRA is merged into the weights; use copy, or --trainable router")
         if self.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
             found.append("--load_in_4bit: bitsandbytes is not installed; pip install -r requirements-gpu.txt")
         try:

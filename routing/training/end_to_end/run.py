@@ -20,8 +20,8 @@ from routing.models.families import load_base_config, load_tokenizer
 from routing.search.routes import Route, to_route
 from routing.text.corpora import passages
 from routing.text.sequences import Sequences, make_sequences
-from routing.training.end_to_end.adapters import adapter_state, add_adapters, lora_config, merge_adapters
 from routing.training.end_to_end.arguments import EndToEndArguments
+from routing.training.end_to_end.lora import add_lora, lora_config, lora_state, merge_lora
 from routing.training.end_to_end.static import costs_of_layers, static_route
 from routing.training.end_to_end.threshold import router_logits, threshold_bias
 from routing.training.end_to_end.training import EndToEnd, train_end_to_end
@@ -68,7 +68,7 @@ def load_trainable(arguments: EndToEndArguments, device: torch.device):
         model.to(device)
     model.requires_grad_(False)
     model.model.init_routers()
-    adapters = add_adapters(model, lora_config(arguments)) if arguments.trainable == "lora" else None
+    adapters = add_lora(model, lora_config(arguments)) if arguments.trainable == "lora" else None
     model.model.routers.requires_grad_(True)
     return model, adapters, fields
 
@@ -149,7 +149,7 @@ def train(run: Run, rows: Sequences, held_out: Sequences) -> Save:
     if adapters:
         # In the dtype of training: in a coarser one small changes would vanish, and it be another model.
         merged["dtype"] = DTYPES[arguments.dtype]
-        merged["change"] = partial(merge_adapters, config=lora_config(arguments), state=adapter_state(adapters))
+        merged["change"] = partial(merge_lora, config=lora_config(arguments), state=lora_state(adapters))
     return lambda folder: save_checkpoint(
         folder, arguments.model_id, routers, fields, arguments.save_base, summary, **merged
     )

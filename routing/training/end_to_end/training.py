@@ -17,9 +17,9 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from routing.objectives.end_to_end import TrainingStep
 from routing.text.sequences import Sequences, TextBatch, text_batch
-from routing.training.end_to_end.adapters import adapters_off
 from routing.training.end_to_end.alarms import alarms
 from routing.training.end_to_end.arguments import EndToEndArguments
+from routing.training.end_to_end.lora import lora_off
 from routing.training.end_to_end.validation import Measured, validate
 from routing.training.run_folder import WholeCheckpoints, last_whole_checkpoint
 from routing.training.trainer_arguments import trainer_arguments, write_metrics
@@ -65,7 +65,7 @@ class EndToEnd(nn.Module):
         """[B, T, V] of the base at full depth: the same weights, adapters off."""
         model, adapters = self._held
         every = torch.ones(len(batch.ids), model.config.num_hidden_layers, dtype=torch.long)
-        with torch.no_grad(), adapters_off(adapters):
+        with torch.no_grad(), lora_off(adapters):
             return model(batch.ids, attention_mask=batch.mask, routes=every, use_cache=False).logits
 
     def forward(self, **tensors: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
-from routing.common.cli import below, checkpoint_problems, option, outside
-from routing.labels.problems import label_problems
+from routing.common.cli import below, option
 from routing.models.default_model import DEFAULT_MODEL
-from routing.models.problems import model_problems
 from routing.models.query_encoder import DEFAULT_ENCODER, encoder_problems
 from routing.objectives.preference import Preference
 from routing.objectives.set_probability import TOP_K
 from routing.objectives.table import PREFERENCE
+from routing.training.label_run_arguments import LabelRunArguments
 from routing.training.preferences.pairs import PAIRS
-from routing.training.run_arguments import RunArguments
 
 
 @dataclass
-class PreferenceArguments(RunArguments):
+class PreferenceArguments(LabelRunArguments):
     """Train a query router on explored layer sets and write a checkpoint. Run it again with --resume to continue.
     (`train.py --help` without --objective shows the arguments of training on labels.)"""
 
@@ -69,27 +65,15 @@ class PreferenceArguments(RunArguments):
         return PREFERENCE[self.objective]
 
     def problems(self) -> list[str]:
-        found = self.run_problems()
+        found = self.label_run_problems()
         found += below(
             self, query_max_tokens=1, router_hidden_size=1, top_k_iterations=1, gumbel_samples=1, pairs_per_example=1,
             num_epochs=1, batch_size=1, num_evaluations=1, eval_pairs=1, orpo_weight=0, weight_decay=0, warmup_steps=0,
         )  # fmt: skip
-        found += outside(self, eval_fraction=(0, 1))
-        if self.eval_fraction in (0, 1):
-            found.append(f"--eval_fraction {self.eval_fraction} must lie between 0 and 1, neither of them")
-        for name in ("top_k_temperature", "beta", "learning_rate", "encoder_learning_rate", "max_grad_norm"):
+        for name in ("top_k_temperature", "beta", "encoder_learning_rate", "max_grad_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 found.append(f"--{name} {getattr(self, name)} must be a number above 0")
-        if not self.data_folders():
-            found.append(f"--data {self.data!r} names no folder of labels")
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and self.device not in ("auto", "cpu"):
-            found.append(f"--device {self.device!r} is for one process; give several auto (a GPU for each) or cpu")
         return found
 
     def outside_problems(self) -> list[str]:
-        found = model_problems(self.model_id) + checkpoint_problems(self.output_dir, self.run_name)
-        found += encoder_problems(self.encoder, self.query_max_tokens)
-        return found + label_problems(self.data_folders(), self.adapters, self.model_id)
-
-    def data_folders(self) -> list[Path]:
-        return [Path(name.strip()) for name in self.data.split(",") if name.strip()]
+        return super().outside_problems() + encoder_problems(self.encoder, self.query_max_tokens)

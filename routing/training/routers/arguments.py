@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import math
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
-from routing.common.cli import below, checkpoint_problems, option, outside
+from routing.common.cli import below, option, outside
 from routing.common.devices import DTYPES
-from routing.labels.problems import label_problems
 from routing.models.default_model import DEFAULT_MODEL
-from routing.models.problems import model_problems
 from routing.objectives.table import END_TO_END, PREFERENCE
-from routing.training.run_arguments import RunArguments
+from routing.training.label_run_arguments import LabelRunArguments
 
 
 @dataclass
-class TrainArguments(RunArguments):
+class TrainArguments(LabelRunArguments):
     """Train routers on the frozen base and write a checkpoint. Run it again with --resume to continue."""
 
     model_id: str = option(DEFAULT_MODEL, "base model that the labels were made with")
@@ -68,26 +63,10 @@ class TrainArguments(RunArguments):
     dtype: str = option("float32", "dtype of the base while features are made and answers executed", tuple(DTYPES))
 
     def problems(self) -> list[str]:
-        found = self.run_problems()
+        found = self.label_run_problems()
         found += below(self, num_epochs=1, batch_size=1, gradient_accumulation=1, num_windows=1, warmup_steps=0)
         found += below(self, router_hidden_size=1, weight_decay=0, focal_gamma=0, num_evaluations=1, eval_examples=1)
-        found += outside(self, class_beta=(0, 1), eval_fraction=(0, 1))
+        found += outside(self, class_beta=(0, 1))
         if self.class_beta == 1:
             found.append("--class_beta 1.0 gives no weights; it must be below 1")
-        if self.eval_fraction in (0, 1):
-            found.append(f"--eval_fraction {self.eval_fraction} must lie between 0 and 1, neither of them")
-        if not 0 < self.learning_rate < math.inf:
-            found.append(f"--learning_rate {self.learning_rate} must be a number above 0")
-        found += outside(self)
-        if not self.data_folders():
-            found.append(f"--data {self.data!r} names no folder of labels")
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and self.device not in ("auto", "cpu"):
-            found.append(f"--device {self.device!r} is for one process; give several auto (a GPU for each) or cpu")
         return found
-
-    def outside_problems(self) -> list[str]:
-        found = model_problems(self.model_id) + checkpoint_problems(self.output_dir, self.run_name)
-        return found + label_problems(self.data_folders(), self.adapters, self.model_id)
-
-    def data_folders(self) -> list[Path]:
-        return [Path(name.strip()) for name in self.data.split(",") if name.strip()]

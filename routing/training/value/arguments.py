@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
-from routing.common.cli import below, checkpoint_problems, option, outside
+from routing.common.cli import below, option
 from routing.common.devices import DTYPES
-from routing.labels.problems import label_problems
 from routing.models.default_model import DEFAULT_MODEL
-from routing.models.problems import model_problems
-from routing.training.run_arguments import RunArguments
+from routing.training.label_run_arguments import LabelRunArguments
 
 ROUTERS = ("menu", "per_layer")
 ESTIMATORS = ("ridge", "mlp")
@@ -24,7 +21,7 @@ DEFAULTS = {
 
 
 @dataclass
-class ValueArguments(RunArguments):
+class ValueArguments(LabelRunArguments):
     """Train a router that estimates what paths are worth for a prompt, and write a checkpoint. --router menu learns
     from a dense table (data_generation.py --search menu), in seconds; --router per_layer from all tried paths of any
     search. Run it again to continue, per_layer with --resume. (`train.py --help` without --objective shows the
@@ -85,16 +82,11 @@ class ValueArguments(RunArguments):
                 setattr(self, name, value)
 
     def problems(self) -> list[str]:
-        found = self.run_problems()
+        found = self.label_run_problems()
         found += below(
             self, folds=2, tried_per_question=1, num_windows=1, router_hidden_size=1, num_epochs=1, batch_size=1,
             model_batch_size=1, weight_decay=0, caution=0,
         )  # fmt: skip
-        found += outside(self, eval_fraction=(0, 1))
-        if self.eval_fraction in (0, 1):
-            found.append(f"--eval_fraction {self.eval_fraction} must lie between 0 and 1, neither of them")
-        if not 0 < self.learning_rate < math.inf:
-            found.append(f"--learning_rate {self.learning_rate} must be a number above 0")
         if not math.isfinite(self.cost):
             found.append(f"--cost {self.cost} must be a number")
         for name, least in (("reads", 0), ("router_sizes", 1)):
@@ -105,21 +97,9 @@ class ValueArguments(RunArguments):
             found.append(f"--reads {self.reads} must name each number of layers once")
         if self.shuffle_questions and self.router != "menu":
             found.append(f"--shuffle_questions is for --router menu, and the router is {self.router}; leave it out")
-        if not self.data_folders():
-            found.append(f"--data {self.data!r} names no folder of labels")
-        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-        if several and self.router == "menu":
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and self.router == "menu":
             found.append("--router menu trains in one process, in seconds; start train.py without accelerate launch")
-        if several and self.device not in ("auto", "cpu"):
-            found.append(f"--device {self.device!r} is for one process; give several auto (a GPU for each) or cpu")
         return found
-
-    def outside_problems(self) -> list[str]:
-        found = model_problems(self.model_id) + checkpoint_problems(self.output_dir, self.run_name)
-        return found + label_problems(self.data_folders(), self.adapters, self.model_id)
-
-    def data_folders(self) -> list[Path]:
-        return [Path(name.strip()) for name in self.data.split(",") if name.strip()]
 
     def sizes(self) -> list[int]:
         """Widths of the network's hidden layers."""

@@ -27,7 +27,7 @@ def lora_config(arguments) -> LoraConfig:
     )
 
 
-def add_adapters(model: nn.Module, config: LoraConfig) -> LoraModel:
+def add_lora(model: nn.Module, config: LoraConfig) -> LoraModel:
     """Put adapters into a model, in place; they alone get gradients.
 
     Raises:
@@ -51,7 +51,7 @@ def _linear_names(model: nn.Module) -> set[str]:
 
 
 @contextmanager
-def adapters_off(adapters: LoraModel | None) -> Iterator[None]:
+def lora_off(adapters: LoraModel | None) -> Iterator[None]:
     """The base as it was, while inside."""
     if adapters is None:
         yield
@@ -63,14 +63,14 @@ def adapters_off(adapters: LoraModel | None) -> Iterator[None]:
         adapters.enable_adapter_layers()
 
 
-def merge_adapters(model: nn.Module, config: LoraConfig, state: dict[str, torch.Tensor]) -> None:
+def merge_lora(model: nn.Module, config: LoraConfig, state: dict[str, torch.Tensor]) -> None:
     """Add trained adapters to the weights of another copy of their base, in place."""
-    adapters = add_adapters(model, config)
+    adapters = add_lora(model, config)
     set_peft_model_state_dict(adapters, state, NAME)
     adapters.merge_and_unload(safe_merge=True)
 
 
-def adapter_state(adapters: LoraModel) -> dict[str, torch.Tensor]:
+def lora_state(adapters: LoraModel) -> dict[str, torch.Tensor]:
     """Weights of the adapters, on the CPU."""
     state = get_peft_model_state_dict(adapters, adapter_name=NAME)
     return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
