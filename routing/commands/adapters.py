@@ -11,11 +11,12 @@ import argparse
 import json
 from pathlib import Path
 
+from routing.common.cli import below
 from routing.common.devices import DTYPES, device_problems, pick_device
 from routing.common.errors import UserError, raise_all, run_command
 from routing.common.files import file_stamps, write_json
 from routing.common.parser import Parser
-from routing.common.run_info import git_commit, hardware, today, versions
+from routing.common.run_info import hardware, made_with
 from routing.models.checkpoint import check_adapters, load_checkpoint, training_record
 from routing.scoring.plain import draw_requests
 from routing.scoring.prompting import add_flags, asked, flag_problems, trained_prompting
@@ -40,9 +41,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     problems = unknown_names(arguments.dataset)
     problems += files_without_splits("dataset", arguments.dataset) + device_problems(arguments.device)
     problems += flag_problems(arguments)
-    for name in ("num_samples", "batch_size"):
-        if getattr(arguments, name) < 1:
-            problems.append(f"--{name} {getattr(arguments, name)} must be at least 1")
+    problems += below(arguments, num_samples=1, batch_size=1)
     try:
         check_adapters(arguments.checkpoint)
     except UserError as error:
@@ -61,9 +60,8 @@ def main(argv: list[str] | None = None) -> None:
     worth = worth_of_layers(model, tokenizer, requests, arguments.batch_size, output / "parts", key)
     record = folder / "adapters.json"
     errors = json.loads(record.read_text(encoding="utf-8"))["errors"] if record.exists() else None
-    made_with = {"hardware": hardware(), "date": today(), "versions": versions(), "git_commit": git_commit()}
     given = {name: str(value) for name, value in vars(arguments).items()}
-    write_json(output / "layers.json", {"errors": errors} | worth | {"arguments": given} | made_with)
+    write_json(output / "layers.json", {"errors": errors} | worth | {"arguments": given} | made_with())
     name = training_record(folder)["arguments"]["model_id"]
     plot_worth(worth, errors, output / "layers.png", f"{name}, {arguments.dataset}: {arguments.split} questions")
     print_worth(worth, errors)

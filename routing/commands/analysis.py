@@ -23,11 +23,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from routing.common.cli import below
 from routing.common.devices import DTYPES, device_problems, pick_device
 from routing.common.errors import UserError, raise_all, run_command
 from routing.common.files import write_json
 from routing.common.parser import Parser, file_of
-from routing.common.run_info import git_commit, hardware, today, versions
+from routing.common.run_info import made_with
 from routing.common.statistics import pearson
 from routing.evaluation.text_controls import bootstrap
 from routing.models.checkpoint import check_checkpoint, load_checkpoint, training_record
@@ -215,9 +216,7 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     folder = Path(arguments.checkpoint)
     found = corpus_problems("corpus", arguments.corpus) + device_problems(arguments.device)
-    for name, least in (("passages", 1), ("train_passages", 1), ("sequence_length", 2), ("batch_size", 1)):
-        if getattr(arguments, name) < least:
-            found.append(f"--{name} {getattr(arguments, name)} must be at least {least}")
+    found += below(arguments, passages=1, train_passages=1, sequence_length=2, batch_size=1)
     try:
         router = check_checkpoint(folder).get("router", "per_layer")
         if router not in ROUTERS:
@@ -259,11 +258,7 @@ def main() -> None:
         "router": model.config.router,
         "kept_layers": model.config.kept_layers,
         "arguments": vars(arguments),
-        "hardware": hardware(),
-        "date": today(),
-        "versions": versions(),
-        "git_commit": git_commit(),
-    }
+    } | made_with()
     found = summary(tokens, kinds, counts, len(tokenizer))
     output = file_of(arguments.output, "analysis.json")
     write_json(output, found | about)

@@ -21,16 +21,16 @@ import math
 from collections import Counter
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
+from routing.common.cli import below
 from routing.common.devices import DTYPES, pick_device
 from routing.common.errors import UserError, raise_all, run_command
 from routing.common.files import write_json
 from routing.common.paired_bounds import Tested, needed_questions
 from routing.common.parser import Parser
-from routing.common.run_info import git_commit, hardware, today, versions
+from routing.common.run_info import made_with
+from routing.common.tables import print_table
 from routing.evaluation.budget import decided_routes, find_bias, mean_layers
 from routing.evaluation.calibration import PRICES, as_set, biases, swept_field, tested_settings
 from routing.evaluation.promise import CALIBRATION, SET
@@ -136,9 +136,7 @@ def problems_of(arguments: argparse.Namespace, name: str, targets: list[str]) ->
         except ValueError:
             found.append(f"--{name} {text!r} is no number" + (", nor none" if name == "target_layers" else ""))
     found += unknown_names(arguments.dataset)
-    for least in ("num_samples", "batch_size"):
-        if getattr(arguments, least) < 1:
-            found.append(f"--{least} {getattr(arguments, least)} must be at least 1")
+    found += below(arguments, num_samples=1, batch_size=1)
     found += flag_problems(arguments)
     if not arguments.tolerance > 0:
         found.append(f"--tolerance {arguments.tolerance} must be above 0")
@@ -168,17 +166,6 @@ def as_trained(folder: Path) -> dict[str, float]:
 
 def in_words(fields: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in fields.items())
-
-
-def made_with(arguments: argparse.Namespace) -> dict:
-    """What is saved beside every calibration."""
-    return {
-        "arguments": vars(arguments),
-        "hardware": hardware(),
-        "date": today(),
-        "versions": versions(),
-        "git_commit": git_commit(),
-    }
 
 
 def promise(arguments: argparse.Namespace) -> None:
@@ -222,7 +209,7 @@ def promise(arguments: argparse.Namespace) -> None:
         "tested": [test.setting._asdict() | test.pairs._asdict() | {"p": test.p} for test in tested],
         "checkpoint_sha256": identity,
     }
-    set_fields(folder, fields, note | made_with(arguments))
+    set_fields(folder, fields, note | {"arguments": vars(arguments)} | made_with())
     print(
         f"{folder}: {in_words(fields)} runs {best.setting.layers:.2f} of {depth} layers an input; with "
         f"{arguments.confidence:.0%} confidence accuracy is at most "
@@ -233,17 +220,15 @@ def promise(arguments: argparse.Namespace) -> None:
 
 
 def print_tested(tested: list[Tested], kept: int, arguments: argparse.Namespace) -> None:
-    table = Table(
-        title=f"loss of at most {arguments.max_loss:g}? tested in this order, up to the first that is not shown"
-    )
-    for column in ("setting", "layers/input", "accuracy", "full path", "lost", "gained", "p", "shown"):
-        table.add_column(column, justify="right")
-    for at, (setting, pairs, p) in enumerate(tested):
-        table.add_row(
+    rows = [
+        (
             f"{setting.value:g}", f"{setting.layers:.2f}", f"{setting.accuracy:.3f}", f"{setting.full_accuracy:.3f}",
             str(pairs.lost), str(pairs.gained), f"{p:.3g}", "yes" if at < kept else "no",
-        )  # fmt: skip
-    Console(width=120).print(table)
+        )
+        for at, (setting, pairs, p) in enumerate(tested)
+    ]  # fmt: skip
+    title = f"loss of at most {arguments.max_loss:g}? tested in this order, up to the first that is not shown"
+    print_table(title, ("setting", "layers/input", "accuracy", "full path", "lost", "gained", "p", "shown"), rows)
 
 
 def needed_words(test: Tested, arguments: argparse.Namespace) -> str:
@@ -299,7 +284,7 @@ def main() -> None:
         "tried": dict(sorted(tried.items())),
         "prompts": len(prompts),
     }
-    set_fields(folder, {"route_bias": bias}, note | made_with(arguments))
+    set_fields(folder, {"route_bias": bias}, note | {"arguments": vars(arguments)} | made_with())
     print(f"{folder}: route_bias {bias:.6g} runs {tried[bias]:.2f} layers an input on {len(prompts)} prompts")
     if not note["reached"]:
         nearest = sorted(set(tried.values()), key=lambda layers: abs(layers - target))[:3]

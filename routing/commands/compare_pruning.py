@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from routing.common.cli import below
 from routing.common.devices import DTYPES, device_problems, pick_device
 from routing.common.errors import UserError, raise_all, run_command
 from routing.common.files import file_stamps, write_json, write_text
 from routing.common.parser import Parser
-from routing.common.run_info import git_commit, hardware, today, versions
+from routing.common.run_info import hardware, made_with
 from routing.common.statistics import mcnemar, wilson_interval
 from routing.evaluation.pruning_methods import (
     Method,
@@ -43,7 +44,7 @@ from routing.models.checkpoint import (
 )
 from routing.models.config_fields import config_with
 from routing.models.families import load_tokenizer
-from routing.report.pruning_pictures import markdown_table, plot_comparison, print_comparison
+from routing.report.pruning_pictures import comparison_text, plot_comparison, print_comparison
 from routing.scoring.along import verdicts_along
 from routing.scoring.controls import skips_around, static_routes
 from routing.scoring.packed import PathEvaluator
@@ -124,12 +125,8 @@ def problems_of(arguments: argparse.Namespace) -> list[str]:
         numbers, wrong = _numbers(name, getattr(arguments, name), most)
         setattr(arguments, name, numbers)
         found += wrong
-    for name, least in (("num_samples", 1), ("control_samples", 1), ("seeds", 1), ("repeats", 1), ("batch_size", 1)):
-        if getattr(arguments, name) < least:
-            found.append(f"--{name} {getattr(arguments, name)} must be at least {least}")
+    found += below(arguments, num_samples=1, control_samples=1, seeds=1, repeats=1, batch_size=1, speed_prompts=0)
     found += template_problems(arguments) + flag_problems(arguments)
-    if arguments.speed_prompts < 0:
-        found.append(f"--speed_prompts {arguments.speed_prompts} must be at least 0")
     found += unknown_names(arguments.dataset)
     found += files_without_splits("dataset", arguments.dataset)
     return found + device_problems(arguments.device)
@@ -387,13 +384,9 @@ def main() -> None:
         "speed": comparison.speeds(methods),
         "arguments": {name: value for name, value in vars(arguments).items() if name != "checkpoints"}
         | {"checkpoints": [str(folder) for folder in arguments.checkpoints]},
-        "hardware": hardware(),
-        "date": today(),
-        "versions": versions(),
-        "git_commit": git_commit(),
-    }
+    } | made_with()
     write_json(comparison.output / "comparison.json", result)
-    write_text(comparison.output / "comparison.md", markdown_table(result))
+    write_text(comparison.output / "comparison.md", comparison_text(result))
     plot_comparison(result, comparison.output / "comparison.png")
     print_comparison(result)
     print(f"written to {comparison.output / 'comparison.json'}, comparison.md and comparison.png")

@@ -21,17 +21,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
 from routing.commands.calibrate import add_arguments, problems_of
+from routing.common.cli import below
 from routing.common.devices import DTYPES, pick_device
 from routing.common.errors import raise_all, run_command
 from routing.common.files import write_json
 from routing.common.parser import Parser
-from routing.common.run_info import git_commit, hardware, today, versions
+from routing.common.run_info import hardware, made_with
 from routing.common.statistics import mcnemar, wilson_interval
+from routing.common.tables import print_table
 from routing.evaluation.budget import decided_routes, find_bias, mean_layers
 from routing.models.checkpoint import load_checkpoint, training_record
 from routing.report.plots import plot_frontier
@@ -138,17 +138,16 @@ def make_points(
 
 
 def print_points(points: list[dict]) -> None:
-    table = Table(title="test questions, never searched, trained or calibrated on")
-    for column in ("", "layers/input", "accuracy", "95 % interval", "gained", "lost", "p", "speed-up"):
-        table.add_column(column, justify="left" if not column else "right")
-    for point in points:
-        low, high = point["ci95"]
-        paired = point["against_dense"]
-        table.add_row(
-            point["name"], f"{point['layers']:.2f}", f"{point['accuracy']:.3f}", f"{low:.3f} – {high:.3f}",
-            str(paired["gained"]), str(paired["lost"]), f"{paired['p']:.3f}", f"{point['speedup']:.2f}",
-        )  # fmt: skip
-    Console(width=120).print(table)
+    rows = [
+        (
+            point["name"], f"{point['layers']:.2f}", f"{point['accuracy']:.3f}",
+            "{:.3f} – {:.3f}".format(*point["ci95"]), *(str(point["against_dense"][n]) for n in ("gained", "lost")),
+            f"{point['against_dense']['p']:.3f}", f"{point['speedup']:.2f}",
+        )
+        for point in points
+    ]  # fmt: skip
+    columns = ("", "layers/input", "accuracy", "95 % interval", "gained", "lost", "p", "speed-up")
+    print_table("test questions, never searched, trained or calibrated on", columns, rows, left=("",))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -161,11 +160,7 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     targets = [text.strip() for text in arguments.targets.split(",") if text.strip()]
     problems = problems_of(arguments, "targets", targets)
-    problems += [
-        f"--{name} {getattr(arguments, name)} must be at least 1"
-        for name in ("seeds", "max_static")
-        if getattr(arguments, name) < 1
-    ]
+    problems += below(arguments, seeds=1, max_static=1)
     raise_all(problems + files_without_splits("dataset", arguments.dataset))
     arguments.targets = [float(text) for text in targets]
     return arguments
@@ -197,11 +192,8 @@ def main() -> None:
             "test_questions": len(test),
             "validation_questions": len(tuning),
             "arguments": vars(arguments),
-            "hardware": hardware(),
-            "date": today(),
-            "versions": versions(),
-            "git_commit": git_commit(),
-        },
+        }
+        | made_with(),
     )
     plot_frontier(summaries, output / "frontier.png", f"{len(test)} test questions ({arguments.dataset}), {hardware()}")
     print(f"written to {output / 'frontier.json'} and {output / 'frontier.png'}")

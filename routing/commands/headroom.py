@@ -16,12 +16,12 @@ import math
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table as Rows
 
 from routing.common.errors import raise_all, run_command
 from routing.common.files import write_json
 from routing.common.parser import Parser
-from routing.common.run_info import git_commit, today, versions
+from routing.common.run_info import made_with
+from routing.common.tables import print_table
 from routing.evaluation.headroom import COSTS, describe, measure
 from routing.labels.reading import label_hashes
 from routing.labels.table import read_table
@@ -59,14 +59,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def print_report(report: dict) -> None:
     console = Console(width=120)
-    shares = Rows(title="shares of the variance of rewards")
-    shares.add_column("")
-    shares.add_column("share", justify="right")
     returns = report["variance"].get("returns under other words")
-    for name, share in report["variance"].items():
-        if share is not returns:
-            shares.add_row(name, f"{share:.1%}")
-    console.print(shares)
+    shares = [(name, f"{share:.1%}") for name, share in report["variance"].items() if share is not returns]
+    print_table("shares of the variance of rewards", ("", "share"), shares, left=("",))
     if returns:
         low, high = returns["ci95"]
         console.print(
@@ -75,28 +70,28 @@ def print_report(report: dict) -> None:
             f"{report['repeated_questions']} questions.",
             highlight=False,
         )
-    paths = Rows(title="static paths")
-    for column in ("path", "reward", *report["by_dataset"]):
-        paths.add_column(column, justify="right" if column != "path" else "left")
-    for k, path in enumerate(report["paths"]):
-        own = (f"{means[k]:.3f}" for means in report["by_dataset"].values())
-        paths.add_row(describe(tuple(path["route"])), f"{path['reward']:.3f}", *own)
-    console.print(paths)
-    gains = Rows(title="chosen for each question, cross-fitted; static: the best static path at equal mean layers")
-    for column in ("knows", "cost", "layers", "reward", "static", "gain, 95 %", "at least", "− full path, 95 %"):
-        gains.add_column(column, justify="right" if column != "knows" else "left")
+    paths = [
+        (
+            describe(tuple(path["route"])),
+            f"{path['reward']:.3f}",
+            *(f"{means[k]:.3f}" for means in report["by_dataset"].values()),
+        )
+        for k, path in enumerate(report["paths"])
+    ]
+    print_table("static paths", ("path", "reward", *report["by_dataset"]), paths, left=("path",))
+    gains = []
     for row in report["gains"] + report["other_wording"]:
         lower = row["gain_lower_bound"]
-        intervals = (
-            f"{row[name]:+.3f} ({row[f'{name}_ci95'][0]:+.3f} to {row[f'{name}_ci95'][1]:+.3f})"
-            for name in ("gain", "difference")
+        gain, difference = (
+            "{:+.3f} ({:+.3f} to {:+.3f})".format(row[name], *row[f"{name}_ci95"]) for name in ("gain", "difference")
         )
-        gain, difference = intervals
-        gains.add_row(
+        gains.append((
             row["policy"], f"{row['cost']:g}", f"{row['layers']:.2f}", f"{row['reward']:.3f}", f"{row['static']:.3f}",
             gain, "–" if lower is None else f"{lower:+.3f}", difference,
-        )  # fmt: skip
-    console.print(gains)
+        ))  # fmt: skip
+    columns = ("knows", "cost", "layers", "reward", "static", "gain, 95 %", "at least", "− full path, 95 %")
+    title = "chosen for each question, cross-fitted; static: the best static path at equal mean layers"
+    print_table(title, columns, gains, left=("knows",))
     console.print(
         "at least: lower bounds of all gains that hold together with 95 % confidence. hindsight, the best path of each "
         f"question picked by its own verdicts: {report['hindsight']:.3f}, which no router can reach.",
@@ -116,11 +111,8 @@ def main(argv: list[str] | None = None) -> None:
         "labels": label_hashes(arguments.labels + arguments.again),
         "folds": arguments.folds,
         "seed": arguments.seed,
-        "date": today(),
-        "versions": versions(),
-        "git_commit": git_commit(),
     }
-    write_json(output / "headroom.json", report | made)
+    write_json(output / "headroom.json", report | made | made_with())
     plot_frontier(report, output / "headroom.png")
     plot_datasets(report, output / "headroom_datasets.png")
     print(f"written to {output / 'headroom.json'}, headroom.png and headroom_datasets.png beside it")

@@ -12,7 +12,7 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
-from routing.common.cli import as_dict, read_arguments
+from routing.common.cli import as_dict, below, read_arguments
 from routing.common.devices import DTYPES, device_problems
 from routing.common.errors import UserError, raise_all, run_command
 from routing.common.parser import Parser
@@ -55,9 +55,7 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     problems = unknown_names(arguments.dataset) + files_without_splits("dataset", arguments.dataset)
     counted = ("adapter_samples", "adapter_epochs", "dfs_samples", "random_samples", "pair_epochs", "set_epochs")
-    for name in (*counted, "test_samples", "control_samples"):
-        if getattr(arguments, name) < 1:
-            problems.append(f"--{name} {getattr(arguments, name)} must be at least 1")
+    problems += below(arguments, **dict.fromkeys((*counted, "test_samples", "control_samples"), 1))
     problems += template_problems(arguments) + device_problems(arguments.device)
     raise_all(problems + model_problems(arguments.model))
     return arguments

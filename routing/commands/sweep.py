@@ -29,13 +29,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from routing.commands.text_evaluation import make_parser, write_table
+from routing.commands.text_evaluation import make_parser
 from routing.common.cli import read_arguments
 from routing.common.errors import UserError, raise_all, run_command
 from routing.common.files import write_json, write_text
 from routing.common.locks import held
 from routing.common.parser import Parser
-from routing.common.run_info import git_commit, hardware, today, versions
+from routing.common.run_info import made_with
+from routing.common.tables import csv_text
 from routing.common.user_files import read_yaml
 from routing.training.end_to_end.arguments import EndToEndArguments
 from routing.training.language_model.arguments import LanguageModelArguments
@@ -210,13 +211,13 @@ def merge(output: Path, runs: dict[str, dict], table: str) -> None:
             with path.open(encoding="utf-8", newline="") as file:
                 rows += [{"run": name} | row for row in csv.DictReader(file)]
     if rows:
-        write_table(output / table, tuple(dict.fromkeys(name for row in rows for name in row)), rows)
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        write_text(output / table, csv_text(columns, ([row.get(name) for name in columns] for row in rows)))
 
 
 def write_manifest(path: Path, grid: dict, runs: dict[str, dict]) -> None:
     """What was asked for, and with which code and machine each time."""
-    now = {"versions": versions(), "git_commit": git_commit(), "hardware": hardware()}
-    now |= {"date": today(), "threads": torch.get_num_threads()}
+    now = made_with() | {"threads": torch.get_num_threads()}
     made_by = json.loads(path.read_text())["made_by"] if path.exists() else []
     if now not in made_by:
         made_by.append(now)

@@ -12,21 +12,19 @@ controls.csv and layers.csv into the checkpoint folder.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import math
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
+from routing.common.cli import below
 from routing.common.devices import DTYPES, device_problems, pick_device
 from routing.common.errors import UserError, raise_all, run_command
 from routing.common.files import write_json, write_text
 from routing.common.parser import Parser
-from routing.common.run_info import git_commit, hardware, today, versions
+from routing.common.run_info import made_with
+from routing.common.tables import csv_text, print_table
 from routing.evaluation.text_controls import (
     Method,
     at_threshold,
@@ -80,9 +78,7 @@ def make_parser() -> argparse.ArgumentParser:
 def parse_arguments() -> argparse.Namespace:
     arguments = make_parser().parse_args()
     found = device_problems(arguments.device)
-    for name in ("rows", "seeds", "batch_size"):
-        if getattr(arguments, name) < 1:
-            found.append(f"--{name} {getattr(arguments, name)} must be at least 1")
+    found += below(arguments, rows=1, seeds=1, batch_size=1)
     arguments.controls = [name.strip() for name in arguments.controls.split(",") if name.strip()]
     if unknown := [name for name in arguments.controls if name not in CONTROLS]:
         found.append(f"--controls {', '.join(unknown)}: unknown; allowed are {', '.join(CONTROLS)}")
@@ -163,24 +159,10 @@ def rows_of_table(methods: list[Method], totals: list[Measured], about: dict, ke
     return found
 
 
-def write_table(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:
-    text = io.StringIO()
-    table = csv.DictWriter(text, columns, lineterminator="\n")
-    table.writeheader()
-    for row in rows:
-        cells = {name: row.get(name) for name in columns}
-        table.writerow({n: f"{v:.6g}" if isinstance(v, float) else v for n, v in cells.items()})
-    write_text(path, text.getvalue())
-
-
-def print_table(rows: list[dict], title: str) -> None:
-    table = Table(title=title)
-    for name in SHOWN:
-        table.add_column(name, justify="right")
-    for row in rows:
-        values = [row.get(name) for name in SHOWN]
-        table.add_row(*("" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v) for v in values))
-    Console(width=140).print(table)
+def print_rows(rows: list[dict], title: str) -> None:
+    cells = ([row.get(name) for name in SHOWN] for row in rows)
+    shown = [["" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v) for v in line] for line in cells]
+    print_table(title, SHOWN, shown, width=140)
 
 
 def main() -> None:
@@ -223,15 +205,13 @@ def main() -> None:
     }
     rows = rows_of_table(methods, totals, about, kept)
     shown = totals[[method.name for method in methods].index("routed" if decides else "full")]
-    facts = {"corpus": training["corpus"], "part": "test", "hardware": hardware(), "date": today()}
-    facts |= {"arguments": vars(arguments), "versions": versions(), "git_commit": git_commit()}
+    facts = {"corpus": training["corpus"], "part": "test", "arguments": vars(arguments)} | made_with()
     facts["threads"] = torch.get_num_threads()
     write_json(folder / TEXT_RESULTS, facts | {"rows": rows, "layer_shares": shown.layer_shares})
-    write_table(folder / "controls.csv", COLUMNS, rows)
-    shares = [{"layer": layer, "share": share} for layer, share in enumerate(shown.layer_shares)]
-    write_table(folder / "layers.csv", ("layer", "share"), shares)
+    write_text(folder / "controls.csv", csv_text(COLUMNS, ([row.get(name) for name in COLUMNS] for row in rows)))
+    write_text(folder / "layers.csv", csv_text(("layer", "share"), enumerate(shown.layer_shares)))
     write_model_card(folder, read_results(folder))
-    print_table(rows, f"{training['run_name']}: {len(totals[0].losses)} rows of {training['corpus']}, test part")
+    print_rows(rows, f"{training['run_name']}: {len(totals[0].losses)} rows of {training['corpus']}, test part")
 
 
 if __name__ == "__main__":

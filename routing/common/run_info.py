@@ -45,3 +45,8 @@ def hardware() -> str:
 
 def today() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%d")
+
+
+def made_with() -> dict:
+    """What tells of a result where it comes from."""
+    return {"hardware": hardware(), "date": today(), "versions": versions(), "git_commit": git_commit()}

@@ -70,6 +70,9 @@ class EvaluationArguments:
         if self.control_data:
             found += [problem.replace("--dataset", "--control_data", 1) for problem in unknown_names(self.control_data)]
             found += files_without_splits("control_data", self.control_data)
+        ending = Path(self.output).suffix
+        if ending[1:].isalpha() and ending != ".json" and not Path(self.output).is_dir():
+            found.append(f"--output {self.output!r} must end in .json, or name a folder")
         found += below(self, batch_size=1, seeds=1, control_samples=1)
         if self.limit is not None:
             found += below(self, limit=1)

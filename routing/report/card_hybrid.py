@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from huggingface_hub import ModelCardData
 
-from routing.report.card_labels import table
+from routing.common.tables import markdown_table
 
 TAGS = ["dynamic-layer-routing", "gated-deltanet", "hybrid-attention"]
 KINDS = {
@@ -59,7 +59,7 @@ lm_eval --model hf --model_args pretrained={place},trust_remote_code=True --task
 
 ## Losses and training
 
-{table(["fact", "value"], [[fact, value] for fact, value in _facts(config, training).items()])}
+{markdown_table(["fact", "value"], [[fact, value] for fact, value in _facts(config, training).items()])}
 
 ## Limits
 

@@ -15,6 +15,7 @@ from huggingface_hub import DatasetCardData
 from routing.common.errors import UserError
 from routing.common.files import write_text
 from routing.common.locks import only_run
+from routing.common.tables import markdown_table
 from routing.labels.reading import HEADER, LABELS, read_header, read_labels
 from routing.models.hub import upload
 from routing.search.routes import REPEAT, RUN, SKIP
@@ -146,12 +147,6 @@ def size_category(examples: int) -> str:
     return names[min(max(len(str(examples)) - 3, 0), len(names) - 1)]
 
 
-def table(head: list[str], rows: list[list]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
 def _dataset_row(name: str, counts: DatasetCounts) -> list:
     mean = f"{counts.layers / counts.correct:.2f}" if counts.correct else "none"
     without = counts.examples - counts.correct
@@ -199,7 +194,7 @@ To train routers, download the folder with `{HEADER}`: `python train.py --model_
 
 ## Counts
 
-{table(head, rows)}
+{markdown_table(head, rows)}
 
 "layers" is the mean number of layers executed along the labelled path, of examples with a right path; "fixed" are wrong
 answers at full depth for which some path is right. Examples without a right path are kept: without them, the accuracy
@@ -207,11 +202,11 @@ after the search would be 100 % by construction.
 
 Labels by layer, of examples with a right path:
 
-{table(["layer", "skip", "run", "repeat"], layers)}
+{markdown_table(["layer", "skip", "run", "repeat"], layers)}
 
 ## Fields
 
-{table(["field", "type", "meaning"], [[f"`{n}`", shown(kind), text] for n, (kind, text) in SCHEMA.items()])}
+{markdown_table(["field", "type", "meaning"], [[f"`{n}`", shown(kind), text] for n, (kind, text) in SCHEMA.items()])}
 
 What a record of `tried` does not say is null there.
 

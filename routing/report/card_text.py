@@ -6,6 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from routing.common.tables import markdown_table
 from routing.evaluation.promise import promise_words
 from routing.models.default_model import DEFAULT_MODEL
 from routing.models.hub import is_repo_id
@@ -13,7 +14,6 @@ from routing.report.card_end_to_end import COLUMNS as TEXT_COLUMNS
 from routing.report.card_end_to_end import facts as end_to_end_facts
 from routing.report.card_end_to_end import introduction as end_to_end_introduction
 from routing.report.card_end_to_end import is_end_to_end, text_rows
-from routing.report.card_labels import table
 from routing.report.card_query import facts as query_facts
 from routing.report.card_query import introduction as query_introduction
 from routing.report.card_query import is_query
@@ -180,14 +180,14 @@ def _evaluation(results: list[dict], on_text: dict | None) -> str:
             f"**Loss on text**, {on_text['corpus']}, {on_text['part']} part, in nats a token. All methods but the base "
             "run the weights of this folder: as routed, at full depth, and as controls of equal depth. Measured "
             f"{on_text['date']} on {on_text['hardware']}; intervals are over rows of text.\n\n"
-            + table(list(TEXT_COLUMNS), text_rows(on_text))
+            + markdown_table(list(TEXT_COLUMNS), text_rows(on_text))
         )
     if not results:
         return "\n\n".join(parts) or "This checkpoint was not evaluated yet."
     for result in results:
         part = [
             f"**{result['task']}**, {questions(result)}. Routed: {shares(result)}.",
-            table(list(COLUMNS), rows(result)),
+            markdown_table(list(COLUMNS), rows(result)),
         ]
         if compared := comparisons(result):
             said = [sentence(*pair) for pair in compared] + [static_sentence(result)]
@@ -228,7 +228,7 @@ def _training(training: dict, config: dict) -> str:
     arguments = training["arguments"]
     for fits, _, facts in KINDS:
         if fits(config, training):
-            return table(["fact", "value"], [[n, v] for n, v in (facts(training) | _made_with(training)).items()])
+            return markdown_table(["fact", "value"], (facts(training) | _made_with(training)).items())
 
     def joined(values: dict) -> str:
         return ", ".join(f"{name} {value}" for name, value in values.items()) or UNKNOWN
@@ -248,7 +248,7 @@ def _training(training: dict, config: dict) -> str:
         "arguments": joined({name: arguments[name] for name in names if name in arguments}),
         "routers": joined(routers),
     } | _made_with(training)
-    return table(["fact", "value"], [[name, value] for name, value in found.items()])
+    return markdown_table(["fact", "value"], [[name, value] for name, value in found.items()])
 
 
 def _made_with(training: dict) -> dict[str, str]:

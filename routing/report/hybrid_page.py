@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,6 +10,7 @@ from pathlib import Path
 from statistics import median
 
 from routing.common.files import write_text
+from routing.common.tables import csv_text
 from routing.report.hybrid_plots import plot_bars, plot_curves, plot_shares
 from routing.report.hybrid_runs import HybridGroup, HybridRun, Pair, group_hybrid_runs, middle, paired, unequal_runs
 from routing.report.page import facts, page, table
@@ -74,10 +73,10 @@ def write_hybrid_report(runs: Sequence[HybridRun], output: Path) -> list[str]:
     output.mkdir(parents=True, exist_ok=True)
     groups = group_hybrid_runs(runs)
     rows = [row_of(group) for group in groups]
-    write_csv(output / "report.csv", CSV_COLUMNS, rows)
+    write_text(output / "report.csv", csv_text(CSV_COLUMNS, rows))
     pairs = [paired_row(pair) for pair in paired(groups)]
     if pairs:
-        write_csv(output / "paired.csv", PAIRED_COLUMNS, pairs)
+        write_text(output / "paired.csv", csv_text(PAIRED_COLUMNS, pairs))
     else:
         (output / "paired.csv").unlink(missing_ok=True)  # of a report of other runs
     notes = unequal_runs(groups)
@@ -92,15 +91,6 @@ def write_hybrid_report(runs: Sequence[HybridRun], output: Path) -> list[str]:
     title = f"{len(runs)} hybrid language model{'s' if len(runs) > 1 else ''}"
     write_text(output / "report.html", page(title, "\n".join(body)))
     return notes
-
-
-def write_csv(path: Path, columns: Sequence[str], rows: Sequence[list]) -> None:
-    text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(columns)
-    for row in rows:
-        lines.writerow(f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row)
-    write_text(path, text.getvalue())
 
 
 def paired_row(pair: Pair) -> list:

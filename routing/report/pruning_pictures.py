@@ -9,8 +9,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from rich.console import Console
-from rich.table import Table
+
+from routing.common.tables import markdown_table, print_table
 
 FEW = 200  # questions, below which an interval is too wide to tell methods apart
 COLUMNS = ("method", "stands in", "pruned", "score", "95 % interval", "− unpruned", "p", "− bare", "p", "speed-up")
@@ -62,12 +62,11 @@ def table_rows(result: dict) -> list[list[str]]:
     return rows
 
 
-def markdown_table(result: dict) -> str:
+def comparison_text(result: dict) -> str:
     """The table, and how to read it."""
-    lines = [" | ".join(cells) for cells in [list(COLUMNS), ["---"] * len(COLUMNS), *table_rows(result)]]
     tokens = ", ".join(map(str, result["arguments"]["speed_tokens"]))
     return (
-        "\n".join(f"| {line} |" for line in lines)
+        markdown_table(COLUMNS, table_rows(result))
         + f"\n\n{result['n']} test questions ({result['data']}), score {result['score']}, {result['model']} with "
         f"{result['depth']} layers; p: McNemar's test of right answers, or for graded scores of random signs; bare: "
         "the same layers with nothing in their place; speed-up: over the stock model at batch 1, router included, with "
@@ -84,12 +83,8 @@ def few_questions(result: dict) -> str:
 
 def print_comparison(result: dict) -> None:
     """The table on the terminal, and the tests of routers against baselines."""
-    table = Table(title=f"{result['n']} test questions, {result['data']}, score {result['score']}")
-    for name in COLUMNS:
-        table.add_column(name, justify="left" if name in COLUMNS[:2] else "right")
-    for cells in table_rows(result):
-        table.add_row(*cells)
-    Console(width=160).print(table)
+    title = f"{result['n']} test questions, {result['data']}, score {result['score']}"
+    print_table(title, COLUMNS, table_rows(result), left=COLUMNS[:2], width=160)
     print(few_questions(result), end="")
     for test in result["router_tests"]:
         print(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -12,6 +10,7 @@ from html import escape
 from pathlib import Path
 
 from routing.common.files import write_text
+from routing.common.tables import csv_text
 from routing.report.groups import Group, Point, control_points, own_point, unequal
 from routing.report.page import drawn, facts, page, picture, table
 from routing.report.run_plots import (
@@ -62,7 +61,7 @@ def write_report(groups: Sequence[Group], output: Path) -> list[str]:
     output.mkdir(parents=True, exist_ok=True)
     own = [own_point(group) for group in groups]
     points = [point for first in own for point in (first, *control_points(first.group))]
-    write_text(output / "report.csv", csv_text(points))
+    write_text(output / "report.csv", csv_text(CSV_COLUMNS, map(csv_row, points)))
     notes = unequal(groups)
     runs = [run for group in groups for run in group.runs]
     sections = [_results(own, notes)]
@@ -76,20 +75,14 @@ def write_report(groups: Sequence[Group], output: Path) -> list[str]:
     return notes
 
 
-def csv_text(points: Sequence[Point]) -> str:
-    """A row for each group and way to run its weights, with CSV_COLUMNS; unknown cells are empty."""
-    text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(CSV_COLUMNS)
-    for point in points:
-        known = point.group.arguments
-        cells = [
-            point.group.name, *(known[name] for name in CSV_COLUMNS[1:5]), point.method, point.runs, point.layers,
-            point.skip_ratio, point.loss, *(point.interval or [None] * 2), point.over, math.exp(point.loss),
-            point.difference, *(point.difference_interval or [None] * 2), point.speedup,
-        ]  # fmt: skip
-        lines.writerow(f"{cell:.6g}" if isinstance(cell, float) else cell for cell in cells)
-    return text.getvalue()
+def csv_row(point: Point) -> list:
+    """Cells under CSV_COLUMNS of a group and a way to run its weights; None for what is unknown."""
+    known = point.group.arguments
+    return [
+        point.group.name, *(known[name] for name in CSV_COLUMNS[1:5]), point.method, point.runs, point.layers,
+        point.skip_ratio, point.loss, *(point.interval or [None] * 2), point.over, math.exp(point.loss),
+        point.difference, *(point.difference_interval or [None] * 2), point.speedup,
+    ]  # fmt: skip
 
 
 def _about(runs: Sequence[Run]) -> dict[str, str]:

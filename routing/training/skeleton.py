@@ -15,7 +15,7 @@ from transformers import set_seed
 from routing.common.cli import as_dict
 from routing.common.devices import is_first_process, pick_device
 from routing.common.locks import only_run
-from routing.common.run_info import git_commit, hardware, today, versions
+from routing.common.run_info import made_with
 from routing.training.run_folder import prepare_folder
 
 
@@ -46,9 +46,8 @@ class Run:
 
     def summary(self, **facts) -> dict:
         """What training.json says: arguments, own facts, and what the run was made with."""
-        made_with = {"versions": versions(), "git_commit": git_commit(), "hardware": hardware(), "date": today()}
         count = {"arguments": as_dict(self.arguments), "num_processes": self.processes.num_processes}
-        return count | facts | made_with
+        return count | facts | made_with()
 
 
 Save = Callable[[Path], None]  # writes the checkpoint folder

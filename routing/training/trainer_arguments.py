@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 
 from transformers import TrainingArguments
 
 from routing.common.devices import pick_device
 from routing.common.files import write_text
+from routing.common.tables import csv_text
 
 
 def trainer_arguments(arguments, folder: Path, every: int, **own) -> TrainingArguments:
@@ -47,14 +46,10 @@ def write_metrics(path: Path, history: list[dict], columns: tuple[str, ...]) -> 
     Args:
         columns: step, epoch, then names of what each validation logs as `eval_NAME`.
     """
-    text = io.StringIO()
-    table = csv.DictWriter(text, columns, lineterminator="\n")
-    table.writeheader()
+    rows = []
     for entry in history:
         if "eval_validation_loss" in entry:
-            found = {"step": entry["step"], "epoch": round(entry["epoch"], 4)}
-            for name in columns[2:]:
-                value = entry.get(f"eval_{name}")
-                found[name] = "" if value is None else f"{value:.6g}"
-            table.writerow(found)
-    write_text(path, text.getvalue())
+            values = (entry.get(f"eval_{name}") for name in columns[2:])
+            known = (None if value is None else float(value) for value in values)
+            rows.append([entry["step"], str(round(entry["epoch"], 4)), *known])
+    write_text(path, csv_text(columns, rows))

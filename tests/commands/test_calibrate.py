@@ -78,8 +78,8 @@ def test_a_target_between_two_jumps_is_said_to_be_missed(checkpoint, monkeypatch
         (["--target_layers", "nan"], ["--target_layers nan must lie between 0 and 12"]),
         (["--target_layers", "few"], ["--target_layers 'few' is no number, nor none"]),
         (
-            ["--target_layers", "4", "--data", "nothing", "--tolerance", "0", "--batch_size", "0"],
-            ["--data 'nothing' is unknown", "--tolerance 0.0 must be above 0", "--batch_size 0 must be at least 1"],
+            ["--target_layers", "4", "--dataset", "nothing", "--tolerance", "0", "--batch_size", "0"],
+            ["--dataset 'nothing' is unknown", "--tolerance 0.0 must be above 0", "--batch_size 0 must be at least 1"],
         ),
     ],
 )

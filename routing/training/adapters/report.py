@@ -10,10 +10,9 @@ import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from rich.console import Console
-from rich.table import Table
 
 from routing.common.statistics import mcnemar, wilson_interval
+from routing.common.tables import print_table
 from routing.scoring.along import verdicts_along
 from routing.scoring.plain import Request
 from routing.search.routes import Route, full_route
@@ -84,25 +83,18 @@ def _share(right: Sequence[bool]) -> dict:
 
 def print_worth(worth: dict, errors: dict[str, list[float]] | None = None) -> None:
     """A table on the terminal."""
-    table = Table(title=f"one layer replaced, {worth['n']} questions, full model {worth['base']['accuracy']:.3f}")
-    for name in (
-        "layer",
-        "MSE adapter",
-        "identity",
-        "median ratio",
-        "accuracy adapter",
-        "identity",
-        "gained",
-        "lost",
-        "p",
-    ):
-        table.add_column(name, justify="right")
+    rows = []
     for row in worth["layers"]:
         layer, paired = row["layer"], row["paired"]
         mse = [f"{errors[name][layer]:.3g}" if errors else "" for name in ("mse", "identity_mse", "relative")]
         shares = [f"{row[name]['accuracy']:.3f}" for name in ("adapter", "identity")]
-        table.add_row(str(layer), *mse, *shares, str(paired["gained"]), str(paired["lost"]), f"{paired['p']:.3f}")
-    Console().print(table)
+        rows.append([str(layer), *mse, *shares, str(paired["gained"]), str(paired["lost"]), f"{paired['p']:.3f}"])
+    errors_of = ("MSE adapter", "identity", "median ratio")
+    print_table(
+        f"one layer replaced, {worth['n']} questions, full model {worth['base']['accuracy']:.3f}",
+        ("layer", *errors_of, "accuracy adapter", "identity", "gained", "lost", "p"),
+        rows,
+    )
     signs = worth["over_layers"]
     print(
         f"better with its adapter than without: {signs['better']} layers ({len(signs['significantly_better'])} beyond "

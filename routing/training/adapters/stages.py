@@ -11,10 +11,9 @@ import torch
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from rich.console import Console
-from rich.table import Table
 
 from routing.common.statistics import mcnemar, wilson_interval
+from routing.common.tables import print_table
 from routing.scoring.along import verdicts_along
 from routing.scoring.plain import Request
 from routing.search.routes import SKIP, Route, full_route
@@ -94,9 +93,7 @@ def _share(right: Sequence[bool]) -> dict:
 def print_stages(worth: dict) -> None:
     """A table on the terminal."""
     names = list(worth["paths"][0]["stages"])
-    table = Table(title=f"accuracy by path, {worth['n']} questions, full model {worth['base']['accuracy']:.3f}")
-    for name in ("layers", *names, "last stage brings", "p"):
-        table.add_column(name, justify="right")
+    rows = []
     for path in worth["paths"]:
         shares = [
             "{:.3f} ({:.3f}-{:.3f})".format(path["stages"][name]["accuracy"], *path["stages"][name]["ci95"])
@@ -104,8 +101,9 @@ def print_stages(worth: dict) -> None:
         ]
         last = list(path["brought"].values())[-1]
         gain = "{:+.3f} ({:+.3f} to {:+.3f})".format(last["difference"], *last["ci95"])
-        table.add_row(str(path["layers"]), *shares, gain, f"{last['p']:.3f}")
-    Console().print(table)
+        rows.append([str(path["layers"]), *shares, gain, f"{last['p']:.3f}"])
+    title = f"accuracy by path, {worth['n']} questions, full model {worth['base']['accuracy']:.3f}"
+    print_table(title, ("layers", *names, "last stage brings", "p"), rows)
 
 
 def plot_stages(worth: dict, path: Path, title: str) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from rich.table import Table as RichTable
 
+from routing.common.tables import print_table
 from train_models.menu_router import best_paths, path_values
 
 COSTS = (0.0, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05)
@@ -75,28 +75,24 @@ def frontier(
     return found
 
 
-def paths_table(paths: list[dict]) -> RichTable:
-    """The menu, for the terminal: what each path is worth, and how much of it the router can tell."""
-    table = RichTable(title="paths: mean reward, and the shares of its variance that prompts tell (cross-fitted)")
-    for column in ("layers", "reward", "± of the difference to the full path", "R²", "R² of the difference"):
-        table.add_column(column, justify="right")
-    for path in paths:
-        told = path["r2_difference"]
-        last = "" if told is None else f"{told:.3f}"
-        table.add_row(
-            str(path["layers"]), f"{path['reward']:.3f}", f"{path['difference_error']:.3f}", f"{path['r2']:.3f}", last
-        )
-    return table
+def print_paths(paths: list[dict]) -> None:
+    """The menu, on stderr: what each path is worth, and how much of it the router can tell."""
+    columns = ("layers", "reward", "± of the difference to the full path", "R²", "R² of the difference")
+    names = ("reward", "difference_error", "r2", "r2_difference")
+    rows = [
+        [str(path["layers"]), *("" if path[name] is None else f"{path[name]:.3f}" for name in names)] for path in paths
+    ]
+    title = "paths: mean reward, and the shares of its variance that prompts tell (cross-fitted)"
+    print_table(title, columns, rows, stderr=True)
 
 
-def frontier_table(routed: list[dict], shuffled: list[dict], title: str) -> RichTable:
-    """Both, cost by cost, for the terminal."""
-    table = RichTable(title=title)
-    for column in ("cost", "layers", "reward", "static at equal layers", "gain", "shuffled: layers", "reward", "gain"):
-        table.add_column(column, justify="right")
+def print_frontier(routed: list[dict], shuffled: list[dict], title: str) -> None:
+    """Both, cost by cost, on stderr."""
+    columns = ("cost", "layers", "reward", "static at equal layers", "gain", "shuffled: layers", "reward", "gain")
+    rows = []
     for own, other in zip(routed, shuffled, strict=True):
         cells = (own["layers"], own["reward"], own["static"], own["reward"] - own["static"])
         others = (other["layers"], other["reward"], other["reward"] - other["static"])
         numbers = [f"{value:.2f}" if at in (0, 4) else f"{value:.3f}" for at, value in enumerate((*cells, *others))]
-        table.add_row(f"{own['cost']:g}", *numbers)
-    return table
+        rows.append([f"{own['cost']:g}", *numbers])
+    print_table(title, columns, rows, stderr=True)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 
 from routing.common.devices import DTYPES, pick_device
 from routing.common.errors import UserError
@@ -20,7 +19,7 @@ from routing.tasks.examples import held_out_key
 from routing.training.value.arguments import ValueArguments
 from routing.training.value.crossfit import crossfit, explained, fold_of
 from routing.training.value.estimators import Mlp, Ridge
-from routing.training.value.frontier import COSTS, frontier, frontier_table, paths_table, standard_errors
+from routing.training.value.frontier import COSTS, frontier, print_frontier, print_paths, standard_errors
 from routing.training.value.prompts import cached_prompt_features
 
 
@@ -147,9 +146,8 @@ def train_menu(arguments: ValueArguments, config, tokenizer, work: Path) -> tupl
     title = f"cross-fitted on {len(rewards)} questions, {len(table.routes)} paths, read behind layers {reads}"
     if arguments.shuffle_questions:
         title += "; a control: its training questions are shuffled"
-    console = Console(stderr=True, width=120)
-    console.print(paths_table(summary["paths"]))
-    console.print(frontier_table(*curves, title))
+    print_paths(summary["paths"])
+    print_frontier(*curves, title)
     fields = {
         "router": "menu",
         "menu": [list(route) for route in table.routes],
