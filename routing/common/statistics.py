@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import NormalDist, mean, stdev
+from statistics import mean, stdev
 
 import numpy as np
-from scipy.stats import t as student
+from scipy import stats
 
 from routing.common.paired_bounds import difference_lower_bound, pairs_of
 
-# 0.975 quantiles of Student's t with 1, 2, … degrees of freedom.
-T_QUANTILES = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
 
-
-def wilson_interval(correct: int, total: int, z: float = 1.96) -> list[float]:
+def wilson_interval(correct: int, total: int) -> list[float]:
     """95 % interval of a proportion (Wilson, JASA 22, 1927)."""
-    share = correct / total
-    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return [max(centre - half, 0.0), min(centre + half, 1.0)]
+    return [float(end) for end in stats.binomtest(correct, total).proportion_ci(0.95, "wilson")]
 
 
 def mcnemar(first: dict[int, bool], second: dict[int, bool]) -> dict[str, float]:
@@ -32,9 +26,8 @@ def mcnemar(first: dict[int, bool], second: dict[int, bool]) -> dict[str, float]
     """
     gained = sum(second[i] and not first[i] for i in first)
     lost = sum(first[i] and not second[i] for i in first)
-    total = gained + lost
-    tail = sum(math.comb(total, k) for k in range(min(gained, lost) + 1)) / 2**total
-    return {"difference": (gained - lost) / len(first), "gained": gained, "lost": lost, "p": min(1.0, 2 * tail)}
+    p = float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    return {"difference": (gained - lost) / len(first), "gained": gained, "lost": lost, "p": p}
 
 
 def lower_bound(first: dict[int, bool], second: dict[int, bool]) -> float:
@@ -55,34 +48,19 @@ def against_mixture(second: dict[int, bool], paths: Sequence[dict[int, bool]], s
     mixed = {i: sum(share * path[i] for share, path in zip(shares, paths, strict=True)) for i in second}
     gains = [second[i] - mixed[i] for i in second]
     difference = mean(gains)
-    error = stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
     found = {"accuracy": mean(mixed.values()), "difference": difference}
-    if not 0 < error < math.inf:
-        return found | {"lower_bound": difference if error == 0 else -1.0, "p": 1.0}
-    freedom = len(gains) - 1
-    bound = difference - student.ppf(0.95, freedom) * error
-    return found | {"lower_bound": float(bound), "p": float(student.sf(difference / error, freedom))}
-
-
-def t_quantile(freedom: int) -> float:
-    """0.975 quantile of Student's t; from 11 degrees on by the expansion of Fisher and Cornish (Abramowitz and Stegun,
-    26.7.5), off by at most 0.0002."""
-    if freedom <= len(T_QUANTILES):
-        return T_QUANTILES[freedom - 1]
-    z = NormalDist().inv_cdf(0.975)
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / freedom + second / freedom**2 + third / freedom**3
+    if len(gains) < 2 or not stdev(gains):
+        return found | {"lower_bound": -1.0 if len(gains) < 2 else difference, "p": 1.0}
+    test = stats.ttest_1samp(gains, 0, alternative="greater")
+    return found | {"lower_bound": float(test.confidence_interval(0.95).low), "p": float(test.pvalue)}
 
 
 def t_interval(values: Sequence[float]) -> list[float] | None:
     """95 % interval of the mean of independent values (Student's t); None for fewer than two."""
     if len(values) < 2:
         return None
-    centre = mean(values)
-    half = t_quantile(len(values) - 1) * stdev(values) / math.sqrt(len(values))
-    return [centre - half, centre + half]
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+    return [mean(values) - half, mean(values) + half]
 
 
 def pearson(first: Sequence[float], second: Sequence[float]) -> dict:
@@ -91,12 +69,9 @@ def pearson(first: Sequence[float], second: Sequence[float]) -> dict:
     Returns:
         r, None where one side does not vary; ci95, None for fewer than four pairs too; n.
     """
-    first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     pairs = len(first)
     if pairs < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return {"r": None, "ci95": None, "n": pairs}
-    r = float(np.clip(np.corrcoef(first, second)[0, 1], -1, 1))
-    if pairs < 4 or abs(r) == 1:
-        return {"r": r, "ci95": None if pairs < 4 else [r, r], "n": pairs}
-    half = NormalDist().inv_cdf(0.975) / math.sqrt(pairs - 3)
-    return {"r": r, "ci95": [math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half)], "n": pairs}
+    found = stats.pearsonr(first, second)
+    interval = [float(end) for end in found.confidence_interval(0.95)] if pairs > 3 else None
+    return {"r": float(found.statistic), "ci95": interval, "n": pairs}
