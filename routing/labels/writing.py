@@ -1,10 +1,10 @@
 """Writing a label folder: by any number of processes, on any number of machines that share the folder.
 
-The examples are drawn once, into `questions.jsonl`, and searched in groups of fixed boundaries. A process claims a
-group by a lock, so what a killed one leaves is free again. While a group is searched, each round of verdicts goes to
-its journal: whoever claims it next replays them. Finished groups wait in `labels.parts/` until those before them are
-finished too, and are then appended to `labels.jsonl`. So the file has the same bytes, whoever made it and whatever
-died on the way.
+The examples are drawn once, into `questions.jsonl`, and searched in groups of fixed boundaries (`spans`). A process
+claims a group by a lock, so what a killed one leaves is free again. While a group is searched, each round of verdicts
+goes to its journal: whoever claims it next replays them. Finished groups wait in `labels.parts/` until those before
+them are finished too, and are then appended to `labels.jsonl`. So the file has the same bytes, whoever made it and
+whatever died on the way.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import shutil
 import sys
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from routing.common.files import append_text, write_json, write_text
 from routing.common.locks import held
 from routing.labels.reading import HEADER, LABELS, read_header
 from routing.labels.records import parse_label
+from routing.labels.spans import group_starts
 from routing.search.results import Verdict
 from routing.search.routes import Route
 from routing.tasks.drawn import QUESTIONS, DrawnExamples
@@ -32,7 +34,7 @@ PARTS, LOCK = "labels.parts", ".lock"
 # Packages whose release may change a verdict; of another one it is told and the run goes on.
 DECIDING = ("torch", "transformers")
 INFORMATIVE = ("git_commit",)  # header fields that may differ when a file is continued
-SETTLED = ("menu",)  # header fields that are made once, from what the arguments name
+SETTLED = ("menu", "shrinking_groups")  # header fields that are made once, from what the arguments name
 POLL = 0.5  # seconds between looks at groups that other processes are searching
 
 
@@ -94,7 +96,7 @@ class LabelFolder:
     Args:
         folder: where the files are, or will be.
         header: what makes them; written first, and compared on later runs.
-        group_size: examples in a group.
+        group_size: examples in a group, at most.
         draw: writes the questions to a given file, if they are not drawn yet.
         settle: makes the header's SETTLED fields, once for all processes and later runs.
 
@@ -114,7 +116,7 @@ class LabelFolder:
         draw: Callable[[Path], None],
         settle: Callable[[], dict] = dict,
     ):
-        self.folder, self.group_size = folder, group_size
+        self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         with self._lock():
             if (folder / HEADER).exists():
@@ -128,9 +130,11 @@ class LabelFolder:
             if not known or not (folder / QUESTIONS).exists():
                 draw(folder / QUESTIONS)
             if not known:
-                write_json(folder / HEADER, header | settle())
+                write_json(folder / HEADER, header | settle() | {"shrinking_groups": True})
             self.header = read_header(folder)
             self.questions = DrawnExamples(folder / QUESTIONS)
+            # Folders of older versions lack the field; parts of theirs have groups of one size.
+            self._starts = group_starts(len(self.questions), group_size, self.header.get("shrinking_groups", False))
             self._merged, self._size = 0, 0  # lines of labels.jsonl that were seen, and their bytes
             self._check(header["num_layers"])
             self._merge()
@@ -140,7 +144,7 @@ class LabelFolder:
 
     @property
     def group_count(self) -> int:
-        return -(-len(self) // self.group_size)
+        return len(self._starts) - 1
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
@@ -148,7 +152,12 @@ class LabelFolder:
             yield
 
     def _span(self, group: int) -> range:
-        return range(group * self.group_size, min((group + 1) * self.group_size, len(self)))
+        return range(self._starts[group], self._starts[group + 1])
+
+    @property
+    def _next(self) -> int:
+        """The group that is merged next."""
+        return bisect_left(self._starts, self._merged)
 
     def _path(self, group: int) -> Path:
         return self.folder / PARTS / f"{group:06d}"
@@ -198,7 +207,7 @@ class LabelFolder:
         """Append what is finished and next in line; the lock is held."""
         path = self.folder / LABELS
         self._count(path)
-        group = self._merged // self.group_size
+        group = self._next
         while group < self.group_count and (part := self._path(group).with_suffix(".jsonl")).exists():
             content = part.read_text(encoding="utf-8")
             append_text(path, content)
@@ -218,11 +227,12 @@ class LabelFolder:
         with path.open("rb") as file:
             file.seek(self._size)
             lines, size = self._merged, self._size
+            boundaries = frozenset(self._starts)
             for line in file:
                 if not line.endswith(b"\n"):
                     break
                 lines, size = lines + 1, size + len(line)
-                if lines % self.group_size == 0 or lines == len(self):
+                if lines in boundaries:
                     self._merged, self._size = lines, size
         if path.stat().st_size != self._size:
             with path.open("r+b") as file:
@@ -237,7 +247,7 @@ class LabelFolder:
 
     def finished(self) -> int:
         """Examples that are done, by all processes."""
-        parts = (len(self._span(group)) for group in self._parts() if group * self.group_size >= self._merged)
+        parts = (len(self._span(group)) for group in self._parts() if self._starts[group] >= self._merged)
         return self._merged + sum(parts)
 
     def groups(self) -> Iterator[Group]:
@@ -264,7 +274,7 @@ class LabelFolder:
         except FileExistsError:
             return None  # It was there, and was removed, all being merged, before mkdir looked again.
         done = self._parts()
-        for index in range(self._merged // self.group_size, self.group_count):
+        for index in range(self._next, self.group_count):
             if index in done:
                 continue
             attempt = stack.enter_context(ExitStack())
@@ -276,7 +286,7 @@ class LabelFolder:
             if had and not self._path(index).with_suffix(".jsonl").exists():
                 with self._lock():
                     self._merge()
-                if index * self.group_size >= self._merged:
+                if self._starts[index] >= self._merged:
                     return Group(index, [self.questions[at] for at in self._span(index)], self._path(index))
             attempt.close()
         return None

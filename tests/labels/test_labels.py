@@ -120,7 +120,7 @@ def test_the_file_has_every_example_in_order(whole, tmp_path):
 def test_header_and_files(tmp_path):
     label(tmp_path, Score())
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([HEADER, LABELS, QUESTIONS, LOCK])
-    assert read_header(tmp_path) == make_header()
+    assert read_header(tmp_path) == make_header() | {"shrinking_groups": True}
     assert list(read_labels(tmp_path)) == records((tmp_path / LABELS).read_bytes())
 
 

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import fake_search
@@ -26,7 +27,9 @@ from routing.common.errors import UserError
 from routing.labels import writing
 from routing.labels.arguments import DataGenerationArguments
 from routing.labels.reading import HEADER, LABELS
+from routing.labels.spans import group_starts
 from routing.labels.writing import LOCK, PARTS, LabelFolder
+from routing.report.card_labels import CARD
 from routing.tasks.drawn import QUESTIONS
 from routing.tasks.examples import Example
 
@@ -107,8 +110,8 @@ def test_views_of_one_folder_split_the_groups(whole, tmp_path, group_size):
     assert share(tmp_path, scores, group_size) == whole
     groups = [tuple(group) for score in scores for group in score.groups]
     ids = [request.example.id for request in REQUESTS]
-    assert sorted(groups) == sorted(tuple(ids[at : at + group_size]) for at in range(0, 13, group_size))
-    assert group_size == 13 or sum(bool(score.groups) for score in scores) > 1
+    assert sorted(groups) == sorted(tuple(ids[at:end]) for at, end in pairwise(group_starts(13, group_size)))
+    assert sum(bool(score.groups) for score in scores) > 1
     assert names(tmp_path) == FINISHED
 
 
@@ -279,7 +282,7 @@ def test_accelerate_gives_the_bytes_of_one_process(base, questions, single, tmp_
     with launched(log, *arguments(base, questions, output)) as launcher:
         assert launcher.wait(timeout=120) == 0, log.read_text()[-3000:]
     assert (output / LABELS).read_bytes() == single
-    assert names(output) == FINISHED
+    assert names(output) == FINISHED | {CARD}
     reports = [line for line in log.read_text().splitlines() if "searched by this process" in line]
     done = [int(line.split(" examples; ")[1].split()[0]) for line in reports]
     # The one that came too late may have found nothing to do.
@@ -297,7 +300,7 @@ def test_a_killed_worker_of_accelerate(base, questions, single, tmp_path, monkey
     assert len(done) < len(single)
     generate(monkeypatch, *listed)
     assert (output / LABELS).read_bytes() == single
-    assert names(output) == FINISHED
+    assert names(output) == FINISHED | {CARD}
 
 
 def test_a_process_finishes_what_a_killed_one_beside_it_held(base, questions, single, tmp_path, monkeypatch, capsys):
@@ -323,7 +326,7 @@ def test_a_process_finishes_what_a_killed_one_beside_it_held(base, questions, si
             process.kill()
             killer.join()
     assert (output / LABELS).read_bytes() == single
-    assert names(output) == FINISHED
+    assert names(output) == FINISHED | {CARD}
     assert f"{24 - 2 * held[0]} of them searched by this process" in capsys.readouterr().err
 
 
@@ -378,8 +381,8 @@ def stream(folder: Path, count: int, kind: str) -> tuple[int, int]:
 
 def test_labelling_holds_one_group_at_a_time(tmp_path):
     """A question and its label would be more than 1 KB."""
-    peaks = [stream(tmp_path / str(count), count, "traced")[1] for count in (128, 640)]
-    assert peaks[1] - peaks[0] < 300 * (640 - 128)
+    peaks = [stream(tmp_path / str(count), count, "traced")[1] for count in (256, 768)]
+    assert peaks[1] - peaks[0] < 300 * (768 - 256)
 
 
 @pytest.mark.slow
