@@ -18,6 +18,7 @@ from routing.common.files import file_stamps, write_json
 from routing.common.parser import Parser
 from routing.common.run_info import hardware, made_with
 from routing.models.checkpoint import check_adapters, load_checkpoint, training_record
+from routing.scoring.context import fitting
 from routing.scoring.plain import draw_requests
 from routing.scoring.prompting import add_flags, asked, flag_problems, trained_prompting
 from routing.tasks import unknown_names
@@ -55,7 +56,9 @@ def main(argv: list[str] | None = None) -> None:
     folder, output = arguments.checkpoint, arguments.output
     model, tokenizer = load_checkpoint(folder, DTYPES[arguments.dtype], pick_device(arguments.device))
     prompting = asked(trained_prompting(training_record(folder)), arguments)
-    requests = draw_requests(arguments.dataset, arguments.split, arguments.num_samples, tokenizer, prompting)
+    requests = fitting(
+        draw_requests(arguments.dataset, arguments.split, arguments.num_samples, tokenizer, prompting), model.config
+    )
     key = [file_stamps(folder, "*.safetensors", "config.json"), arguments.dtype, hardware()]
     worth = worth_of_layers(model, tokenizer, requests, arguments.batch_size, output / "parts", key)
     record = folder / "adapters.json"

@@ -36,6 +36,7 @@ from routing.evaluation.calibration import PRICES, as_set, biases, swept_field, 
 from routing.evaluation.promise import CALIBRATION, SET
 from routing.models.checkpoint import check_checkpoint, checkpoint_hash, load_checkpoint, training_record
 from routing.report.card import renew_card
+from routing.scoring.context import fitting
 from routing.scoring.plain import draw_requests
 from routing.scoring.prompting import add_flags, asked, flag_problems, recorded, trained_prompting
 from routing.tasks import expand_names, unknown_names
@@ -174,7 +175,9 @@ def promise(arguments: argparse.Namespace) -> None:
     prompting = asked(trained_prompting(training_record(folder)), arguments)
     model, tokenizer = load_checkpoint(folder, DTYPES[arguments.dtype], pick_device(arguments.device))
     config, depth = model.config, model.config.num_hidden_layers
-    requests = draw_requests(arguments.dataset, arguments.split, arguments.num_samples, tokenizer, prompting)
+    requests = fitting(
+        draw_requests(arguments.dataset, arguments.split, arguments.num_samples, tokenizer, prompting), model.config
+    )
     grid = arguments.grid or (PRICES if swept_field(config) == "cost" else None)
     if grid is None:
         split = "validation" if arguments.split != "validation" else "test"  # Other questions; only prompts are read.
@@ -263,7 +266,9 @@ def main() -> None:
     target = float(arguments.target_layers)
     model, tokenizer = load_checkpoint(folder, DTYPES[arguments.dtype], pick_device(arguments.device))
     prompting = asked(trained_prompting(training_record(folder)), arguments)
-    requests = draw_requests(arguments.dataset, arguments.split, arguments.num_samples, tokenizer, prompting)
+    requests = fitting(
+        draw_requests(arguments.dataset, arguments.split, arguments.num_samples, tokenizer, prompting), model.config
+    )
     prompts = [request.prompt_ids for request in requests]
     progress = tqdm(desc=f"target {target:g} layers", unit="bias")
 

@@ -46,6 +46,7 @@ from routing.models.config_fields import config_with
 from routing.models.families import load_tokenizer
 from routing.report.pruning_pictures import comparison_text, plot_comparison, print_comparison
 from routing.scoring.along import verdicts_along
+from routing.scoring.context import fitting
 from routing.scoring.controls import skips_around, static_routes
 from routing.scoring.packed import PathEvaluator
 from routing.scoring.plain import Evaluator, draw_requests
@@ -159,7 +160,8 @@ class Comparison:
         prompting = asked(trained_prompting(training_record(folder)), arguments)
         drawn = {"validation": arguments.control_samples, "test": arguments.num_samples}
         self.tuning, self.test = (
-            draw_requests(arguments.dataset, split, count, self.tokenizer, prompting) for split, count in drawn.items()
+            fitting(draw_requests(arguments.dataset, split, count, self.tokenizer, prompting), self.model.config)
+            for split, count in drawn.items()
         )
         self.key = [
             file_stamps(folder, "*.safetensors", "config.json"),

@@ -30,6 +30,7 @@ from routing.labels.writing import LabelFolder
 from routing.models.bases import load_base
 from routing.models.checkpoint import adapter_hashes, load_adapted
 from routing.models.families import load_base_config, load_tokenizer
+from routing.scoring.context import Fitting
 from routing.scoring.packed import PathEvaluator
 from routing.scoring.plain import Request, request_of
 from routing.scoring.verification import Scorer, StableScorer, VerifiedScorer
@@ -38,7 +39,7 @@ from routing.search.mcts import SearchSettings, search
 from routing.search.menu import MenuSettings, along_menu, parse_spec
 from routing.tasks import load_examples
 from routing.tasks.calls import score_problems
-from routing.tasks.drawn import DrawnExamples, draw
+from routing.tasks.drawn import draw
 from routing.tasks.examples import Example
 from routing.tasks.prompts import scoring_of
 from routing.tasks.variants import permuted, rephrased
@@ -82,16 +83,23 @@ def make_header(arguments: DataGenerationArguments, config) -> dict:
     }
 
 
-def draw_questions(arguments: DataGenerationArguments, path: Path) -> None:
-    """Draw the examples into a file; refuse those that cannot be scored as asked."""
+def draw_questions(arguments: DataGenerationArguments, path: Path, make: Callable[[Example], Request], config) -> None:
+    """Draw the examples that fit into the model's context into a file; refuse those that cannot be scored as asked."""
+    problems, fits = {}, Fitting(config)
+
+    def keep(example: Example) -> bool:
+        found = scoring_problems(example, arguments)
+        problems.update(dict.fromkeys(found))
+        return not found and fits(make(example))
+
     change = rephrased if arguments.wording else None
-    draw(arguments.dataset, arguments.split, arguments.num_samples, arguments.seed, path, change)
-    problems = {}
-    for example in DrawnExamples(path):
-        problems |= dict.fromkeys(scoring_problems(example, arguments))
-    if problems:
-        path.unlink()
+    try:
+        draw(arguments.dataset, arguments.split, arguments.num_samples, arguments.seed, path, change, keep)
         raise_all(list(problems))
+        fits.tell()
+    except UserError:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def scoring_problems(example: Example, arguments: DataGenerationArguments) -> list[str]:
@@ -210,7 +218,7 @@ def main() -> None:
         path,
         header,
         arguments.group_size,
-        draw=lambda file: draw_questions(arguments, file),
+        draw=lambda file: draw_questions(arguments, file, make, config),
         settle=lambda: menu_field(arguments, header, model, tokenizer, make) if arguments.search == "menu" else {},
     )
     shutil.rmtree(path / MENU_PARTS, ignore_errors=True)  # The menu is in the header.

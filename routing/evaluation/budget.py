@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from routing.scoring.finite import check_finite
 from routing.search.routes import Route
 from routing.tasks.prompts import left_pad
 
@@ -19,7 +20,9 @@ def decided_routes(model, tokenizer, prompts: Sequence[Sequence[int]], batch_siz
     for start in range(0, len(prompts), batch_size):
         ids, mask = left_pad(list(prompts[start : start + batch_size]), tokenizer.pad_token_id)
         device = model.device
-        model.model(torch.tensor(ids, device=device), attention_mask=torch.tensor(mask, device=device), use_cache=False)
+        read = {"attention_mask": torch.tensor(mask, device=device), "use_cache": False}
+        states = model.model(torch.tensor(ids, device=device), **read).last_hidden_state
+        check_finite([float(states[:, -1].float().abs().amax())], model.dtype)
         routes += map(tuple, model.last_routes.tolist())
     return routes
 

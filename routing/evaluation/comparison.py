@@ -37,6 +37,7 @@ from routing.labels.table import Table, read_table
 from routing.models.bases import load_stock, weight_stamps
 from routing.models.checkpoint import checkpoint_hash, load_checkpoint
 from routing.models.config_fields import config_with
+from routing.scoring.context import fitting
 from routing.scoring.controls import around, first_routed_layer, skips_around, static_routes
 from routing.scoring.packed import PathEvaluator
 from routing.scoring.plain import draw_requests
@@ -123,7 +124,7 @@ class Comparison:
             self.table = dataset_table(arguments, training, routed.config)
         if "static" in arguments.control_names() and not kind_of(routed.config).has_menu:
             drawn = self.control_data, "validation", arguments.control_samples
-            self.tuning = draw_requests(*drawn, tokenizer, prompting)
+            self.tuning = fitting(draw_requests(*drawn, tokenizer, prompting), routed.config)
 
     def static_routes(self, mean: float) -> list[Route]:
         """Static routes that run just more and just fewer layers than a mean: of a menu router those of its menu, else

@@ -17,6 +17,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
+from routing.scoring.finite import FiniteLogits, check_finite
 from routing.search.routes import Route
 
 
@@ -108,6 +109,7 @@ class PromptRoutedLM(HFLM):
                 self._batch = [Key(self._requests[index].doc_id, self._requests[index].idx) for index in indices]
                 self._lengths = [self._visible(context, choice) for _, context, choice in batch]
                 scored = super()._loglikelihood_tokens(batch, disable_tqdm=True, override_bs=len(batch))
+                check_finite((score for score, _ in scored), self.model.dtype)
                 for index, answer in zip(indices, scored, strict=True):
                     answers[index] = answer
                 progress.update(len(batch))
@@ -164,8 +166,11 @@ class PromptRoutedLM(HFLM):
         return answers
 
     def _model_generate(self, context, max_length, stop, **generation_kwargs):
+        watch = FiniteLogits()
         stock, given = super()._model_generate, self._forced_routes() | generation_kwargs
+        given["logits_processor"] = [watch]
         began, tokens = self._timed(lambda: stock(context, max_length, stop, **given))
+        watch.check(self.model.dtype)
         new = tokens.shape[1] - context.shape[1]
         self._record(began, [(prompt, new) for prompt in generation_kwargs["attention_mask"].sum(1).tolist()])
         return tokens

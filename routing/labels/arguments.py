@@ -127,7 +127,9 @@ class DataGenerationArguments:
     dtype: str = option("float32", "dtype of the model", tuple(DTYPES))
     device: str = option("auto", "torch device; auto: cuda if there is one, else cpu")
     batch_size: int = option(64, "paths evaluated together, at most")
-    group_size: int = option(64, "examples searched side by side; what one process claims at a time, at most (less near the end)")
+    group_size: int = option(
+        64, "examples searched side by side; what one process claims at a time, at most (less near the end)"
+    )
     cache_gib: float = option(2.0, "states of paths kept between batches for paths that share them, GiB at most")
     seed: int = option(0, "seed of the drawing of examples and of every search")
     output_dir: str = option("data/mcts_paths", "folder of the label file")

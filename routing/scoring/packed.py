@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 import torch
 
 from routing.scoring.certainty import settled
+from routing.scoring.finite import check_finite
 from routing.scoring.path_runner import PathRunner
 from routing.scoring.plain import Evaluator, Request, answer_verdict, best_choice, choice_lengths, choice_verdict
 from routing.scoring.prefix_store import PrefixStore
@@ -164,6 +165,7 @@ class PathEvaluator:
             hidden = self.runner.last_hidden([(d.node, d.path) for d in running.values()])
             best = self.runner.lm_head(hidden).float().topk(2)
             gaps = (best.values[:, 0] - best.values[:, 1]).tolist()
+            check_finite(gaps, self.model.dtype)
             for (index, decoding), token, gap in zip(list(running.items()), best.indices[:, 0].tolist(), gaps):
                 if gap < TIE:
                     del running[index]
@@ -205,6 +207,7 @@ class PathEvaluator:
                 asked[-1].append(line)
         where = torch.tensor([pick for choices in asked for line in choices for pick in line]).T
         logprobs = self._logprobs(self.runner.last_hidden(list(rows)), *where).tolist()
+        check_finite(logprobs, self.model.dtype)
         given = iter(logprobs)
         verdicts: list[Verdict | None] = []
         for (_, request, _), choices in zip(pairs, asked):

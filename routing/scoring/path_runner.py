@@ -33,6 +33,7 @@ class PathRunner:
         self.model, self.store, self.max_tokens = model, store, max_tokens
         self.layers, self.lm_head = packed_layers(model)
         self.layer_types = getattr(model.config, "layer_types", None)
+        self.scales = getattr(model.config, "residual_scale", None)
         self.layer_tokens = 0  # tokens times layers computed
 
     @torch.inference_mode()
@@ -125,7 +126,8 @@ class PathRunner:
         layout, position_ids, position_embeddings = layouts[key]
         stored = (torch.cat([s.keys for s in context]), torch.cat([s.values for s in context])) if context else None
         first = [0 if all_tokens else segment.asked for segment, all_tokens in zip(segments, whole)]
-        packed = PackedStep(layout, stored, _kept(segments, first, hidden.device))
+        kept = _kept(segments, first, hidden.device)
+        packed = PackedStep(layout, stored, kept)
         runner = LayerRunner(
             layers=self.layers,
             layer_types=self.layer_types,
@@ -136,6 +138,8 @@ class PathRunner:
             extra={"packed": packed, "use_cache": False},
         )
         output = runner.run(hidden[None], Step(step.layer, step.visit))[0]
+        if self.scales is not None:  # As in LayerRunner, which knows nothing of tokens that are left away.
+            output = torch.lerp(hidden if kept is None else hidden[kept], output, self.scales[step.layer])
         self.layer_tokens += len(hidden)
         outputs = output.split([size - start for size, start in zip(sizes, first)])
         parts = zip(items, outputs, packed.keys.split(sizes), packed.values.split(sizes))

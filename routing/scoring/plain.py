@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from routing.common.errors import UserError
+from routing.scoring.finite import FiniteLogits, check_finite
 from routing.scoring.prompting import DEFAULT, Prompting
 from routing.search.results import Verdict
 from routing.search.routes import Route
@@ -161,7 +162,7 @@ class Evaluator:
         """Greedy decoding of a left-padded batch, each answer cut at its own limit and stop text."""
         device, pad = self.model.device, self.tokenizer.pad_token_id
         ids, mask = left_pad([request.prompt_ids for request in batch], pad)
-        width = len(ids[0])
+        width, watch = len(ids[0]), FiniteLogits()
         output = self.model.generate(
             input_ids=torch.tensor(ids, device=device),
             attention_mask=torch.tensor(mask, device=device),
@@ -169,8 +170,10 @@ class Evaluator:
             max_new_tokens=max(request.max_new_tokens for request in batch),
             **PLAIN_GREEDY,
             pad_token_id=pad,
+            logits_processor=[watch],
             stopping_criteria=[AllStopped(self.tokenizer, [r.stop for r in batch], width)],
         )
+        watch.check(self.model.dtype)
         executed = [tuple(route) for route in self.model.last_routes.tolist()]
         results = []
         for request, tokens, route in zip(batch, output[:, width:], executed, strict=True):
@@ -203,6 +206,7 @@ class Evaluator:
             logits = self.model.lm_head(hidden[len(prompt) - 1 : len(prompt) + len(choice) - 1])
             logprobs = torch.log_softmax(logits.float(), dim=-1)
             scores.append(float(logprobs.gather(1, torch.tensor(choice, device=device)[:, None]).sum()))
+        check_finite(scores, self.model.dtype)
         results = []
         start = 0
         for request, count in zip(batch, copies, strict=True):

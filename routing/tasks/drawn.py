@@ -23,6 +23,7 @@ def draw(
     seed: int,
     path: Path,
     change: Callable[[Example], Example] | None = None,
+    keep: Callable[[Example], bool] | None = None,
 ) -> None:
     """Write up to `num_samples` examples of each data set to a file, as `load_examples` draws them.
 
@@ -30,6 +31,7 @@ def draw(
 
     Args:
         change: what is done to each example that was drawn: another wording, say.
+        keep: whether an example is written; None: all are.
 
     Raises:
         UserError: if a data set cannot be had, or has no example in the split.
@@ -54,6 +56,8 @@ def draw(
                         if key not in seen:
                             seen.add(key)
                             example = _example(line) if change is None else change(_example(line))
+                            if keep is not None and not keep(example):
+                                continue
                             chosen.write(json.dumps(asdict(example), ensure_ascii=False) + "\n")
     finally:
         source.unlink(missing_ok=True)

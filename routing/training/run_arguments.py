@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from routing.common.cli import option, outside, reporting_problems, run_name_problems
@@ -23,4 +24,7 @@ class RunArguments:
     def run_problems(self) -> list[str]:
         """What is wrong with these."""
         found = run_name_problems(self.run_name) + outside(self, seed=(0, 2**32 - 1))
+        if re.fullmatch(r"cuda:0*[1-9]\d*", self.device):  # The Trainer takes the first card it sees.
+            found.append(f"--device {self.device!r}: give auto or cpu, and choose a GPU with CUDA_VISIBLE_DEVICES")
+            return found + reporting_problems(self.report_to)
         return found + reporting_problems(self.report_to) + device_problems(self.device)

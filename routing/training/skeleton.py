@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,6 +54,20 @@ class Run:
 Save = Callable[[Path], None]  # writes the checkpoint folder
 
 
+def own_precision() -> None:
+    """Leave mixed precision of accelerate's configuration aside: training computes in the dtypes that its own options
+    name, or the same command would give other routers on another machine."""
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked != "no":
+        os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
+        if is_first_process():
+            print(
+                f"accelerate's mixed precision ({asked}) is left aside: routers train in float32, and --dtype (--bf16 "
+                "of --objective lm) says what the model computes in",
+                file=sys.stderr,
+            )
+
+
 def training_run(arguments, made_from: Callable[[], dict | None], train: Callable[[Run], Save]) -> Path | None:
     """One run, from its folder to its checkpoint.
 
@@ -69,6 +84,7 @@ def training_run(arguments, made_from: Callable[[], dict | None], train: Callabl
         UserError: if another run holds the folder, or --resume does not fit.
     """
     work = Path(arguments.work_dir) / arguments.run_name
+    own_precision()
     device = pick_device(arguments.device)
     processes = PartialState(cpu=device.type == "cpu")
     with only_run(work, together=True):

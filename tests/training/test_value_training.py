@@ -438,7 +438,7 @@ def test_routers_of_layers_learn_from_all_verdicts(tmp_path, base, monkeypatch, 
 
 def test_bad_input_is_refused_before_a_model_is_loaded(tmp_path, base, monkeypatch):
     def refused(words: list[str], message: str, data: Path) -> None:
-        monkeypatch.setattr("routing.training.value.menu.routed_class", lambda _: pytest.fail("a model was loaded"))
+        monkeypatch.setattr("routing.training.value.menu.load_base", lambda _: pytest.fail("a model was loaded"))
         with pytest.raises(UserError, match=message):
             train_with(tmp_path, base, data, monkeypatch, *words)
 

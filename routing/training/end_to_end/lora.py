@@ -11,7 +11,7 @@ from peft.tuners.tuners_utils import cast_adapter_dtype
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
-from routing.common.errors import UserError
+from routing.common.errors import UserError, raise_all
 
 NAME = "default"
 
@@ -27,12 +27,24 @@ def lora_config(arguments) -> LoraConfig:
     )
 
 
+def tied_problems(targets: str, config) -> list[str]:
+    """Why linear maps cannot have a LoRA: merging one would change the tensor of another module that shares it."""
+    tied = sorted({"lm_head", "embed_tokens"} & set(targets.split(","))) if config.tie_word_embeddings else []
+    if not tied:
+        return []
+    return [
+        f"--lora_targets {','.join(tied)}: the head of this model and its embedding are one tensor "
+        "(tie_word_embeddings), so a LoRA of the one would be merged into both; leave it out"
+    ]
+
+
 def add_lora(model: nn.Module, config: LoraConfig) -> LoraModel:
     """Put adapters into a model, in place; they alone get gradients.
 
     Raises:
-        UserError: if no linear map has one of the names.
+        UserError: if no linear map has one of the names, or one shares its weight with another module.
     """
+    raise_all(tied_problems(",".join(config.target_modules), model.config))
     try:
         adapters = LoraModel(model, config, NAME)
     except ValueError as error:

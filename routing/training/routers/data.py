@@ -14,6 +14,7 @@ from routing.common.devices import is_first_process
 from routing.common.errors import UserError, raise_all
 from routing.labels.reading import read_header, read_labels
 from routing.labels.records import example_of
+from routing.scoring.context import Fitting
 from routing.scoring.plain import Request, make_request
 from routing.tasks.examples import held_out, held_out_key, question_hash
 from routing.training.features import RouterExample
@@ -56,7 +57,7 @@ def load_training_data(arguments: TrainArguments, config: PreTrainedConfig, toke
     raise_all(problems)
     data = TrainingData([], [], [], [], [])
     left_out: Counter[str] = Counter()
-    seen = set()
+    seen, fits = set(), Fitting(config)
     for header, record in _records(folders, headers):
         flag = ON_REQUEST.get(record["dataset"])
         if flag and not getattr(arguments, flag):
@@ -73,6 +74,9 @@ def load_training_data(arguments: TrainArguments, config: PreTrainedConfig, toke
         kept_aside = held_out(held_out_key(example), arguments.eval_fraction)
         chat = header["arguments"]["apply_chat_template"]
         request = make_request(example, record["scoring"], record["prompt"], tokenizer, chat)
+        if not fits(request):
+            left_out["longer than the model's context"] += 1
+            continue
         if kept_aside:
             data.held_out_requests.append(request)
         if not record["correct"]:

@@ -28,7 +28,7 @@ from routing.training.skeleton import Run, Save, training_run
 from train_models.routed_model import small_parts
 
 
-def make_sets(arguments: TrainArguments, model, commit: str | None, data: TrainingData, pad_id: int, work: Path):
+def make_sets(arguments: TrainArguments, model, data: TrainingData, pad_id: int, work: Path):
     """Training set, held-out set and collator, cached or live."""
     train, held_out = data.train_indices, data.held_out_indices
     if arguments.features == "live":
@@ -37,8 +37,7 @@ def make_sets(arguments: TrainArguments, model, commit: str | None, data: Traini
     key = fingerprint(
         data.examples,
         model=arguments.model_id,
-        revision=commit,
-        weights=weight_stamps(arguments.model_id, commit),
+        weights=weight_stamps(arguments.model_id),
         num_windows=arguments.num_windows,
         dtype=arguments.dtype,
         features_dtype=arguments.features_dtype,
@@ -80,9 +79,7 @@ def train(run: Run, config, tokenizer, data: TrainingData) -> Save:
         "class weights: "
         + ", ".join(f"{n} {c} ({w:.3f})" for n, c, w in zip(CLASSES, counts.tolist(), weights.tolist()))
     )
-    train_set, eval_set, collator = make_sets(
-        arguments, model, config._commit_hash, data, tokenizer.pad_token_id, run.work
-    )
+    train_set, eval_set, collator = make_sets(arguments, model, data, tokenizer.pad_token_id, run.work)
     execute = executor(model, tokenizer, data.held_out_requests[: arguments.eval_examples], arguments.batch_size)
     trainer = train_routers(arguments, model.model.routers, weights, train_set, eval_set, collator, execute, run.states)
     summary = run.summary(
