@@ -421,6 +421,7 @@ def test_the_benchmark_reports(base, labels, tmp_path, monkeypatch):
     assert result["ratio"] == pytest.approx(result["live_seconds"] / result["cached_seconds"])
     assert 0 < result["feature_pass_seconds"] < result["cached_seconds"]
     assert 0 <= result["max_loss_difference"] < 1e-4 and result["losses_compared"] > 6
+    assert result["max_loss_difference_of_all_epochs"] >= result["max_loss_difference"]
     assert {"model", "hardware", "date", "versions", "git_commit"} <= result.keys()
 
 
@@ -435,6 +436,21 @@ def test_the_benchmark_gives_no_ratio_for_other_losses(base, labels, tmp_path, m
     with pytest.raises(UserError, match="there is no ratio to report"):
         benchmark(monkeypatch, *listed, "--json", tmp_path / "result.json")
     assert not (tmp_path / "result.json").exists()
+
+
+def test_losses_of_later_epochs_may_drift_and_half_precision_is_blamed_where_it_is_used():
+    def run(**losses):
+        return router_training.Run({(int(step[1:]), "loss"): value for step, value in losses.items()}, 1.0, 1.0, 1.0)
+
+    live = run(s1=1.0, s8=0.5, s90=0.2)
+    drifted = run(s1=1.0 + 1e-6, s8=0.5, s90=0.2 + 6e-4)
+    compared, worst, later = router_training.differences(drifted, live, 8, False)
+    assert compared == 2 and worst == pytest.approx(1e-6, rel=0.01) and later == pytest.approx(6e-4)
+    with pytest.raises(UserError, match="3 losses .* up to step 90 differ by up to 0.0006") as told:
+        router_training.differences(drifted, live, 90, False)
+    assert "half" not in str(told.value)
+    with pytest.raises(UserError, match="half precision causes this"):
+        router_training.differences(drifted, live, 90, True)
 
 
 def test_live_training_may_stop_early(base, labels, tmp_path, monkeypatch):
