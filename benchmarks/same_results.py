@@ -3,6 +3,8 @@
     python benchmarks/same_results.py --tree PATH --json before.json
     python benchmarks/same_results.py --json after.json --compare before.json
 
+Give trees of commits that have the arguments of these commands.
+
 The commands of the three scripts at the top run in a tree (a checkout of any commit; default this one) with the Python
 that runs this file: a tree search and a menu on the default model, routers trained on their labels, and an evaluation.
 Labels and weights are compared byte for byte; of an evaluation accuracy, layers, operations and routes.
@@ -18,6 +20,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from routing.common.run_info import hardware, today, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 SEARCH = ["--dataset", "arithmetic", "--num_samples", "12", "--num_simulations", "20", "--move_order", "random"]
@@ -66,13 +70,20 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         found = results_of(arguments.tree.resolve(), Path(work))
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+    commit = subprocess.run(["git", "-C", arguments.tree, "rev-parse", "HEAD"], capture_output=True, text=True)
+    runs = {"search": SEARCH, "menu": MENU, "train": TRAIN, "evaluate": EVALUATE}
+    result = {"commit": commit.stdout.strip(), "found": found, "arguments": runs}
+    result |= {"hardware": hardware(), "date": today(), "versions": versions()}
+    differing = []
     if arguments.compare:
         before = json.loads(arguments.compare.read_text())
-        differing = [name for name in sorted(found.keys() | before.keys()) if found.get(name) != before.get(name)]
+        known = before["found"]
+        differing = [name for name in sorted(found.keys() | known.keys()) if found.get(name) != known.get(name)]
+        result |= {"compared_with": before["commit"], "differing": differing}
         print(f"{len(found) - len(differing)} of {len(found)} alike" + (f"; differ: {differing}" if differing else ""))
-        sys.exit(bool(differing))
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    sys.exit(bool(differing))
 
 
 if __name__ == "__main__":
