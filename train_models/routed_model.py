@@ -268,6 +268,10 @@ class RoutedForCausalLM(CardOfCheckpoint, RouterWeights, LayerPathForCausalLM):
         """[B, L], of the last prefill, see `RoutedModel`."""
         return self.model.last_routes
 
+    def init_routers(self) -> None:
+        """Draw all routers anew, see `RoutedModel.init_routers`."""
+        self.model.init_routers()
+
     def save_pretrained(self, save_directory, is_main_process=True, *args, **kwargs):
         """As in transformers; the tokenizers of a query router go along."""
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)

@@ -160,7 +160,7 @@ def test_init_routers_draws_anew_what_was_loaded(family, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = family.routed.from_pretrained(tmp_path)
     assert torch.equal(loaded.model.routers[0].up.bias, model.model.routers[0].up.bias)
-    loaded.model.init_routers()
+    loaded.init_routers()
     check_fresh(loaded.model.routers, 32, 64)
 
 
