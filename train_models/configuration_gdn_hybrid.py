@@ -35,7 +35,7 @@ def _finite(value) -> bool:
 
 
 class GdnHybridConfig(PreTrainedConfig):
-    """Fields of the hybrid; the defaults are the four-block configuration of SYSTEMS.md, section 4.
+    """Fields of the hybrid; the defaults are the four-block configuration of docs/results/hybrid.md.
 
     Both mixers have `num_attention_heads` heads of `head_dim` for queries, keys and values, so that each of their
     projections is D x D. (Qwen3-Next's own defaults make its Gated DeltaNet several times wider than its attention.)

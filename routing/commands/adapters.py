@@ -14,7 +14,7 @@ from pathlib import Path
 from routing.common.cli import below
 from routing.common.devices import DTYPES, device_problems, pick_device
 from routing.common.errors import UserError, raise_all, run_command
-from routing.common.files import file_stamps, write_json
+from routing.common.files import file_stamps, unwritable, write_json
 from routing.common.parser import Parser
 from routing.common.run_info import hardware, made_with
 from routing.models.checkpoint import check_adapters, load_checkpoint, training_record
@@ -43,6 +43,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     problems += files_without_splits("dataset", arguments.dataset) + device_problems(arguments.device)
     problems += flag_problems(arguments)
     problems += below(arguments, num_samples=1, batch_size=1)
+    problems += unwritable("--output", arguments.output)
     try:
         check_adapters(arguments.checkpoint)
     except UserError as error:

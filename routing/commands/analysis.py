@@ -26,7 +26,7 @@ from tqdm import tqdm
 from routing.common.cli import below
 from routing.common.devices import DTYPES, device_problems, pick_device
 from routing.common.errors import UserError, raise_all, run_command
-from routing.common.files import write_json
+from routing.common.files import unwritable, write_json
 from routing.common.parser import Parser, file_of
 from routing.common.run_info import made_with
 from routing.common.statistics import pearson
@@ -216,6 +216,7 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     folder = Path(arguments.checkpoint)
     found = corpus_problems("corpus", arguments.corpus) + device_problems(arguments.device)
+    found += unwritable("--output", Path(arguments.output).parent)
     found += below(arguments, passages=1, train_passages=1, sequence_length=2, batch_size=1)
     try:
         router = check_checkpoint(folder).get("router", "per_layer")

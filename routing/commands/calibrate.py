@@ -26,7 +26,7 @@ from tqdm import tqdm
 from routing.common.cli import below
 from routing.common.devices import DTYPES, pick_device
 from routing.common.errors import UserError, raise_all, run_command
-from routing.common.files import write_json
+from routing.common.files import unwritable, write_json
 from routing.common.paired_bounds import Tested, needed_questions
 from routing.common.parser import Parser
 from routing.common.run_info import made_with
@@ -139,6 +139,7 @@ def problems_of(arguments: argparse.Namespace, name: str, targets: list[str]) ->
     found += unknown_names(arguments.dataset)
     found += below(arguments, num_samples=1, batch_size=1)
     found += flag_problems(arguments)
+    found += unwritable("--output", Path(getattr(arguments, "output", "") or arguments.checkpoint))
     if not arguments.tolerance > 0:
         found.append(f"--tolerance {arguments.tolerance} must be above 0")
     return found

@@ -17,7 +17,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from routing.common.cli import parse
-from routing.common.errors import run_command
+from routing.common.errors import UserError, raise_all, run_command
 from routing.common.files import write_json
 from routing.evaluation.arguments import EvaluationArguments
 from routing.evaluation.comparison import Comparison
@@ -46,18 +46,25 @@ def main() -> None:
     comparison = Comparison(arguments, training_record(Path(arguments.checkpoint)))
     if arguments.check:
         sys.exit(0 if comparison.check(tasks[0], manager) else 1)
-    results = read_json(comparison.output)
+    results, problems = read_json(comparison.output), []
     for task in tasks:
-        results = merged(results, comparison.run(task, manager))
+        try:
+            found = comparison.run(task, manager)
+        except UserError as error:  # The tasks behind it are not to suffer.
+            problems.append(f"{task}: {error}")
+            continue
+        results = merged(results, found)
         if PartialState().is_main_process:  # After every task: a later one may fail.
             write_json(comparison.output, results)
-    if not PartialState().is_main_process:
+    if not PartialState().is_main_process or not results:
+        raise_all(problems)
         return
     page = comparison.output.with_suffix(".html")
     write_html(results, page)
     print_table([result for result in results if result["task"] in tasks])
     card = write_model_card(Path(arguments.checkpoint), results)
     print(f"written to {comparison.output}, {page}" + (f" and {card}" if card else ""))
+    raise_all(problems)
 
 
 if __name__ == "__main__":

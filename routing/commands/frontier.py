@@ -82,11 +82,17 @@ class Point:
 
 
 def answer(model, tokenizer, requests: list[Request], points: list[Point], batch_size: int) -> None:
-    """Answer the questions with all points, batch by batch in turn; the points keep what came of it."""
+    """Answer the questions with all points, batch by batch in turn; the points keep what came of it.
+
+    One batch is answered before, untimed; each batch begins with another point.
+    """
     evaluator = Evaluator(model, tokenizer, batch_size)
-    for start in tqdm(range(0, len(requests), batch_size), desc="answering"):
-        part = slice(start, start + batch_size)
-        for point in points:
+    warm_up = points[0]  # What the first forward pays once is nobody's time.
+    model.config.route_bias = warm_up.bias
+    evaluator.verdicts_and_routes(requests[:batch_size], warm_up.routes and warm_up.routes[:batch_size])
+    for turn, start in enumerate(tqdm(range(0, len(requests), batch_size), desc="answering")):
+        part, first = slice(start, start + batch_size), turn % len(points)
+        for point in points[first:] + points[:first]:
             model.config.route_bias = point.bias
             forced = None if point.routes is None else point.routes[part]
             began = time.perf_counter()

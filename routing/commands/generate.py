@@ -244,7 +244,8 @@ def main() -> None:
         f"{path / LABELS}: {len(folder)} examples; {counts.examples} of them searched by this process, with "
         f"{counts.evaluations} evaluations: {counts.base_correct} right at full depth, "
         f"{counts.shortened} of them also with fewer layers, {counts.fixed} wrong answers fixed"
-        + (f"; {counts.lucky} right paths failed the re-test" if arguments.verify != "none" else ""),
+        + (f"; {counts.lucky} right paths failed the re-test" if arguments.verify != "none" else "")
+        + (f"; {evaluator.ties} near ties were decided by the plain evaluator" if evaluator.ties else ""),
         file=sys.stderr,
     )
     finished(path)

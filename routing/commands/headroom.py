@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 
 from routing.common.errors import raise_all, run_command
-from routing.common.files import write_json
+from routing.common.files import unwritable, write_json
 from routing.common.parser import Parser
 from routing.common.run_info import made_with
 from routing.common.tables import print_table
@@ -53,7 +53,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         problems.append(f"--max_loss {arguments.max_loss} must be at least 0 and below 1")
     if arguments.seed < 0:
         problems.append(f"--seed {arguments.seed} must be at least 0")
-    raise_all(problems)
+    raise_all(problems + unwritable("--output", arguments.output or arguments.labels[0]))
     return arguments
 
 

@@ -18,6 +18,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from routing.common.errors import UserError, raise_all, run_command
+from routing.common.files import unwritable
 from routing.common.parser import Parser
 from routing.labels.exploration import write_records
 from routing.labels.polar import find_files
@@ -124,8 +125,7 @@ def say(text: str) -> None:
 def export_command(arguments: argparse.Namespace) -> None:
     problems: list[str] = []
     header = noted(problems, read_header, arguments.labels)
-    if arguments.output.exists() and not arguments.output.is_dir():
-        problems.append(f"{arguments.output} is a file. Give a folder as the root of the PoLar files.")
+    problems += unwritable("output", arguments.output)
     name = arguments.model_folder
     if name is not None and (not PurePosixPath(name).parts or PurePosixPath(name).is_absolute() or ".." in name):
         problems.append(f"--model_folder {name!r} must be a folder below the root, such as NAME or ORG/NAME")
@@ -141,6 +141,7 @@ def import_command(arguments: argparse.Namespace) -> None:
     config = noted(problems, load_base_config, arguments.model)
     tokenizer = noted(problems, load_tokenizer, arguments.model) if config is not None else None
     noted(problems, check_output, arguments.output)
+    problems += unwritable("output", arguments.output)
     chat = arguments.apply_chat_template
     if chat and tokenizer is not None and not tokenizer.chat_template:
         problems.append("--apply_chat_template: the tokenizer has no chat template; leave the flag out")
@@ -161,6 +162,7 @@ def records_command(arguments: argparse.Namespace) -> None:
     noted(problems, read_header, arguments.labels)
     if arguments.output.suffix != ".jsonl" or arguments.output.is_dir():
         problems.append(f"{arguments.output} must be a file whose name ends in .jsonl")
+    problems += unwritable("output", arguments.output.parent)
     if arguments.output.resolve().parent == arguments.labels.resolve():
         problems.append(f"{arguments.output} would be among the labels; give a file outside of {arguments.labels}")
     raise_all(problems)
@@ -171,6 +173,7 @@ def card_command(arguments: argparse.Namespace) -> None:
     problems: list[str] = []
     noted(problems, read_header, arguments.labels)
     noted(problems, check_card, arguments.labels)
+    problems += unwritable("labels", arguments.labels)
     if arguments.repo_id is not None:
         try:
             validate_repo_id(arguments.repo_id)

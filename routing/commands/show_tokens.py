@@ -23,7 +23,7 @@ from rich.text import Text
 from transformers import AutoTokenizer
 
 from routing.common.errors import UserError, raise_all, run_command
-from routing.common.files import write_text
+from routing.common.files import unwritable, write_text
 from routing.common.parser import Parser
 from routing.common.user_files import read_text
 from routing.models.checkpoint import HYBRID, load_checkpoint, read_config
@@ -180,6 +180,8 @@ def main(argv: list[str] | None = None) -> None:
     problems = [] if arguments.max_tokens > 0 else [f"--max_tokens {arguments.max_tokens} must be at least 1"]
     if arguments.html and arguments.html.suffix != ".html":
         problems.append(f"--html {arguments.html} must end in .html")
+    if arguments.html:
+        problems += unwritable("--html", arguments.html.parent)
     raise_all(problems)
     tokens, lines = lines_of(arguments.checkpoint, text_of(arguments), arguments.max_tokens)
     if arguments.layer is not None and arguments.layer not in lines:

@@ -8,7 +8,8 @@ The YAML file holds `arguments` of train.py that all runs share; `runs`, a list 
 may be a list of values (all combinations are run), with a `name` where objective and router do not tell them apart;
 `seeds`, which a run may have its own of; `evaluation`, arguments of `dlr text_evaluation`; and `keep_checkpoints`,
 true unless given. Any number of processes fill one folder: manifest.json, runs/NAME/ with metrics.csv, controls.csv and
-layers.csv, and of all runs together metrics.csv and controls.csv. `python -m routing report FOLDER` draws them.
+layers.csv, and of all runs together metrics.csv and controls.csv. `python -m routing report FOLDER` draws them. A run
+that fails leaves failed.txt, the others go on, and it is tried again with --retry_failed alone.
 
 Runs of objective lm, hybrid language models, measure themselves on test text and have result.json in the place of
 controls.csv; a grid holds runs of that kind alone, or none.
@@ -32,7 +33,7 @@ from tqdm import tqdm
 from routing.commands.text_evaluation import make_parser
 from routing.common.cli import read_arguments
 from routing.common.errors import UserError, raise_all, run_command
-from routing.common.files import write_json, write_text
+from routing.common.files import unwritable, write_json, write_text
 from routing.common.locks import held
 from routing.common.parser import Parser
 from routing.common.run_info import made_with
@@ -44,6 +45,7 @@ from routing.training.language_model.run import RESULT
 from routing.training.run_folder import last_whole_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
+FAILED = "failed.txt"  # in the folder of a run: how it ended
 KEYS = {"arguments", "runs", "seeds", "evaluation", "keep_checkpoints"}
 OWN = ("run_name", "seed", "resume", "output_dir", "work_dir")  # What a sweep decides itself.
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -228,7 +230,9 @@ def main() -> None:
     parser = Parser(prog="dlr sweep", description=__doc__)
     parser.add_argument("grid", help="YAML file")
     parser.add_argument("--output", required=True, help="folder of the results; an unfinished one is continued")
+    parser.add_argument("--retry_failed", action="store_true", help="try runs again that failed before")
     arguments = parser.parse_args()
+    raise_all(unwritable("--output", Path(arguments.output)))
     grid, output = read_grid(Path(arguments.grid)), Path(arguments.output)
     runs = runs_of(grid)
     evaluation = grid.get("evaluation") or {}
@@ -237,15 +241,25 @@ def main() -> None:
     output.mkdir(parents=True, exist_ok=True)
     with held(output / ".manifest.lock", wait=True):
         write_manifest(output / "manifest.json", grid, runs)
-    taken = []
+    taken, failed = [], []
     for name, values in tqdm(runs.items(), desc="runs"):
         (output / "runs" / name).mkdir(parents=True, exist_ok=True)
         with held(output / "runs" / name / ".sweep.lock", wait=False) as had:
             if not had:
                 taken.append(name)
                 continue
+            failure = output / "runs" / name / FAILED
+            if failure.exists() and not arguments.retry_failed:
+                failed.append(name)
+                continue
             if not last_file(name, values, output).exists():
-                make_run(name, values, output, evaluation)
+                try:
+                    make_run(name, values, output, evaluation)
+                except UserError as error:  # A run that diverged must not end those behind it.
+                    write_text(failure, f"{error}\n")
+                    failed.append(name)
+                    continue
+            failure.unlink(missing_ok=True)
             # Not in make_run: a run may have been killed between its last file and this.
             shutil.rmtree(output / "runs" / name / "trainer", ignore_errors=True)
             if not grid.get("keep_checkpoints", True):
@@ -255,6 +269,12 @@ def main() -> None:
                 merge(output, runs, table)
     if taken:
         print(f"left to another process: {', '.join(taken)}")
+    if failed:
+        told = [f"{name}: {(output / 'runs' / name / FAILED).read_text(encoding='utf-8').strip()}" for name in failed]
+        raise UserError(
+            f"{len(failed)} of {len(runs)} runs failed; the others are done. --retry_failed tries them again.\n"
+            + "\n".join(told)
+        )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from routing.common.cli import below
 from routing.common.devices import DTYPES, device_problems, pick_device
 from routing.common.errors import UserError, raise_all, run_command
-from routing.common.files import write_json, write_text
+from routing.common.files import unwritable, write_json, write_text
 from routing.common.parser import Parser
 from routing.common.run_info import made_with
 from routing.common.tables import csv_text, print_table
@@ -77,7 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def parse_arguments() -> argparse.Namespace:
     arguments = make_parser().parse_args()
-    found = device_problems(arguments.device)
+    found = device_problems(arguments.device) + unwritable("checkpoint", Path(arguments.checkpoint))
     found += below(arguments, rows=1, seeds=1, batch_size=1)
     arguments.controls = [name.strip() for name in arguments.controls.split(",") if name.strip()]
     if unknown := [name for name in arguments.controls if name not in CONTROLS]:

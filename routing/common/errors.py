@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import select
 import signal
 import sys
+import tempfile
+import time
 from collections.abc import Callable
+from pathlib import Path
+
+SAME_LAUNCH = 60  # seconds; what was told longer ago is of another launch, by a launcher with the same number
 
 
 class UserError(Exception):
@@ -30,7 +36,8 @@ def run_command(main: Callable[[], None]) -> None:
         finally:
             sys.stdout.flush()  # Else Python would at its end, where nothing can be caught.
     except UserError as error:
-        print(f"error: {error}" if "\n" not in str(error) else f"errors:\n{error}", file=sys.stderr)
+        if not _told_already(str(error)):
+            print(f"error: {error}" if "\n" not in str(error) else f"errors:\n{error}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:
         if not _nobody_reads():
@@ -44,3 +51,20 @@ def _nobody_reads() -> bool:
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _told_already(message: str) -> bool:
+    """Whether another process of the same `accelerate launch` told the same on this machine: the first one tells it."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return False
+    digest = hashlib.sha256(message.encode()).hexdigest()[:16]
+    path = Path(tempfile.gettempdir()) / f"dlr-error-{os.getuid()}-{os.getppid()}-{digest}"
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError:
+        if time.time() - path.stat().st_mtime < SAME_LAUNCH:
+            return True
+        path.touch()
+    except OSError:
+        pass  # Told several times rather than not at all.
+    return False

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TextIO
 
@@ -45,8 +47,28 @@ def append_text(path: Path, text: str) -> None:
 
 
 def sha256(path: Path) -> str:
+    """Of a file; one that did not change since is not read again."""
+    found = path.stat()
+    return _sha256(path.resolve(), found.st_size, found.st_mtime_ns)
+
+
+@lru_cache
+def _sha256(path: Path, size: int, changed: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def unwritable(option: str, path: Path) -> list[str]:
+    """Why nothing could be written into a folder that is there or would be made, as sentences. Leaves nothing."""
+    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        return [f"{option} {path}: {there} is a file, so nothing can be written below it; give another folder"]
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            return []
+    except OSError as error:
+        why = error.strerror or error
+        return [f"{option} {path}: nothing can be written in {there} ({why}); give another folder"]
 
 
 def file_stamps(folder: Path, *patterns: str) -> list[list]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from routing.common.cli import below, names_of, option
 from routing.common.devices import DTYPES, device_problems
 from routing.common.errors import UserError
+from routing.common.files import unwritable
 from routing.models.checkpoint import check_checkpoint, training_record
 from routing.scoring.prompting import flag_problems
 from routing.tasks import unknown_names
@@ -73,6 +74,9 @@ class EvaluationArguments:
         ending = Path(self.output).suffix
         if ending[1:].isalpha() and ending != ".json" and not Path(self.output).is_dir():
             found.append(f"--output {self.output!r} must end in .json, or name a folder")
+        if self.output or Path(self.checkpoint).is_dir():
+            place = Path(self.output or self.checkpoint)
+            found += unwritable("--output", place.parent if place.suffix == ".json" else place)
         found += below(self, batch_size=1, seeds=1, control_samples=1)
         if self.limit is not None:
             found += below(self, limit=1)
@@ -101,6 +105,14 @@ class EvaluationArguments:
             return [
                 "--controls static: the checkpoint does not say which data sets its labels are of; name data sets with "
                 "--control_data, whose validation questions choose the static path"
+            ]
+        if "static" in self.control_names() and not kind.has_menu and not self.control_data:
+            recorded = ",".join(record["datasets"])
+            wrong = unknown_names(recorded) + files_without_splits("dataset", recorded)
+            return [
+                f"--controls static: the labels of the checkpoint are of {recorded}, and "
+                f"{problem.removeprefix('--dataset ')}; name data sets with --control_data"
+                for problem in wrong[:1]
             ]
         return []
 

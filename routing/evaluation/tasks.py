@@ -10,6 +10,7 @@ from lm_eval.tasks import TaskManager
 from routing.common.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "eval_configs"
+METRICS = ("acc", "exact_match", "exact")  # of a question: right or wrong
 OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "generate_until")
 
 
@@ -41,9 +42,12 @@ def members(names: list[str], manager: TaskManager) -> list[str]:
         UserError: if the questions cannot be had, or a task has no questions that are answered right or wrong.
     """
     kinds: dict[str, str] = {}
+    metrics: dict[str, list[str]] = {}
     try:
         for given in names:  # One by one: a task may be named beside a group that it is in.
-            kinds |= {name: task.OUTPUT_TYPE for name, task in manager.load(given)["tasks"].items()}
+            found = manager.load(given)["tasks"]
+            kinds |= {name: task.OUTPUT_TYPE for name, task in found.items()}
+            metrics |= {name: list(task.aggregation()) for name, task in found.items()}
     except OSError as error:
         raise UserError(
             f"the questions of {', '.join(names)} cannot be loaded ({error}). Without hub access use the routed_ tasks "
@@ -51,12 +55,17 @@ def members(names: list[str], manager: TaskManager) -> list[str]:
         ) from error
     if others := [f"{name} ({kind})" for name, kind in kinds.items() if kind not in OUTPUT_TYPES]:
         raise UserError(f"{', '.join(others)}: no right or wrong answers that can be paired. Use stock lm_eval for it.")
+    if unpaired := [f"{name} ({', '.join(own)})" for name, own in metrics.items() if not {*METRICS} & {*own}]:
+        raise UserError(
+            f"{', '.join(unpaired)}: none of its metrics is a plain right or wrong ({', '.join(METRICS)}), so the "
+            "answers of two models cannot be paired. Use stock lm_eval for it."
+        )
     return list(kinds)
 
 
 def accuracy_of(task: str, sample: dict) -> bool:
     """Whether a sample counts as right, by the first accuracy-like metric the task reports."""
-    for metric in ("acc", "exact_match", "exact"):
+    for metric in METRICS:
         if metric in sample and sample[metric] in (0, 1, 100):
             return bool(sample[metric])
     raise UserError(

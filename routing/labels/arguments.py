@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from routing.common.cli import below, option, outside
 from routing.common.devices import DTYPES, device_problems
+from routing.common.files import unwritable
 from routing.labels.problems import pool_problems
 from routing.models.default_model import DEFAULT_MODEL
 from routing.models.families import load_base_config
@@ -164,6 +166,7 @@ class DataGenerationArguments:
             found.append("--search menu needs --menu, which says what its paths are, such as --menu divergence:0,2,4")
         if self.search == "menu" and "greedy:" in self.menu:
             found += files_without_splits("dataset", self.dataset)
+        found += unwritable("--output_dir", Path(self.output_dir))
         return found + template_problems(self) + device_problems(self.device)
 
     def outside_problems(self) -> list[str]:

@@ -19,6 +19,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from routing.common.devices import is_first_process
 from routing.common.errors import UserError
 from routing.common.files import append_text, write_json, write_text
 from routing.common.locks import held
@@ -136,7 +137,10 @@ class LabelFolder:
             # Folders of older versions lack the field; parts of theirs have groups of one size.
             self._starts = group_starts(len(self.questions), group_size, self.header.get("shrinking_groups", False))
             self._merged, self._size = 0, 0  # lines of labels.jsonl that were seen, and their bytes
+        # Not under the lock: it may take minutes, and whole lines never change.
+        if is_first_process():
             self._check(header["num_layers"])
+        with self._lock():
             self._merge()
 
     def __len__(self) -> int:

@@ -17,6 +17,7 @@ from routing.scoring.plain import Request
 from routing.search.results import Verdict
 from routing.search.routes import Route
 
+FORMAT = 2  # of the files of groups
 TOGETHER = 32  # questions whose paths are evaluated side by side
 
 
@@ -51,17 +52,19 @@ def verdicts_along(
             pairs = list(dict.fromkeys((at, line[start + at]) for line in lines for at in range(len(part))))
             asked = [[request.prompt, request.choice_ids, request.max_new_tokens, request.stop] for request in part]
             answers = [[request.example.answer, request.example.accepted] for request in part]
-            own = [key, judging(), skip_action, score, asked, answers, pairs]
+            own = [FORMAT, key, judging(), skip_action, score, asked, answers]
             digest = hashlib.sha256(json.dumps(own, default=str).encode()).hexdigest()
             path = None if folder is None else folder / f"{skip_action}-{start // TOGETHER:04d}.json"
-            verdicts = _read(path, digest)
-            if verdicts is None:
+            known = _read(path, digest)
+            # Paths that a method brings which was not asked for before; the others are known.
+            if missing := [pair for pair in pairs if pair not in known]:
                 evaluator.prepare(part)
-                verdicts = evaluator.verdicts([part[at] for at, _ in pairs], [route for _, route in pairs])
+                verdicts = evaluator.verdicts([part[at] for at, _ in missing], [route for _, route in missing])
                 evaluator.release()
+                known |= dict(zip(missing, verdicts, strict=True))
                 if path is not None:
-                    write_json(path, {"key": digest, "verdicts": verdicts})
-            known = dict(zip(pairs, verdicts, strict=True))
+                    kept = [[at, route, verdict] for (at, route), verdict in known.items()]
+                    write_json(path, {"key": digest, "verdicts": kept})
             for line, own in zip(found, lines, strict=True):
                 own_part = own[start : start + len(part)]
                 line += [known[at, route] for at, route in enumerate(own_part)]
@@ -69,9 +72,11 @@ def verdicts_along(
     return found
 
 
-def _read(path: Path | None, digest: str) -> list[Verdict] | None:
-    """Verdicts of a group that was done before with the same key."""
+def _read(path: Path | None, digest: str) -> dict[tuple[int, Route], Verdict]:
+    """Verdicts of a group that were found before with the same key, by (question, route)."""
     if path is None or not path.exists():
-        return None
+        return {}
     saved = json.loads(path.read_text(encoding="utf-8"))
-    return [Verdict(*verdict) for verdict in saved["verdicts"]] if saved["key"] == digest else None
+    if saved["key"] != digest:
+        return {}
+    return {(at, tuple(route)): Verdict(*verdict) for at, route, verdict in saved["verdicts"]}

@@ -9,7 +9,8 @@ What makes it fast, and changes no verdict:
 - logits are computed where a token is decided only.
 
 A verdict that hangs on a near tie of floats is taken from the plain evaluator (`routing.scoring.plain`), which
-runs the pair alone: so no verdict depends on what else was in the batch, or in the store.
+runs the pair alone: so no verdict depends on what else was in the batch, or in the store. In half precision, where ties
+are common, those of a batch are decided together by it. `ties` counts them.
 """
 
 from __future__ import annotations
@@ -64,6 +65,8 @@ class PathEvaluator:
         self.store = PrefixStore(memory)
         self.runner = PathRunner(model, self.store)
         self.alone = Evaluator(model, tokenizer, batch_size=1, score=score)
+        # In half precision verdicts depend on the batch anyway and ties are common: there they are decided together.
+        self.together = Evaluator(model, tokenizer, batch_size, score=score)
         self.ties = 0
         self._trees: dict[Request, TokenTree] = {}
         self._shared: list[Segment] = []
@@ -150,10 +153,13 @@ class PathEvaluator:
                 for index, verdict in zip(chosen, judge([pairs[i] for i in chosen])):
                     verdicts[index] = verdict
         self.store.trim()
-        for index, verdict in enumerate(verdicts):
-            if verdict is None:
-                self.ties += 1
-                verdicts[index] = self.alone.verdicts([requests[index]], [routes[index]])[0]
+        ties = [index for index, verdict in enumerate(verdicts) if verdict is None]
+        self.ties += len(ties)
+        if ties:
+            plain = self.alone if self.model.dtype == torch.float32 else self.together
+            found = plain.verdicts([requests[index] for index in ties], [routes[index] for index in ties])
+            for index, verdict in zip(ties, found, strict=True):
+                verdicts[index] = verdict
         return verdicts
 
     def _decode(self, pairs) -> list[Verdict | None]:

@@ -6,6 +6,7 @@ Each function maps (split, loader) to examples; `loader` is `datasets.load_datas
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 from routing.tasks.examples import Example, split_of
 
@@ -58,14 +59,22 @@ def squadv2(split: str, loader: Callable) -> Iterator[Example]:
             yield example
 
 
+@lru_cache(maxsize=1)
+def _dart_levels(loader: Callable) -> dict[str, list[Example]]:
+    """Questions of DART-Math by level, each once: of half a million answers to 7,500 questions, read once a process."""
+    found: dict[str, dict[str, Example]] = {}
+    for row in loader("hkust-nlp/dart-math-pool-math", split="train"):
+        level = str(row["query_metadata"]["level"])
+        if row["query"] not in (own := found.setdefault(level, {})):
+            own[row["query"]] = Example(f"dart-{level}", row["query"], str(row["gt_ans"]), checker="boxed")
+    return {level: list(own.values()) for level, own in found.items()}
+
+
 def dart(level: int) -> Callable:
     """DART-Math of one difficulty level; questions repeat there, so splits go by question hash."""
 
     def examples(split: str, loader: Callable) -> Iterator[Example]:
-        for row in loader("hkust-nlp/dart-math-pool-math", split="train"):
-            if str(row["query_metadata"]["level"]) != str(level):
-                continue
-            example = Example(f"dart-{level}", row["query"], str(row["gt_ans"]), checker="boxed")
+        for example in _dart_levels(loader).get(str(level), ()):
             if split_of(example) == split:
                 yield example
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 
 LAYOUTS = ("packed", "padded")
+TOGETHER = 1000  # texts that are tokenized at a time
 
 
 class Sequences(NamedTuple):
@@ -45,20 +47,28 @@ class TextBatch(NamedTuple):
 
 def pack(documents: Iterable[Sequence[int]], length: int, separator: int) -> Sequences:
     """Documents one behind the other, each ended by the separator, cut into rows of `length`; a rest is left out."""
-    stream = [token for document in documents for token in (*document, separator)]
+    stream = array("i")  # 4 bytes a token, where a list of Python's numbers takes some 40
+    for document in documents:
+        stream.extend(document)
+        stream.append(separator)
     rows = len(stream) // length
-    return Sequences(
-        torch.tensor(stream[: rows * length], dtype=torch.long).view(rows, length), torch.full((rows,), length)
-    )
+    ids = torch.empty(0, dtype=torch.int32) if not rows else torch.frombuffer(stream, dtype=torch.int32)
+    return Sequences(ids[: rows * length].view(rows, length).long(), torch.full((rows,), length))
 
 
 def pad(documents: Iterable[Sequence[int]], length: int, padding: int, shortest: int) -> Sequences:
     """One document a row, cut at `length` tokens; those of fewer than `shortest` are left out."""
-    rows = [list(document[:length]) for document in documents if len(document) >= shortest]
+    rows = [array("i", document[:length]) for document in documents if len(document) >= shortest]
     ids = torch.full((len(rows), length), padding, dtype=torch.long)
     for line, row in zip(ids, rows, strict=True):
-        line[: len(row)] = torch.tensor(row)
+        line[: len(row)] = torch.tensor(row, dtype=torch.long)
     return Sequences(ids, torch.tensor(list(map(len, rows)), dtype=torch.long))
+
+
+def tokenized(texts: Sequence[str], tokenizer) -> Iterator[list[int]]:
+    """Tokens of texts, some at a time, so that few are Python's numbers at once."""
+    for start in range(0, len(texts), TOGETHER):
+        yield from tokenizer(texts[start : start + TOGETHER], add_special_tokens=False)["input_ids"]
 
 
 def make_sequences(texts: list[str], tokenizer, length: int, layout: str, prompt_tokens: int) -> Sequences:
@@ -68,7 +78,7 @@ def make_sequences(texts: list[str], tokenizer, length: int, layout: str, prompt
         layout: packed or padded.
         prompt_tokens: documents that have nothing behind so many are left out where they are padded.
     """
-    documents = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    documents = tokenized(texts, tokenizer)
     end = tokenizer.eos_token_id
     if layout == "packed":
         return pack(documents, length, end)

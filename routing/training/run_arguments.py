@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from routing.common.cli import option, outside, reporting_problems, run_name_problems
 from routing.common.devices import device_problems
+from routing.common.files import unwritable
 
 
 @dataclass
@@ -24,6 +26,8 @@ class RunArguments:
     def run_problems(self) -> list[str]:
         """What is wrong with these."""
         found = run_name_problems(self.run_name) + outside(self, seed=(0, 2**32 - 1))
+        for name in ("output_dir", "work_dir"):
+            found += unwritable(f"--{name}", Path(getattr(self, name)) / ("" if found else self.run_name))
         if re.fullmatch(r"cuda:0*[1-9]\d*", self.device):  # The Trainer takes the first card it sees.
             found.append(f"--device {self.device!r}: give auto or cpu, and choose a GPU with CUDA_VISIBLE_DEVICES")
             return found + reporting_problems(self.report_to)

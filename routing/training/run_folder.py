@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 from accelerate import PartialState
@@ -14,20 +15,21 @@ from routing.common.files import write_json
 
 
 def prepare_folder(arguments, work: Path, states: Path, made_from: dict | None = None) -> None:
-    """Make the run's folder ready: the Trainer's checkpoints in `states` are kept with --resume, else removed.
+    """Make the run's folder ready: the Trainer's checkpoints in `states` are kept with --resume, else removed. With
+    --resume and no earlier run it starts.
 
     Args:
         made_from: what the run depends on besides its arguments, such as hashes of its data.
 
     Raises:
-        UserError: if --resume comes with other arguments or data than the run was started with, or there is no run.
+        UserError: if --resume comes with other arguments or data than the run was started with.
     """
     saved, source = work / "arguments.json", work / "made_from.json"
     chosen = {key: value for key, value in as_dict(arguments).items() if key != "resume"}
     chosen["num_processes"] = PartialState().num_processes  # of accelerate launch: the batches depend on it
-    if arguments.resume:
-        if not saved.exists():
-            raise UserError(f"--resume: there is no run in {work}. Leave --resume out to start it.")
+    if arguments.resume and not saved.exists():  # A job manager restarts with the command line that it started with.
+        print(f"--resume: there is no run in {work} yet, so it starts", file=sys.stderr)
+    if arguments.resume and saved.exists():
         old = json.loads(saved.read_text())
         differences = [f"--{k} was {old.get(k)!r}, now {v!r}" for k, v in chosen.items() if old.get(k) != v]
         if differences:
@@ -35,11 +37,13 @@ def prepare_folder(arguments, work: Path, states: Path, made_from: dict | None =
                 f"--resume continues the run in {work} with its own arguments; {'; '.join(differences)}. Give the "
                 "same ones, or another --run_name."
             )
-        known = json.loads(source.read_text()) if source.exists() else None
-        if made_from is not None and known != made_from:
+        known = json.loads(source.read_text()) if source.exists() else {}
+        now = json.loads(json.dumps(made_from))
+        if now is not None and known != now:
+            changed = sorted(name for name in known.keys() | now.keys() if known.get(name) != now.get(name))
             raise UserError(
-                f"--resume: files or data that the run in {work} was started with have changed since. Leave --resume "
-                "out to start it anew."
+                f"--resume: files or data that the run in {work} was started with have changed since "
+                f"({', '.join(changed)}). Leave --resume out to start it anew."
             )
     else:
         shutil.rmtree(states, ignore_errors=True)

@@ -15,8 +15,12 @@ from transformers import set_seed
 
 from routing.common.cli import as_dict
 from routing.common.devices import is_first_process, pick_device
+from routing.common.files import file_stamps
 from routing.common.locks import only_run
 from routing.common.run_info import made_with
+from routing.models.bases import weight_stamps
+from routing.models.checkpoint import adapter_hashes
+from routing.models.families import locate_model
 from routing.training.run_folder import prepare_folder
 
 
@@ -52,6 +56,8 @@ class Run:
 
 
 Save = Callable[[Path], None]  # writes the checkpoint folder
+BESIDE_WEIGHTS = ("config.json", "generation_config.json", "tokenizer*", "*.jinja")  # what answers hang on too
+FORMAT = 1  # of what a run keeps on its way; a run of another one is not continued
 
 
 def own_precision() -> None:
@@ -68,12 +74,18 @@ def own_precision() -> None:
             )
 
 
-def training_run(arguments, made_from: Callable[[], dict | None], train: Callable[[Run], Save]) -> Path | None:
+def base_of(arguments) -> dict:
+    """What every run is made from: the files of its base, and the adapters that it starts with."""
+    files = weight_stamps(arguments.model_id) + file_stamps(Path(locate_model(arguments.model_id)), *BESIDE_WEIGHTS)
+    return {"format": FORMAT, "base": files, "adapters": adapter_hashes(getattr(arguments, "adapters", ""))}
+
+
+def training_run(arguments, made_from: Callable[[], dict], train: Callable[[Run], Save]) -> Path | None:
     """One run, from its folder to its checkpoint.
 
     Args:
         arguments: with run_name, work_dir, output_dir, device, seed and resume.
-        made_from: tells what the run depends on besides its arguments; asked in the first process.
+        made_from: tells what the run depends on besides its arguments and its base; asked in the first process.
         train: trains and returns what writes the checkpoint. That must not hold the Trainer: it is called when the
             process group is gone, which must be the last to hold itself, or its end may wait for ever.
 
@@ -90,7 +102,7 @@ def training_run(arguments, made_from: Callable[[], dict | None], train: Callabl
     with only_run(work, together=True):
         run = Run(arguments, work, device, processes)
         if processes.is_main_process:
-            prepare_folder(arguments, work, run.states, made_from())
+            prepare_folder(arguments, work, run.states, base_of(arguments) | made_from())
         processes.wait_for_everyone()
         set_seed(arguments.seed)
         save = train(run)

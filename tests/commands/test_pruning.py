@@ -147,6 +147,15 @@ def test_answers_are_those_of_the_plain_evaluator_and_kept(place, requests, tmp_
         assert again == found["adapter"]
         with pytest.raises(AssertionError, match="computed already"):
             verdicts_along(model, tokenizer, requests, lines, "adapter", 16, "accuracy", tmp_path, "other weights")
+    new, asked, real = [(1, 1, 0, 1)] * 40, [], PathEvaluator.verdicts
+
+    def counted(self, requests, routes):
+        asked.extend(routes)
+        return real(self, requests, routes)
+
+    monkeypatch.setattr(PathEvaluator, "verdicts", counted)
+    more = verdicts_along(model, tokenizer, requests, [*lines, new], "adapter", 16, "accuracy", tmp_path, "a")
+    assert more[:3] == found["adapter"] and asked == new, "a further method costs its own answers alone"
 
 
 # Statistics.

@@ -26,12 +26,12 @@ from fake_search import (
 )
 
 from routing.common.errors import UserError
-from routing.common.locks import only_run
+from routing.common.locks import held, only_run
 from routing.labels import writing
 from routing.labels.labelling import Counts, Labeller, example_rng
 from routing.labels.reading import HEADER, LABELS, read_header, read_labels
 from routing.labels.records import FIELDS, example_of, label_line, parse_label
-from routing.labels.writing import LOCK, PARTS
+from routing.labels.writing import LOCK, PARTS, LabelFolder
 from routing.search.mcts import SearchSettings, search
 from routing.search.results import SearchResult, Verdict, run_search
 from routing.tasks.drawn import QUESTIONS
@@ -130,6 +130,23 @@ def test_load_dataset_reads_the_file(tmp_path):
     loaded = datasets.load_dataset("json", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
     assert loaded.column_names == list(FIELDS)
     assert list(loaded) == records(content)
+
+
+def test_labels_are_checked_by_the_first_process_and_not_under_the_lock(tmp_path, monkeypatch):
+    """It may take minutes, in which the others would wait."""
+    label(tmp_path, Score())
+    free = []
+
+    def check(self, depth):
+        with held(tmp_path / LOCK, wait=False) as had:
+            free.append(had)
+
+    monkeypatch.setattr(LabelFolder, "_check", check)
+    open_folder(tmp_path)
+    assert free == [True]
+    monkeypatch.setenv("RANK", "1")
+    open_folder(tmp_path)
+    assert free == [True]
 
 
 def test_counts_of_a_run(tmp_path):

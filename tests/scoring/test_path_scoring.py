@@ -343,6 +343,23 @@ def test_exact_ties_are_the_plain_evaluators():
     assert len(tied) < len(pairs), "some generated answers tie"
 
 
+def test_ties_in_half_precision_are_decided_together(monkeypatch):
+    """They are common there: one batch each, and they are counted."""
+    model = make_model()[1].to(torch.bfloat16)
+    monkeypatch.setattr(path_scoring, "TIE", 1e9)
+    requests = generating(model, "number", 6, Random(0))
+    evaluator, calls = PathEvaluator(model, TOKENIZER, 4), []
+
+    def together(some, routes):
+        calls.append(len(some))
+        return [True] * len(some)
+
+    monkeypatch.setattr(evaluator.together, "verdicts", together)
+    full = tuple([1] * model.config.num_hidden_layers)
+    assert evaluator.verdicts(requests, [full] * 6) == [True] * 6
+    assert calls == [4, 2] and evaluator.ties == 6
+
+
 def test_near_ties_of_normalised_scores():
     """A tie is one of the compared scores: per character, and per byte."""
     texts = ("ab", "abcd")

@@ -154,6 +154,7 @@ def test_dart_takes_one_level_and_splits_by_question():
     example = drawn["search"][0]
     assert (example.dataset, example.checker) == ("dart-2", "boxed")
     assert int(example.answer) == int(example.question.split()[2]) + 1
+    assert len(loader.calls) == 1, "half a million rows are read once"
 
 
 def test_a_dart_question_is_in_one_split_whatever_its_level():

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from routing.common.errors import UserError
+from routing.text import sequences
 from routing.text.corpora import PARTS, corpus_problems, part_of, passages
 from routing.text.sequences import make_sequences, pack, pad, text_batch
 
@@ -62,6 +63,24 @@ def test_packing_and_padding_by_hand():
     assert rows.ids.tolist() == [[1, 2, 3, 9], [4, 5, 9, 6]] and rows.lengths.tolist() == [4, 4]
     rows = pad([[1, 2, 3], [4], [5, 6, 7, 8, 9]], 4, padding=0, shortest=2)
     assert rows.ids.tolist() == [[1, 2, 3, 0], [5, 6, 7, 8]] and rows.lengths.tolist() == [3, 4]
+
+
+def test_texts_are_tokenized_some_at_a_time(monkeypatch):
+    """So that the memory of Python's numbers stays small."""
+    monkeypatch.setattr(sequences, "TOGETHER", 2)
+    asked = []
+
+    class Tokenizer:
+        eos_token_id, pad_token_id = 9, None
+
+        def __call__(self, texts, add_special_tokens):
+            asked.append(len(texts))
+            return {"input_ids": [list(map(int, text.split())) for text in texts]}
+
+    rows = make_sequences(["1 2", "3", "4 5", "6", "7"], Tokenizer(), 4, "packed", 1)
+    assert asked == [2, 2, 1] and rows.ids.tolist() == [[1, 2, 9, 3], [9, 4, 5, 9], [6, 9, 7, 9]]
+    assert rows.ids.dtype == torch.long
+    assert make_sequences(["1"], Tokenizer(), 4, "packed", 1).ids.shape == (0, 4)
 
 
 def test_layouts_use_the_tokenizer():

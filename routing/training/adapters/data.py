@@ -15,7 +15,7 @@ from routing.tasks.examples import held_out, held_out_key
 from routing.tasks.problems import files_without_splits
 from routing.training.adapters.arguments import AdapterArguments
 from routing.training.adapters.heal_texts import is_prompt_file, prompt_file, prompt_request
-from routing.training.adapters.states import states_key
+from routing.training.adapters.states import FORMAT, states_key
 
 
 def draw(arguments: AdapterArguments, names: str, split: str, count: int, tokenizer) -> list[Request]:
@@ -81,7 +81,7 @@ def load_data(arguments: AdapterArguments, tokenizer) -> AdapterData:
         scored = draw(arguments, arguments.dataset, "validation", arguments.score_samples, tokenizer)
     prompts = draw_prompts(arguments, tokenizer) if arguments.heal_epochs else []
     weights = weight_stamps(arguments.model_id)
-    shared = {"model": arguments.model_id, "weights": weights, "dtype": arguments.dtype}
+    shared = {"format": FORMAT, "model": arguments.model_id, "weights": weights, "dtype": arguments.dtype}
     states = states_key(
         requests, **shared, tokens=arguments.tokens_per_example, held_out=arguments.eval_fraction,
         stored=arguments.states_dtype, seed=arguments.seed,

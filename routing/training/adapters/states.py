@@ -27,6 +27,7 @@ from routing.tasks.examples import held_out, held_out_key
 from routing.training.features import Shard
 
 GROUP = 64  # questions
+FORMAT = 2  # of what is stored; of another one all is collected anew
 PARTS = ("train", "held_out")
 
 
@@ -61,7 +62,9 @@ def states_key(requests: Sequence[Request], **settings) -> str:
     """Hash of everything that the states depend on."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for request in requests:
-        digest.update(json.dumps([request.example.id, request.prompt, request.example.answer]).encode())
+        digest.update(
+            json.dumps([request.example.id, request.prompt, request.example.answer, request.scoring]).encode()
+        )
     return digest.hexdigest()
 
 

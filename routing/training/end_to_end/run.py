@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from functools import partial
 from pathlib import Path
@@ -49,6 +50,15 @@ def rows_of(arguments, part: str, tokenizer) -> Sequences:
             f"{arguments.sequence_length}; give more passages or shorter rows."
         )
     return rows
+
+
+def hash_of(*parts: Sequences) -> str:
+    """SHA-256 of rows of text, by which a resumed run knows that they are the same."""
+    digest = hashlib.sha256()
+    for rows in parts:
+        for tensor in rows:
+            digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load_trainable(arguments: EndToEndArguments, device: torch.device):
@@ -115,7 +125,7 @@ def run(arguments: EndToEndArguments) -> Path | None:
         given_route(arguments.path, base_config.num_hidden_layers)
     tokenizer = load_tokenizer(arguments.model_id)
     rows, held_out = (rows_of(arguments, part, tokenizer) for part in ("train", "validation"))
-    return training_run(arguments, lambda: None, lambda own: train(own, rows, held_out))
+    return training_run(arguments, lambda: {"text": hash_of(rows, held_out)}, lambda own: train(own, rows, held_out))
 
 
 def train(run: Run, rows: Sequences, held_out: Sequences) -> Save:

@@ -13,7 +13,7 @@ from routing.common.files import write_json
 from routing.models.checkpoint import put_in_place
 from routing.models.families import load_tokenizer
 from routing.text.sequences import Sequences
-from routing.training.end_to_end.run import rows_of
+from routing.training.end_to_end.run import hash_of, rows_of
 from routing.training.end_to_end.validation import batches_of
 from routing.training.language_model.arguments import LanguageModelArguments
 from routing.training.language_model.configurations import matched
@@ -75,9 +75,10 @@ def run(arguments: LanguageModelArguments) -> Path | None:
     check_vocabulary(arguments, tokenizer)
     rows, held_out, test = (rows_of(arguments, part, tokenizer) for part in ("train", "validation", "test"))
 
-    def made_from() -> dict | None:
+    def made_from() -> dict:
         # A file may be edited between two starts; a named configuration may not.
-        return None if arguments.named() else {"model_fields": arguments.model_fields()}
+        fields = {} if arguments.named() else {"model_fields": arguments.model_fields()}
+        return fields | {"text": hash_of(rows, held_out, test)}
 
     return training_run(arguments, made_from, lambda own: train(own, tokenizer, rows, held_out, test))
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from transformers import PreTrainedConfig
@@ -32,7 +33,7 @@ class TrainingData:
         examples: prompt tokens and labelled routes.
         train_indices, held_out_indices: a partition of the examples, by question hash.
         held_out_requests: all held-out questions, those that no path answered right included, ready to be
-            answered with the routers deciding.
+            answered with the routers deciding; data sets in turn.
         datasets: names of the data sets that they are of.
     """
 
@@ -87,12 +88,21 @@ def load_training_data(arguments: TrainArguments, config: PreTrainedConfig, toke
         data.examples.append(RouterExample(request.prompt_ids, tuple(record["route"])))
     for reason, count in left_out.items() if is_first_process() else ():
         print(f"left out {count} labels {reason}", file=sys.stderr)
+    data.held_out_requests = spread(data.held_out_requests)
     if not data.train_indices or not data.held_out_indices:
         raise UserError(
             f"{arguments.data}: {len(data.train_indices)} training and {len(data.held_out_indices)} held-out examples "
             f"with a right path are too few. Label more examples, or change --eval_fraction {arguments.eval_fraction}."
         )
     return data
+
+
+def spread(requests: Sequence[Request]) -> list[Request]:
+    """The same requests, their data sets in turn: any beginning of them is of all alike."""
+    waiting: dict[str, list[Request]] = {}
+    for request in requests:
+        waiting.setdefault(request.example.dataset, []).append(request)
+    return [request for turn in zip_longest(*waiting.values()) for request in turn if request is not None]
 
 
 def _records(folders: list[Path], headers: list[dict]) -> Iterator[tuple[dict, dict]]:

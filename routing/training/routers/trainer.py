@@ -169,7 +169,8 @@ def held_out_metrics(stack: RouterStack) -> Callable[[EvalPrediction], dict[str,
 
 
 def executor(model, tokenizer, requests: list[Request], batch_size: int) -> Callable[[], dict[str, float]]:
-    """Function that answers the requests with the routers deciding, and reports accuracy and layers.
+    """Function that answers the requests with the routers deciding, and reports accuracy and layers, accuracy of each
+    data set too where there are several.
 
     Several processes share the requests out; each gets the metrics of all.
     """
@@ -178,12 +179,19 @@ def executor(model, tokenizer, requests: list[Request], batch_size: int) -> Call
         state = PartialState()
         own = requests[state.process_index :: state.num_processes]
         verdicts, routes = Evaluator(model, tokenizer, batch_size).verdicts_and_routes(own, None)
-        pairs = gather_object([(verdict.correct, sum(route)) for verdict, route in zip(verdicts, routes, strict=True)])
+        found = gather_object(
+            [
+                (request.example.dataset, verdict.correct, sum(route))
+                for request, verdict, route in zip(own, verdicts, routes, strict=True)
+            ]
+        )
+        names = dict.fromkeys(request.example.dataset for request in requests)
+        by_dataset = {name: [correct for dataset, correct, _ in found if dataset == name] for name in names}
         return {
-            "executed_accuracy": sum(correct for correct, _ in pairs) / len(pairs),
-            "executed_layers": sum(layers for _, layers in pairs) / len(pairs),
-            "executed_examples": len(pairs),
-        }
+            "executed_accuracy": sum(correct for _, correct, _ in found) / len(found),
+            "executed_layers": sum(layers for *_, layers in found) / len(found),
+            "executed_examples": len(found),
+        } | {f"executed_accuracy_{name}": sum(own) / len(own) for name, own in by_dataset.items() if len(names) > 1}
 
     return execute
 
