@@ -75,9 +75,9 @@ def load_base_config(name: str, revision: str | None = None) -> PreTrainedConfig
         UserError: if it cannot be found, is a LoRA, has no decoder layers, or its family is not supported.
     """
     place = locate_model(name)
-    commit = commit_of(name, revision)
-    check_no_lora(name, commit)
     try:
+        commit = commit_of(name, revision)
+        check_no_lora(name, commit)
         config = AutoConfig.from_pretrained(place, revision=commit)
         config._commit_hash = commit
     except (OSError, ValueError) as error:
