@@ -216,7 +216,7 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     folder = Path(arguments.checkpoint)
     found = corpus_problems("corpus", arguments.corpus) + device_problems(arguments.device)
-    found += unwritable("--output", Path(arguments.output).parent)
+    found += unwritable("--output", file_of(arguments.output, "analysis.json").parent)
     found += below(arguments, passages=1, train_passages=1, sequence_length=2, batch_size=1)
     try:
         router = check_checkpoint(folder).get("router", "per_layer")
