@@ -194,6 +194,7 @@ class Animal:
 
 
 ANIMALS: dict[str, Animal] = {}
+CHAT = ("--apply_chat_template",)
 
 
 def animal(family: str, habit: str, flags: tuple[str, ...] = (), refused: str = ""):
@@ -315,7 +316,7 @@ def eos_added(folder):
     save(folder, tokenizer=make_tokenizer(last=True))
 
 
-@animal("llama", "BOS added by the tokenizer and written by the template too")
+@animal("llama", "BOS added by the tokenizer and written by the template too", CHAT)
 def bos_in_template(folder):
     save(folder, tokenizer=make_tokenizer("threes", TEMPLATES["bos"], first=True))
 
@@ -381,27 +382,27 @@ def no_template(folder):
     save(folder, tokenizer=make_tokenizer(template=None))
 
 
-@animal("qwen3", "a template that thinks unless enable_thinking=false")
+@animal("qwen3", "a template that thinks unless enable_thinking=false", CHAT)
 def thinking_template(folder):
     save(folder, "qwen3", make_tokenizer(template=TEMPLATES["thinking"]))
 
 
-@animal("llama", "a template that writes today's date (date_string), to the second")
+@animal("llama", "a template that writes today's date (date_string), to the second", CHAT)
 def dated_template(folder):
     save(folder, tokenizer=make_tokenizer(template=TEMPLATES["dated"]))
 
 
-@animal("llama", "a template that refuses a system role (Gemma)")
+@animal("llama", "a template that refuses a system role (Gemma)", CHAT)
 def no_system_template(folder):
     save(folder, tokenizer=make_tokenizer(template=TEMPLATES["no_system"]))
 
 
-@animal("qwen2", "a template that lists tools")
+@animal("qwen2", "a template that lists tools", CHAT)
 def tools_template(folder):
     save(folder, "qwen2", make_tokenizer(template=TEMPLATES["tools"]))
 
 
-@animal("llama", "a template that ends without a generation prompt")
+@animal("llama", "a template that ends without a generation prompt", CHAT)
 def no_generation_prompt(folder):
     save(folder, tokenizer=make_tokenizer(template=TEMPLATES["no_generation_prompt"]))
 

@@ -1,0 +1,74 @@
+"""Send every animal of the zoo on its journey and write what came of it into docs/zoo.md.
+
+    PYTHONPATH=.:tests:tests/journey python tests/journey/make_table.py --minutes 20
+
+All animals go to the first stations, then on to the others; a station that there was no time for has an empty cell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+import conftest  # noqa: F401 - sets where transformers and the hub keep their files
+from journey import STATIONS, Journey
+from zoo import ANIMALS
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "zoo.md"
+HEAD = """# Bases that were tried
+
+Tiny bases, each with one habit of real ones (`tests/zoo.py`), and how far the toolkit takes them. This page is written
+by `tests/journey/make_table.py`, from a run. At each station something is compared: labels with the plain evaluator and
+with stock transformers; the copied checkpoint at full depth with the base, bit for bit; the reference with the copy;
+batches with single rows and, at full depth, with stock generation; stock lm-eval's verdicts with those of the labels;
+the evaluation of the base with stock lm-eval. An empty cell is a station that the run did not come to.
+
+"""
+
+
+def cell(words: str) -> str:
+    return words.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+
+
+def page(found: dict[str, dict[str, str]]) -> str:
+    lines = [f"| base | family | habit | {' | '.join(STATIONS)} |", "|---" * (3 + len(STATIONS)) + "|"]
+    refused = []
+    for name, animal in ANIMALS.items():
+        done = found.get(name, {})
+        cells = [
+            "refused" if done.get(station, "").startswith("refused") else done.get(station, "") for station in STATIONS
+        ]
+        lines.append(f"| `{name}` | {animal.family} | {cell(animal.habit)} | {' | '.join(cells)} |")
+        if "refused" in cells:
+            refused.append(f"- {name}: {cell(done['search'].removeprefix('refused: '))}")
+    return HEAD + "\n".join(lines) + "\n\n## With which words\n\n" + "\n".join(refused) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=20)
+    end = time.monotonic() + 60 * parser.parse_args().minutes
+    journeys = {name: Journey(name, Path(tempfile.mkdtemp())) for name in ANIMALS}
+    for stations in (STATIONS[:6], STATIONS[6:]):
+        for journey in journeys.values():
+            stopped = any(words != "pass" for words in journey.done.values())
+            for station in () if stopped else stations:
+                if time.monotonic() > end:
+                    break
+                try:
+                    journey.travel((station,))
+                except Exception:
+                    traceback.print_exc()
+                    journey.done[station] = "wrong"
+                if journey.done.get(station) != "pass":
+                    break
+            found = {name: other.done for name, other in journeys.items()}
+            PAGE.write_text(page(found), encoding="utf-8")
+            print(journey.name, journey.done, flush=True)
+
+
+if __name__ == "__main__":
+    main()
