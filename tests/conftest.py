@@ -13,7 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_CACHE"] = tempfile.mkdtemp(prefix="hf_hub_")
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -22,23 +22,33 @@ from transformers import (
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
 from data_models.modeling_llama import PathLlamaForCausalLM
+from data_models.modeling_mistral import PathMistralForCausalLM
 from data_models.modeling_qwen2 import PathQwen2ForCausalLM
 from data_models.modeling_qwen3 import PathQwen3ForCausalLM
+from data_models.modeling_smollm3 import PathSmolLM3ForCausalLM
 from routing.models.checkpoint import save_checkpoint
 from routing.models.default_model import default_model_folder
 from train_models.configuration_llama import RoutedLlamaConfig
+from train_models.configuration_mistral import RoutedMistralConfig
 from train_models.configuration_qwen2 import RoutedQwen2Config
 from train_models.configuration_qwen3 import RoutedQwen3Config
+from train_models.configuration_smollm3 import RoutedSmolLM3Config
 from train_models.modeling_llama import RoutedLlamaForCausalLM
+from train_models.modeling_mistral import RoutedMistralForCausalLM
 from train_models.modeling_qwen2 import RoutedQwen2ForCausalLM
 from train_models.modeling_qwen3 import RoutedQwen3ForCausalLM
+from train_models.modeling_smollm3 import RoutedSmolLM3ForCausalLM
 
 # Models take longer than hypothesis' deadline on a busy core; every run tries the same examples.
 settings.register_profile("models", deadline=None, database=None, derandomize=True, max_examples=6)
@@ -82,7 +92,16 @@ class Family:
 LLAMA = Family("llama", LlamaConfig, LlamaForCausalLM, RoutedLlamaConfig, RoutedLlamaForCausalLM, PathLlamaForCausalLM)
 QWEN2 = Family("qwen2", Qwen2Config, Qwen2ForCausalLM, RoutedQwen2Config, RoutedQwen2ForCausalLM, PathQwen2ForCausalLM)
 QWEN3 = Family("qwen3", Qwen3Config, Qwen3ForCausalLM, RoutedQwen3Config, RoutedQwen3ForCausalLM, PathQwen3ForCausalLM)
-FAMILIES = (LLAMA, QWEN2, QWEN3)
+MISTRAL = Family(
+    "mistral", MistralConfig, MistralForCausalLM, RoutedMistralConfig, RoutedMistralForCausalLM, PathMistralForCausalLM,
+    (("sliding_window", None),),
+)  # fmt: skip
+# Layers 1 and 3 have no rotary embedding.
+SMOLLM3 = Family(
+    "smollm3", SmolLM3Config, SmolLM3ForCausalLM, RoutedSmolLM3Config, RoutedSmolLM3ForCausalLM, PathSmolLM3ForCausalLM,
+    (("no_rope_layers", [1, 0, 1, 0, 1]), ("layer_types", ["full_attention"] * LAYERS)),
+)  # fmt: skip
+FAMILIES = (LLAMA, QWEN2, QWEN3, MISTRAL, SMOLLM3)
 
 
 def sliding(family: Family, layer_types: str) -> Family:
@@ -96,7 +115,9 @@ def sliding(family: Family, layer_types: str) -> Family:
     return Family(f"{family.name}-{layer_types}", *list(vars(family).values())[1:6], overrides)
 
 
-SLIDING_FAMILIES = (sliding(QWEN2, "fssfs"), sliding(QWEN3, "sfsfs"))
+# A window in every layer, and no list of layer types.
+MISTRAL_WINDOW = replace(MISTRAL, name="mistral-window", overrides=(("sliding_window", WINDOW),))
+SLIDING_FAMILIES = (sliding(QWEN2, "fssfs"), sliding(QWEN3, "sfsfs"), MISTRAL_WINDOW)
 # No layer whose cache knows the whole length; tested where the cache is, not everywhere.
 ALL_SLIDING = sliding(QWEN3, "sssss")
 
@@ -224,13 +245,19 @@ def route_path(route) -> list[int]:
     return [layer for layer, count in enumerate(route) for _ in range(int(count))]
 
 
+def kinds_of_attention(config) -> list[str]:
+    """Of each layer; in a model without a list of them all layers have a window, or none has."""
+    alike = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
+    return getattr(config, "layer_types", None) or [alike] * config.num_hidden_layers
+
+
 def oracle_states(stock, embeddings: torch.Tensor, path) -> list[torch.Tensor]:
     """What enters each step of a path and the normalised end, [1, T, D] each: no cache, no batch, no padding."""
     tokens = embeddings.shape[1]
     positions = torch.arange(tokens)[None]
     rotary = stock.model.rotary_emb(embeddings, positions)
     distance = positions.T - positions
-    kinds = getattr(stock.config, "layer_types", None) or ["full_attention"] * len(stock.model.layers)
+    kinds = kinds_of_attention(stock.config)
     hidden, states = embeddings, []
     for layer in path:
         visible = distance >= 0

@@ -3,7 +3,8 @@
 Keys and values of all tokens are computed, so what the others attend to does not change; the query, the attention
 output and the MLP are computed for the tokens that run alone: gathered, run, scattered. The obvious form, which
 computes the layer for all tokens and keeps it for some, is `blend`; training needs it, since its gates have gradients,
-and the tests compare with it. Works for layers built like Llama's: Llama, Qwen2 (biases), Qwen3 (norms of heads).
+and the tests compare with it. Works for layers built like those of Llama: Mistral, Qwen2 (biases), Qwen3 (norms of
+heads), SmolLM3 (some without rotary embedding).
 """
 
 from __future__ import annotations
@@ -94,14 +95,14 @@ def run_tokens(runner, hidden: torch.Tensor, layer: int, some: Gathering | None)
     some = _on(some, hidden.device)
     cos, sin = (t.to(hidden.device) for t in runner.position_embeddings)
     normed = block.input_layernorm(hidden)
-    key = rotated(_heads(attention, "k", normed), cos, sin)
+    key = turned(attention, _heads(attention, "k", normed), cos, sin)
     value = _heads(attention, "v", normed)
     if runner.cache is not None:
         key, value = runner.cache.slot(step).update(key, value)
     others = runner.stand_in(hidden, layer)  # Of all tokens: an adapter is cheaper than picking those that skip.
     if not some.count:
         return others
-    query = rotated(_heads(attention, "q", pick(normed, some)), pick(cos, some), pick(sin, some))
+    query = turned(attention, _heads(attention, "q", pick(normed, some)), pick(cos, some), pick(sin, some))
     if some.rows is not None:
         key, value = key.index_select(0, some.rows), value.index_select(0, some.rows)
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
@@ -139,6 +140,11 @@ def _heads(attention: nn.Module, name: str, states: torch.Tensor) -> torch.Tenso
     heads = getattr(attention, f"{name}_proj")(states).unflatten(-1, (-1, attention.head_dim))
     norm = getattr(attention, f"{name}_norm", None)
     return (heads if norm is None else norm(heads)).transpose(1, 2)
+
+
+def turned(attention: nn.Module, heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Heads with their rotary embedding, which some layers of SmolLM3 have not."""
+    return rotated(heads, cos, sin) if getattr(attention, "use_rope", True) else heads
 
 
 def rotated(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,8 @@ from data_models.path_notation import EXAMPLE, write_path
 from routing.common.devices import DTYPES
 from routing.common.errors import UserError, raise_all, run_command
 from routing.common.files import write_json, write_text
-from routing.common.run_info import git_commit, hardware, today, versions
+from routing.common.parser import Parser
+from routing.common.run_info import made_with
 from routing.models.checkpoint import swap_in
 from routing.models.export.config import cut_config, stock_config
 from routing.models.export.gguf import gguf_problems
@@ -34,9 +35,7 @@ MANIFEST = "menu.json"
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="dlr export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="dlr export", description=__doc__)
     parser.add_argument("source", help="base (hub id, folder or the default model), or folder of a routed checkpoint")
     parser.add_argument("--path", default="", help=f"layers to run, in order: {EXAMPLE}; default a checkpoint's own")
     parser.add_argument("--menu", action="store_true", help="every path of a menu router, a folder each, and menu.json")
@@ -125,8 +124,7 @@ def export(arguments: argparse.Namespace, work: Path) -> None:
             f"--format {arguments.format} names a base, which has no adapters; give --skip_action identity, or "
             "--format hf"
         )
-    facts = {"arguments": {name: str(value) for name, value in vars(arguments).items()}}
-    facts |= {"hardware": hardware(), "date": today(), "versions": versions(), "git_commit": git_commit()}
+    facts = {"arguments": {name: str(value) for name, value in vars(arguments).items()}} | made_with()
     if arguments.menu:
         export_menu(source, model, paths, work, facts)
     elif arguments.format == "hf":

@@ -11,7 +11,7 @@ from routing.evaluation.check_global import plain_global_route
 from routing.evaluation.check_menu import plain_menu_route
 from routing.evaluation.check_query import plain_query_route
 from routing.evaluation.lm import PromptRoutedLM
-from routing.models.config_fields import config_with
+from routing.models.config_fields import attention_windows, config_with
 from routing.search.routes import Route
 from routing.tasks.prompts import left_pad
 from train_models.global_routers import LEARNED, TOKEN_ROUTERS
@@ -53,10 +53,9 @@ def plain_route(base, routed, prompt: list[int]) -> tuple[Route, float]:
     windows = min(routed.config.num_windows, len(prompt))
     cuts = [-(-window * len(prompt) // windows) for window in range(windows + 1)]
     mask = torch.full((len(prompt),) * 2, torch.finfo(base.dtype).min, dtype=base.dtype, device=base.device).triu(1)
-    window_size = getattr(base.config, "sliding_window", None)
-    kinds = getattr(base.config, "layer_types", None) or ["full_attention"] * len(base.model.layers)
     route, margin = [], float("inf")
-    for layer, router, kind in zip(base.model.layers, routed.model.routers, kinds, strict=True):
+    layers = zip(base.model.layers, routed.model.routers, attention_windows(base.config), strict=True)
+    for layer, router, window_size in layers:
         pooled = torch.stack([hidden[0, a:b].float().mean(0) for a, b in zip(cuts, cuts[1:])])
         logits = router.down(torch.nn.functional.gelu(router.up(pooled))).mean(0)
         bias = routed.config.route_bias - routed.config.cost
@@ -65,7 +64,7 @@ def plain_route(base, routed, prompt: list[int]) -> tuple[Route, float]:
         best, second, _ = logits.sort(descending=True).values.tolist()
         margin = min(margin, best - second)
         seen = mask
-        if kind == "sliding_attention":
+        if window_size is not None:
             far = torch.ones_like(mask, dtype=torch.bool).tril(-window_size)
             seen = mask.masked_fill(far, torch.finfo(base.dtype).min)
         if not route[-1] and len(routed.model.stand_ins):

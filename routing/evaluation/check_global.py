@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from routing.models.config_fields import attention_windows
 from routing.search.routes import Route
 from train_models.global_routers import TOKEN_ROUTERS
 
@@ -32,11 +33,10 @@ def plain_global_route(stock, routed, prompt: list[int], tolerance: float) -> tu
     positions = torch.arange(len(prompt), device=stock.device)[None]
     rotary = stock.model.rotary_emb(hidden, positions)
     distance = positions.T - positions
-    kinds = getattr(stock.config, "layer_types", None) or ["full_attention"] * len(stock.model.layers)
     lowest = torch.finfo(stock.dtype).min
     logits = routers(hidden.float().mean(1)) if config.router == "embedding" else None
     gates = None
-    for number, (layer, kind) in enumerate(zip(stock.model.layers, kinds, strict=True)):
+    for number, (layer, window) in enumerate(zip(stock.model.layers, attention_windows(stock.config), strict=True)):
         if number == config.kept_layers:
             if logits is None:
                 logits = routers(hidden if config.router in TOKEN_ROUTERS else hidden.float().mean(1))
@@ -45,8 +45,8 @@ def plain_global_route(stock, routed, prompt: list[int], tolerance: float) -> tu
             if logits.ndim == 3:
                 gates = gates | (positions < config.sink_tokens)[..., None]
         hidden_from = distance < 0
-        if kind == "sliding_attention":
-            hidden_from = hidden_from | (distance >= stock.config.sliding_window)
+        if window is not None:
+            hidden_from = hidden_from | (distance >= window)
         mask = torch.zeros_like(distance, dtype=stock.dtype).masked_fill(hidden_from, lowest)[None, None]
         ran = layer(hidden, attention_mask=mask, position_ids=positions, position_embeddings=rotary)
         if gates is not None:

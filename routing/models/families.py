@@ -21,6 +21,8 @@ FAMILIES = {
     "llama": ("modeling_llama", "Llama"),
     "qwen2": ("modeling_qwen2", "Qwen2"),
     "qwen3": ("modeling_qwen3", "Qwen3"),
+    "mistral": ("modeling_mistral", "Mistral"),
+    "smollm3": ("modeling_smollm3", "SmolLM3"),
 }
 
 

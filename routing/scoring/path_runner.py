@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from routing.models.config_fields import attention_windows
 from routing.scoring.packed_attention import PackedStep, make_layout
 from routing.scoring.packed_layers import packed_layers
 from routing.scoring.prefix_store import Prefix, PrefixStore, State
@@ -34,6 +35,7 @@ class PathRunner:
         self.layers, self.lm_head = packed_layers(model)
         self.layer_types = getattr(model.config, "layer_types", None)
         self.scales = getattr(model.config, "residual_scale", None)
+        self.windows = attention_windows(model.config)
         self.layer_tokens = 0  # tokens times layers computed
 
     @torch.inference_mode()
@@ -119,7 +121,7 @@ class PathRunner:
         if len(self.model.model.stand_ins):
             hidden = self._stand_in(hidden, sizes, [_between(prefix[:-1], prefix[-1]) for _, prefix in items])
         sources, context = _sources(items)
-        window = self._window(step.layer)
+        window = self.windows[step.layer]
         key = (*segments, *sources, window)
         if key not in layouts:
             layouts[key] = self._inputs(segments, sources, hidden, window)
@@ -146,10 +148,6 @@ class PathRunner:
         for (segment, prefix), *tensors in parts:
             # Copies: a view would keep the whole batch in memory.
             self.store.put(State(segment, prefix, *(tensor.clone() for tensor in tensors)))
-
-    def _window(self, layer: int) -> int | None:
-        sliding = self.layer_types is not None and self.layer_types[layer] == "sliding_attention"
-        return self.model.config.sliding_window if sliding else None
 
     def _inputs(self, segments, sources, hidden, window) -> tuple:
         """Layout, position ids and rotary embeddings of segments that are computed together."""

@@ -19,6 +19,7 @@ from conftest import (
     LAYERS,
     LLAMA,
     SLIDING_FAMILIES,
+    SMOLLM3,
     assert_near,
     oracle_generate,
     oracle_logits,
@@ -406,8 +407,9 @@ def test_compiled_layers_give_the_same_tokens(any_family, dynamic):
         assert graphs
 
 
-def test_a_decode_loop_compiles_no_more_than_a_few_graphs(family):
-    """One graph serves all layers, all steps and all routes of as many rows."""
+@pytest.mark.parametrize("family, kinds", [(LLAMA, 1), (SMOLLM3, 2)], ids=["llama", "smollm3"])
+def test_a_decode_loop_compiles_no_more_than_a_few_graphs(family, kinds):
+    """One graph serves all layers of a kind, all steps and all routes of as many rows."""
     routed = routed_from(family, stock_model(family))
     ids = torch.stack(random_rows([6, 6, 6]))
     asked = [{"routes": torch.tensor([route] * 3), "max_new_tokens": 15, "do_sample": False} for route in ROUTES]
@@ -416,7 +418,7 @@ def test_a_decode_loop_compiles_no_more_than_a_few_graphs(family):
         routed.compile(backend=backend, dynamic=True)
         for arguments, expected in zip(asked, plain):
             assert torch.equal(routed.generate(ids, **arguments), expected)
-        assert len(graphs) == 2  # prefill, decoding
+        assert len(graphs) == 2 * kinds  # prefill, decoding
 
 
 def test_compiling_the_layers_changes_no_checkpoint(tmp_path):

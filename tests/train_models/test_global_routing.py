@@ -10,6 +10,7 @@ from conftest import (
     QWEN2,
     assert_near,
     config_fields,
+    kinds_of_attention,
     padded,
     random_rows,
     route_path,
@@ -47,7 +48,7 @@ def masked_logits(model, row: torch.Tensor, gates: torch.Tensor) -> torch.Tensor
     positions = torch.arange(tokens)[None]
     rotary = inner.rotary_emb(hidden, positions)
     distance = positions.T - positions
-    kinds = getattr(model.config, "layer_types", None) or ["full_attention"] * LAYERS
+    kinds = kinds_of_attention(model.config)
     for layer in range(LAYERS):
         visible = distance >= 0
         if kinds[layer] == "sliding_attention":

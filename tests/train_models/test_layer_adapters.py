@@ -10,6 +10,7 @@ from conftest import (
     LAYERS,
     LLAMA,
     assert_near,
+    kinds_of_attention,
     padded,
     random_rows,
     routed_from,
@@ -81,7 +82,7 @@ def oracle(model, row: torch.Tensor, route) -> torch.Tensor:
     positions = torch.arange(tokens)[None]
     rotary = inner.rotary_emb(hidden, positions)
     distance = positions.T - positions
-    kinds = getattr(model.config, "layer_types", None) or ["full_attention"] * LAYERS
+    kinds = kinds_of_attention(model.config)
     for layer, count in enumerate(route):
         visible = distance >= 0
         if kinds[layer] == "sliding_attention":
