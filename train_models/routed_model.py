@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from transformers import GenerationConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import cached_file
 from transformers.utils.generic import can_return_tuple
@@ -383,6 +385,8 @@ class RoutedForCausalLM(CardOfCheckpoint, RouterWeights, LayerPathForCausalLM):
         if routers is not None:
             load_small_parts(model.model, routers)
             place = own_place
+            with suppress(OSError):  # Those of older versions have none: then it is the base's.
+                model.generation_config = GenerationConfig.from_pretrained(place, **hub)
             # The model is complete now: what save_pretrained writes needs no base beside it.
             config = model.config  # transformers made a copy
             config.base_model = config.base_revision = config.base_sha256 = None

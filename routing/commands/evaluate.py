@@ -41,7 +41,7 @@ def read_json(path: Path) -> list[dict]:
 def main() -> None:
     arguments = parse(EvaluationArguments)
     names = arguments.task_names()
-    manager = check_tasks(names)
+    manager = check_tasks(names, arguments.checkpoint)
     tasks = members(names, manager)
     comparison = Comparison(arguments, training_record(Path(arguments.checkpoint)))
     if arguments.check:

@@ -30,9 +30,11 @@ from routing.labels.writing import LabelFolder
 from routing.models.bases import load_base
 from routing.models.checkpoint import adapter_hashes, load_adapted
 from routing.models.families import load_base_config, load_tokenizer
+from routing.models.templates import canonical_arguments, filling_problems, now, tells_time, thought_warning
 from routing.scoring.context import Fitting
 from routing.scoring.packed import PathEvaluator
-from routing.scoring.plain import Request, request_of
+from routing.scoring.plain import Request, prompted
+from routing.scoring.prompting import Prompting, prompting_in, prompting_of
 from routing.scoring.verification import Scorer, StableScorer, VerifiedScorer
 from routing.search.exploration import EXPLORATIONS, ExplorationSettings
 from routing.search.mcts import SearchSettings, search
@@ -41,7 +43,8 @@ from routing.tasks import load_examples
 from routing.tasks.calls import score_problems
 from routing.tasks.drawn import draw
 from routing.tasks.examples import Example
-from routing.tasks.prompts import scoring_of
+from routing.tasks.limits import check_limits, limits_of
+from routing.tasks.prompts import max_new_tokens, scoring_of
 from routing.tasks.variants import permuted, rephrased
 
 # A run may be continued with others of these.
@@ -56,16 +59,18 @@ OF_SEARCH = {
     "random": ("search", "score", "subsets", "stop_score"),
     "menu": ("search", "score", "menu", "menu_kept", "menu_samples", "reward", "verify"),
 }  # fmt: skip
+NEWER = ("adapters", "tools_in_template", "wording", "chat_template_args", "system_instruction", "max_new_tokens")
 MENU_PARTS = "menu.parts"  # folder of the steps of a menu that is being made
 
 
 def make_header(arguments: DataGenerationArguments, config) -> dict:
     others = {name for names in OF_SEARCH.values() for name in names} - set(OF_SEARCH[arguments.search])
     # Headers of older folders lack these, which then were as they are where nobody asks for them.
-    newer = {name for name in ("adapters", "tools_in_template", "wording") if not getattr(arguments, name)}
+    newer = {name for name in NEWER if not getattr(arguments, name)}
     if arguments.move_order == ("late" if arguments.focus else "random"):
         newer.add("move_order")
     left_out = others | set(NOT_IN_HEADER) | newer
+    arguments.chat_template_args = canonical_arguments(arguments.chat_template_args)
     chosen = {key: value for key, value in as_dict(arguments).items() if key not in left_out}
     if arguments.adapters:
         chosen["adapters_sha256"] = adapter_hashes(arguments.adapters)
@@ -124,6 +129,31 @@ def scoring_problems(example: Example, arguments: DataGenerationArguments) -> li
             "none; use --verify paraphrase, or --scoring generate for questions with choices"
         )
     return found
+
+
+def settled_prompting(prompting: Prompting, names: str, tokenizer) -> dict:
+    """What of the prompts is found out once: fields of a header."""
+    found = {}
+    if prompting.apply_chat_template and tells_time(tokenizer, prompting):
+        found["template_time"] = now()
+    if prompting.max_new_tokens is None and (limits := limits_of(names, tokenizer)):
+        found["limits"] = limits
+    return found
+
+
+def tell_limits(folder: LabelFolder, arguments: DataGenerationArguments, tokenizer, prompting: Prompting) -> None:
+    """Warn of answers and thoughts that the limits of new tokens cut off; refuse where no answer fits."""
+    chat = arguments.apply_chat_template
+    checked = folder.questions, arguments.dataset, arguments.scoring, tokenizer, chat, prompting.limit_of
+    warnings = check_limits(*checked)
+    generated = [e for e in folder.questions if scoring_of(e, arguments.scoring) == "generate"] if chat else []
+    if generated:
+        request = prompted(generated[0], tokenizer, prompting)
+        limits = {prompting.limit_of(e.dataset) or max_new_tokens(e, chat) for e in generated}
+        if warning := thought_warning(tokenizer, [(request.prompt, limit) for limit in limits]):
+            warnings.append(warning)
+    for warning in warnings:
+        print(warning, file=sys.stderr)
 
 
 def make_search(
@@ -203,15 +233,22 @@ def main() -> None:
     config = load_base_config(arguments.model)
     tokenizer = load_tokenizer(arguments.model)
     chat = arguments.apply_chat_template
-    if chat and not tokenizer.chat_template:
-        raise UserError("--apply_chat_template: the tokenizer has no chat template; leave the flag out")
+    prompting = prompting_in(as_dict(arguments))
+    raise_all(filling_problems(tokenizer, prompting, chat, arguments.tools_in_template))
 
     def make(example: Example) -> Request:
-        return request_of(example, arguments.scoring, tokenizer, chat, arguments.tools_in_template)
+        return prompted(example, tokenizer, prompting)
 
     @cache
     def model():
         return load_model(arguments, config)
+
+    def settle() -> dict:
+        """What is found out once for the whole folder: the time that a template tells, limits, the menu."""
+        nonlocal prompting
+        fields = settled_prompting(prompting, arguments.dataset, tokenizer)
+        prompting = prompting_of(header | fields)
+        return fields | (menu_field(arguments, header, model, tokenizer, make) if arguments.search == "menu" else {})
 
     path, header = Path(arguments.output_dir), make_header(arguments, config)
     folder = LabelFolder(
@@ -219,8 +256,11 @@ def main() -> None:
         header,
         arguments.group_size,
         draw=lambda file: draw_questions(arguments, file, make, config),
-        settle=lambda: menu_field(arguments, header, model, tokenizer, make) if arguments.search == "menu" else {},
+        settle=settle,
     )
+    prompting = prompting_of(folder.header)
+    if is_first_process():
+        tell_limits(folder, arguments, tokenizer, prompting)
     shutil.rmtree(path / MENU_PARTS, ignore_errors=True)  # The menu is in the header.
     if folder.finished() == len(folder):
         print(f"{path / LABELS} is complete: {len(folder)} examples", file=sys.stderr)

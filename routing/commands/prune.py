@@ -48,6 +48,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--counts", default="1,2,4,6", help="numbers of pruned layers at which methods are compared")
     parser.add_argument("--control_samples", type=int, default=64, help="validation questions that choose static sets")
     parser.add_argument("--apply_chat_template", action="store_true", help="wrap prompts in the chat template")
+    parser.add_argument("--chat_template_args", default="", help="arguments of the chat template, a JSON object")
+    parser.add_argument("--system_instruction", default="", help="text of a system message in the chat template")
     parser.add_argument("--tools_in_template", action="store_true", help="let the chat template list the functions")
     parser.add_argument("--dtype", default="float32", choices=sorted(DTYPES), help="dtype of the model")
     parser.add_argument("--device", default="auto", help="torch device; auto: cuda if there is one, else cpu")
@@ -95,10 +97,13 @@ def main() -> None:
     device = ("--device", arguments.device)
     asked = [f"--{name}" for name in ("apply_chat_template", "tools_in_template") if getattr(arguments, name)]
     asked += ["--dtype", arguments.dtype, *device]
+    filling = []  # The comparison finds it in the checkpoints.
+    for name in ("chat_template_args", "system_instruction"):
+        filling += [f"--{name}", getattr(arguments, name)] if getattr(arguments, name) else []
     adapters = train(
         1, "adapters for skipped layers", output, "adapters", [], AdapterArguments, "--objective", "adapters",
         "--model_id", arguments.model, "--dataset", arguments.dataset, "--num_samples", str(arguments.adapter_samples),
-        "--num_epochs", str(arguments.adapter_epochs), *ADAPTERS, *seed, *asked,
+        "--num_epochs", str(arguments.adapter_epochs), *ADAPTERS, *seed, *asked, *filling,
     )  # fmt: skip
     explored = []
     for step, search, samples in ((2, "dfs", arguments.dfs_samples), (3, "random", arguments.random_samples)):
@@ -107,6 +112,7 @@ def main() -> None:
             f"{step}/{STEPS}", f"explore layer sets, {search}", "data_generation.py", "--model", arguments.model,
             "--dataset", arguments.dataset, "--search", search, "--score", arguments.score, "--num_samples",
             str(samples), "--adapters", str(adapters), "--output_dir", str(explored[-1]), *seed, *asked,
+            *filling,
         )  # fmt: skip
     read = [adapters / "training.json", *(folder / "labels.jsonl" for folder in explored)]
     routers = []

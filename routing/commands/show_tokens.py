@@ -28,6 +28,7 @@ from routing.common.parser import Parser
 from routing.common.user_files import read_text
 from routing.models.checkpoint import HYBRID, load_checkpoint, read_config
 from routing.report.page import page
+from routing.tasks.prompts import encode
 from train_models.global_routers import TOKEN_ROUTERS
 from train_models.modeling_gdn_hybrid import GdnHybridForCausalLM
 
@@ -169,8 +170,8 @@ def lines_of(folder: Path, text: str, max_tokens: int) -> tuple[list[str], dict[
             )
         model, tokenizer = load_checkpoint(folder, torch.float32, torch.device("cpu"))
         lines = skipping_lines
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"][:max_tokens]
-    if not ids:
+    ids = encode(tokenizer, text)[:max_tokens]
+    if not text:
         raise UserError("the text is empty; give one of at least one token.")
     return pieces(tokenizer, ids), lines(model, torch.tensor([ids]))
 

@@ -32,11 +32,24 @@ class Proof:
     seen: str
 
 
-def check_prompts(model: PromptRoutedLM, task: str, manager: TaskManager, count: int, chat: bool) -> list[list[int]]:
-    """Token ids of the first prompts of a task, as lm-eval sends them."""
+def check_prompts(
+    model: PromptRoutedLM, task: str, manager: TaskManager, count: int, chat: bool, system: str | None = None
+) -> list[list[int]]:
+    """Token ids of the first prompts of a task, as lm-eval sends them.
+
+    Args:
+        chat: whether they are in the chat form; `system`: text of a system message in it.
+    """
     chosen = manager.load(task)["tasks"][task]
     template = model.apply_chat_template if chat else None
-    chosen.build_all_requests(limit=count, apply_chat_template=chat, chat_template=template, tokenizer_name="")
+    chosen.build_all_requests(
+        limit=count,
+        system_instruction=system,
+        apply_chat_template=chat,
+        fewshot_as_multiturn=True,
+        chat_template=template,
+        tokenizer_name="",
+    )
     prompts = dict.fromkeys(instance.args[0].rstrip() for instance in chosen.instances)
     return [model.tok_encode(prompt) for prompt in prompts][:count]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from routing.common.devices import DTYPES, pick_device
-from routing.common.errors import UserError
+from routing.common.errors import UserError, raise_all
 from routing.common.files import file_stamps, write_json
 from routing.common.keyed import judging
 from routing.common.parser import file_of
@@ -37,11 +37,12 @@ from routing.labels.table import Table, read_table
 from routing.models.bases import load_stock, weight_stamps
 from routing.models.checkpoint import checkpoint_hash, load_checkpoint
 from routing.models.config_fields import config_with
+from routing.models.templates import filling_problems
 from routing.scoring.context import fitting
 from routing.scoring.controls import around, first_routed_layer, skips_around, static_routes
 from routing.scoring.packed import PathEvaluator
 from routing.scoring.plain import draw_requests
-from routing.scoring.prompting import asked, trained_prompting
+from routing.scoring.prompting import asked, recorded, trained_prompting
 from routing.search.routes import Route, full_route
 from train_models.router_kinds import kind_of
 
@@ -97,17 +98,22 @@ class Comparison:
         # Connects the processes of `accelerate launch`; all but the first wait while it looks for static paths.
         PartialState(cpu=device.type == "cpu", timeout=timedelta(weeks=1))
         routed, tokenizer = load_checkpoint(folder, dtype, device)
-        self.routed = PromptRoutedLM(routed, tokenizer, arguments.batch_size)
+        prompting = asked(trained_prompting(training), arguments)
+        chat = prompting.apply_chat_template
+        raise_all(filling_problems(tokenizer, prompting, chat, prompting.tools_in_template))
+        self.prompting = prompting
+        self.routed = PromptRoutedLM(routed, tokenizer, arguments.batch_size, prompting)
         self.base = None
         if arguments.base or arguments.check:
             # The commit that the routers were trained on, whatever the hub has now.
             stock = load_stock(self.base_name, dtype, training.get("base_revision"))
-            self.base = PromptRoutedLM(stock.to(device), tokenizer, arguments.batch_size)
+            self.base = PromptRoutedLM(stock.to(device), tokenizer, arguments.batch_size, prompting)
         self.depth = routed.config.num_hidden_layers
         self.output = file_of(arguments.output or str(folder), "evaluation.json")
-        prompting = asked(trained_prompting(training), arguments)
-        self.settings = Settings(arguments.limit, arguments.num_fewshot, prompting.apply_chat_template)
+        system = prompting.system_instruction or None
+        self.settings = Settings(arguments.limit, arguments.num_fewshot, chat, system)
         self.key = vars(self.settings) | {
+            "prompting": recorded(prompting),
             "checkpoint": file_stamps(folder, "*.safetensors", "config.json"),
             "base": [self.base_name, weight_stamps(self.base_name, training.get("base_revision"))],
             "dtype": arguments.dtype,
@@ -177,13 +183,13 @@ class Comparison:
         if self._shuffled is None:
             device, dtype = pick_device(self.arguments.device), DTYPES[self.arguments.dtype]
             model, tokenizer = load_checkpoint(Path(self.arguments.shuffled_checkpoint), dtype, device)
-            self._shuffled = PromptRoutedLM(model, tokenizer, self.arguments.batch_size)
+            self._shuffled = PromptRoutedLM(model, tokenizer, self.arguments.batch_size, self.prompting)
         return self._shuffled
 
     def shuffled_bias(self, routed: TaskResult, task: str, manager) -> float:
         """The bias at which the shuffled router runs as many layers as the routed model, by the task's prompts."""
         chat, model, tokenizer = self.settings.apply_chat_template, self.shuffled().model, self.shuffled().tokenizer
-        prompts = check_prompts(self.shuffled(), task, manager, BIAS_PROMPTS, chat)
+        prompts = check_prompts(self.shuffled(), task, manager, BIAS_PROMPTS, chat, self.settings.system_instruction)
         decide = deciding(model, tokenizer, prompts, self.arguments.batch_size)
         cost = model.config.cost
         return find_bias(lambda bias: mean_layers(decide(cost - bias)), mean_layers(routed.routes), 0.1)[0]
@@ -270,8 +276,8 @@ class Comparison:
 
     def check(self, task: str, manager) -> bool:
         """Print the proofs that routing is on and exact; whether all hold."""
-        chat = self.settings.apply_chat_template
-        prompts = check_prompts(self.routed, task, manager, self.arguments.limit or 8, chat)
+        asked = self.settings.apply_chat_template, self.settings.system_instruction
+        prompts = check_prompts(self.routed, task, manager, self.arguments.limit or 8, *asked)
         stock, name = self.base.model, "the base"
         if self.has_own_weights:
             stock, name = stock_twin(stock, self.routed.model), "the stock model with these weights"

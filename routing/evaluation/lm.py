@@ -17,7 +17,10 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
+from routing.models.ends import before_end, end_ids
+from routing.models.templates import fix_time
 from routing.scoring.finite import FiniteLogits, check_finite
+from routing.scoring.prompting import DEFAULT, Prompting
 from routing.search.routes import Route
 
 
@@ -42,10 +45,19 @@ class Row(NamedTuple):
     other_tokens: int
 
 
+class Answer(str):
+    """A generated answer that knows whether the limit of new tokens cut it off."""
+
+    cut = False
+
+
 class PromptRoutedLM(HFLM):
     """lm-eval's model for one process of any number; routing never sees a token that is being scored.
 
     Serves stock models too, then it only measures.
+
+    Prompts are filled into the chat template as `prompting` says, and an answer ends at any end token of the model's
+    or the tokenizer's, as in the search.
 
     Attributes:
         forced: route of a request, for controls; None: the routers decide.
@@ -54,8 +66,13 @@ class PromptRoutedLM(HFLM):
             for memory, kernels and pages that those behind it find there.
     """
 
-    def __init__(self, model, tokenizer, batch_size: int):
-        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+    def __init__(self, model, tokenizer, batch_size: int, prompting: Prompting = DEFAULT):
+        fix_time(tokenizer, prompting.template_time)
+        self.ends = end_ids(model, tokenizer)
+        self._generated: list[list[int]] = []
+        super().__init__(
+            pretrained=model, tokenizer=tokenizer, batch_size=batch_size, chat_template_args=prompting.arguments
+        )
         processes = PartialState()
         self._rank, self._world_size = processes.process_index, processes.num_processes
         if self._world_size > 1:
@@ -160,8 +177,11 @@ class PromptRoutedLM(HFLM):
                 for part in batches(list(alike), int(self.batch_size)):
                     self._batch = [Key(requests[index].doc_id, requests[index].idx) for index in part]
                     texts = super().generate_until([requests[index] for index in part], disable_tqdm=True)
-                    for index, text in zip(part, texts, strict=True):
-                        answers[index] = text
+                    for index, text, tokens in zip(part, texts, self._generated, strict=True):
+                        answers[index] = Answer(text)
+                        # An end token is no part of it, and a stop text takes something away.
+                        ended = len(before_end(tokens, self.ends)) < len(tokens) or text != self.tok_decode(tokens)
+                        answers[index].cut = not ended
                     progress.update(len(part))
         return answers
 
@@ -169,11 +189,20 @@ class PromptRoutedLM(HFLM):
         watch = FiniteLogits()
         stock, given = super()._model_generate, self._forced_routes() | generation_kwargs
         given["logits_processor"] = [watch]
+        given["eos_token_id"] = list(self.ends) or None
         began, tokens = self._timed(lambda: stock(context, max_length, stop, **given))
         watch.check(self.model.dtype)
+        self._generated = tokens[:, context.shape[1] :].tolist()
         new = tokens.shape[1] - context.shape[1]
         self._record(began, [(prompt, new) for prompt in generation_kwargs["attention_mask"].sum(1).tolist()])
         return tokens
+
+    def tok_decode(self, tokens, skip_special_tokens: bool = True) -> str:
+        """Text of an answer up to its end token; of other tokens, as lm-eval reads them."""
+        if not skip_special_tokens or not isinstance(tokens, list):
+            return super().tok_decode(tokens, skip_special_tokens)
+        kept = before_end(tokens, self.ends)
+        return self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def batches(indices: list[int], size: int) -> list[list[int]]:

@@ -58,6 +58,7 @@ class Settings:
     limit: int | None = None
     num_fewshot: int | None = None
     apply_chat_template: bool = False
+    system_instruction: str | None = None
 
 
 def evaluate(

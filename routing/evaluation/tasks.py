@@ -15,18 +15,25 @@ OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "generate_until")
 
 
 @cache
-def task_manager() -> TaskManager:
-    """lm-eval's tasks plus those of eval_configs/; reading the names of all takes seconds."""
-    return TaskManager(include_path=str(CONFIGS))
+def task_manager(model: str = "") -> TaskManager:
+    """lm-eval's tasks plus those of eval_configs/; reading the names of all takes seconds.
+
+    Args:
+        model: folder or name of the model, by whose tokenizer the limits of new tokens go, as stock lm_eval tells it.
+    """
+    return TaskManager(include_path=str(CONFIGS), metadata={"pretrained": model} if model else None)
 
 
-def check_tasks(names: list[str]) -> TaskManager:
+def check_tasks(names: list[str], model: str = "") -> TaskManager:
     """The manager of all tasks, those of some names among them.
+
+    Args:
+        model: see `task_manager`.
 
     Raises:
         UserError: naming tasks that do not exist.
     """
-    manager = task_manager()
+    manager = task_manager(model)
     if unknown := [name for name in names if name not in manager.all_tasks]:
         raise UserError(
             f"unknown task {', '.join(unknown)}. Tasks of this project: "

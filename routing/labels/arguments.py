@@ -126,6 +126,15 @@ class DataGenerationArguments:
         "with --apply_chat_template: let the template list the functions that may be called, as models for that "
         "know them; default: in the text of the message, as stock lm-eval can",
     )
+    chat_template_args: str = option(
+        "",
+        "with --apply_chat_template: arguments of the template as a JSON object, such as "
+        """'{"enable_thinking": false}' or a fixed date; recorded for every later command""",
+    )
+    system_instruction: str = option("", "with --apply_chat_template: text of a system message; recorded likewise")
+    max_new_tokens: int | None = option(
+        None, "tokens of a generated answer, default as the longest right answer of its data set needs; recorded"
+    )
     dtype: str = option("float32", "dtype of the model", tuple(DTYPES))
     device: str = option("auto", "torch device; auto: cuda if there is one, else cpu")
     batch_size: int = option(64, "paths evaluated together, at most")
@@ -140,8 +149,8 @@ class DataGenerationArguments:
         found = unknown_names(self.dataset)
         found += below(self, num_simulations=1, budget=1, exploration_constant=0, length_penalty=0, stop_saving=1)
         found += below(self, batch_size=1, group_size=1, cache_gib=0)
-        if self.num_samples is not None:
-            found += below(self, num_samples=1)
+        given = [name for name in ("num_samples", "max_new_tokens") if getattr(self, name) is not None]
+        found += below(self, **dict.fromkeys(given, 1))
         found += outside(self, random_prob=(0, 1), widening=(0, 1))
         if self.widening == 0:
             found.append(f"--widening {self.widening} must be above 0, or no node could have a child")

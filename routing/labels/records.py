@@ -6,7 +6,8 @@ import json
 import math
 
 from routing.common import strict_json
-from routing.scoring.plain import Request
+from routing.scoring.plain import Request, make_request
+from routing.scoring.prompting import Prompting
 from routing.search.results import SearchResult, Verdict
 from routing.search.routes import Route, pruned_layers, to_path, to_route
 from routing.tasks.answers import CHECKERS
@@ -70,6 +71,13 @@ def example_of(record: dict) -> Example:
         accepted=tuple(record["accepted"]),
         tools=record.get("tools", ""),
     )
+
+
+def labelled(record: dict, tokenizer, prompting: Prompting) -> Request:
+    """The request that a label is of, asked as the header of its folder says."""
+    example = example_of(record)
+    limit = prompting.limit_of(example.dataset)
+    return make_request(example, record["scoring"], record["prompt"], tokenizer, prompting.apply_chat_template, limit)
 
 
 FIELDS = {

@@ -26,6 +26,7 @@ from routing.common.locks import held
 from routing.labels.reading import HEADER, LABELS, read_header
 from routing.labels.records import parse_label
 from routing.labels.spans import group_starts
+from routing.scoring.prompting import SETTLED as OF_PROMPTS
 from routing.search.results import Verdict
 from routing.search.routes import Route
 from routing.tasks.drawn import QUESTIONS, DrawnExamples
@@ -35,7 +36,7 @@ PARTS, LOCK = "labels.parts", ".lock"
 # Packages whose release may change a verdict; of another one it is told and the run goes on.
 DECIDING = ("torch", "transformers")
 INFORMATIVE = ("git_commit",)  # header fields that may differ when a file is continued
-SETTLED = ("menu", "shrinking_groups")  # header fields that are made once, from what the arguments name
+SETTLED = ("menu", "shrinking_groups", *OF_PROMPTS)  # header fields that are made once, from what the arguments name
 POLL = 0.5  # seconds between looks at groups that other processes are searching
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.dynamic_module_utils import custom_object_save
 
 import train_models
@@ -20,8 +20,10 @@ from routing.common.devices import is_first_process
 from routing.common.errors import UserError
 from routing.common.files import sha256, write_json
 from routing.models.bases import take_stored_dtypes, weight_files
+from routing.models.ends import ends_of
 from routing.models.families import load_base_config, load_tokenizer, locate_model, routed_class
 from routing.models.query_encoder import encoder_tokenizer
+from routing.models.templates import fix_time
 from train_models.checkpoint_card import CARD
 from train_models.query_router import ENCODER_FOLDER
 from train_models.routed_model import ROUTER_FILE, load_small_parts
@@ -76,7 +78,11 @@ def save_checkpoint(
     else:
         config.trained_num_windows = config.num_windows
         save_reference(work, routed, config, place, routers, commit)
-    load_tokenizer(base, commit).save_pretrained(work)
+    tokenizer = load_tokenizer(base, commit)
+    # The prompts that the routers learned from told this time, so those of whoever prompts the checkpoint tell it too.
+    fix_time(tokenizer, run_info.get("prompting", {}).get("template_time", ""))
+    tokenizer.save_pretrained(work)
+    save_ends(work, place, config, tokenizer, where)
     if encoder is not None:
         encoder_tokenizer(encoder).save_pretrained(work / ENCODER_FOLDER)
     write_json(work / "training.json", run_info | {"base_revision": commit})
@@ -87,6 +93,18 @@ def keep_dtype(work: Path, base_config) -> None:
     """Let a checkpoint load by default in the dtype that its base does: that of the config, whatever the weights."""
     fields = read_config(work) | {"dtype": base_config.to_dict().get("dtype")}
     write_json(work / "config.json", {name: value for name, value in fields.items() if name != "dtype" or value})
+
+
+def save_ends(work: Path, place: str, config, tokenizer, where: dict) -> None:
+    """Write the base's generation config with every token that ends an answer, so that stock generate() ends there."""
+    try:
+        generation = GenerationConfig.from_pretrained(place, **where)
+    except OSError:  # A base need not have one.
+        generation = GenerationConfig.from_model_config(config)
+    ends = ends_of(generation, config, tokenizer)
+    if len(ends) > 1:
+        generation.eos_token_id = list(ends)
+        generation.save_pretrained(work)
 
 
 def put_in_place(work: Path, folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -34,6 +36,7 @@ from routing.report.words import (
     static_sentence,
     verdict,
 )
+from routing.scoring.prompting import trained_prompting
 
 TAGS = ["dynamic-layer-routing", "layer-skipping", "dynamic-depth"]
 CONFIGS = Path(__file__).resolve().parents[2] / "eval_configs"
@@ -134,7 +137,7 @@ read, write and fetch only what `from_pretrained` and `push_to_hub` do. `is_stat
 
 {_evaluation(results, on_text)}
 
-{_lm_eval(place, results)}
+{_lm_eval(place, results, training)}
 {_guarantee(promise)}
 ## Training
 
@@ -208,16 +211,22 @@ def _evaluation(results: list[dict], on_text: dict | None) -> str:
     return "\n\n".join([*parts, setting])
 
 
-def _lm_eval(place: str, results: list[dict]) -> str:
+def _lm_eval(place: str, results: list[dict], training: dict) -> str:
     tasks = [result["task"] for result in results] or ["arc_easy"]
     include = " --include_path eval_configs" if any((CONFIGS / f"{task}.yaml").exists() for task in tasks) else ""
     shots, chat = (results[0][name] for name in ("num_fewshot", "apply_chat_template")) if results else (None, False)
     asked = (f" --num_fewshot {shots}" if shots is not None else "") + (" --apply_chat_template" if chat else "")
+    model, prompting = f"pretrained={place},trust_remote_code=True", trained_prompting(training)
+    if chat and prompting.arguments:
+        given = {"pretrained": place, "trust_remote_code": True, "chat_template_args": prompting.arguments}
+        model = shlex.quote(json.dumps(given, ensure_ascii=False))
+    if chat and prompting.system_instruction:
+        asked += f" --system_instruction {shlex.quote(prompting.system_instruction)}"
     where = " (`eval_configs` is a folder of the toolkit that made this model)" if include else ""
     return f"""Stock lm-evaluation-harness runs it too{where}:
 
 ```
-lm_eval --model hf --model_args pretrained={place},trust_remote_code=True --tasks {",".join(tasks)}{asked}{include}
+lm_eval --model hf --model_args {model} --tasks {",".join(tasks)}{asked}{include}
 ```
 
 Its requests hold prompt and scored continuation in one sequence, so for loglikelihood tasks routing then reads both,

@@ -15,8 +15,10 @@ import regex
 
 # The very patterns of the checkers: a copy could drift away from them.
 from routing.tasks.answers import (
+    CHECKERS,
     GOES_ON,
     LEADING,
+    MARKED,
     NUMBER,
     STATED,
     as_number,
@@ -24,6 +26,7 @@ from routing.tasks.answers import (
     check_exact,
     check_number,
     check_regex,
+    check_solution,
     normalise,
     plain_text,
 )
@@ -39,6 +42,20 @@ _TRUSTED = regex.compile(
     r"(?:[^\\()\[\]{}*+?]|\\[dDsSwWnt]|\\[^\w\s]|\[\^?(?:\\[dDsSwWnt]|\\[^\w\s]|[^\\\[\]])+\]"
     r"|\((?:\?i?:|(?![?*]))|\)|(?:[*+?]|\{\d+(?:,\d*)?\})\??(?!\+))*"
 )
+
+
+# Checkers of numbers, of which a limit of new tokens may cut the end off.
+NUMERIC = ("number", "solution")
+
+
+def is_right(text: str, example: Example, cut: bool) -> bool:
+    """The verdict on a generated answer.
+
+    Args:
+        cut: whether the limit of new tokens ended it. A number that might have gone on is then no answer.
+    """
+    right = CHECKERS[example.checker](text, example)
+    return right and (not cut or example.checker not in NUMERIC or settled(text, example) is True)
 
 
 def settled(text: str, example: Example) -> bool | None:
@@ -105,6 +122,16 @@ def _number(text: str, example: Example) -> bool | None:
     return False
 
 
+def _solution(text: str, example: Example) -> bool | None:
+    mark = MARKED.search(text)
+    if mark is None or mark.end() == len(text):  # What is last may be followed by another number, or by the mark.
+        return None
+    begun = text[mark.end() :]
+    if NUMBER.fullmatch(begun, partial=True):
+        return None
+    return check_solution(text, example)
+
+
 def _may_equal(begun: str, value: Decimal) -> bool:
     """Whether some numeral that starts with `begun` equals the value; True as well where that is not known."""
     begun = begun.replace("−", "-")
@@ -165,6 +192,7 @@ def _calls(text: str, example: Example) -> bool | None:
 RULES: dict[str, Callable[[str, Example], bool | None]] = {
     "letter": _letter,
     "number": _number,
+    "solution": _solution,
     "boxed": _boxed,
     "exact": _exact,
     "regex": _regex,

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from routing.models.ends import before_end
 from routing.scoring.certainty import settled
 from routing.scoring.finite import check_finite
 from routing.scoring.path_runner import PathRunner
@@ -70,8 +71,7 @@ class PathEvaluator:
         self.ties = 0
         self._trees: dict[Request, TokenTree] = {}
         self._shared: list[Segment] = []
-        eos = model.generation_config.eos_token_id
-        self._eos = set(eos if isinstance(eos, list) else [eos])
+        self.ends = self.alone.ends
 
     def prepare(self, requests: Sequence[Request]) -> None:
         """Make room for a group of requests, in place of the group before: what they share is found here."""
@@ -185,12 +185,14 @@ class PathEvaluator:
         """Go on by one token; the verdict, if it is certain now."""
         request = decoding.request
         decoding.tokens.append(token)
-        text = self.tokenizer.decode(decoding.tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        ended = token in self._eos or len(decoding.tokens) == request.max_new_tokens
+        kept = before_end(decoding.tokens, self.ends)
+        text = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        cut = len(kept) == request.max_new_tokens
+        ended = cut or token in self.ends
         if request.stop is not None and request.stop in text:
-            text, ended = text.split(request.stop)[0], True
+            text, ended, cut = text.split(request.stop)[0], True, False
         if ended:
-            return answer_verdict(text, request.example, self.score)
+            return answer_verdict(text, request.example, self.score, cut)
         # A score is one of the whole answer. Without: a character may be cut in two.
         certain = self.score is None and not text.endswith("\ufffd")
         if certain and (right := settled(text, request.example)) is not None:

@@ -8,18 +8,22 @@ acc_bytes; generate scoring is greedy decoding and an answer checker.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from routing.common.errors import UserError
+from routing.common.errors import UserError, raise_all
+from routing.models.ends import before_end, end_ids
+from routing.models.templates import filling_problems
+from routing.scoring.certainty import is_right
 from routing.scoring.finite import FiniteLogits, check_finite
 from routing.scoring.prompting import DEFAULT, Prompting
 from routing.search.results import Verdict
 from routing.search.routes import Route
 from routing.tasks import expand_names, load_examples
-from routing.tasks.answers import CHECKERS, SCORES
+from routing.tasks.answers import SCORES
 from routing.tasks.examples import Example
+from routing.tasks.limits import limits_of
 from routing.tasks.prompts import (
     build_prompt,
     encode,
@@ -29,9 +33,9 @@ from routing.tasks.prompts import (
     left_pad,
     max_new_tokens,
     scoring_of,
+    stop_of,
 )
 
-STOP = "\n"
 # Verdicts rest on the model alone, whatever its generation_config asks for.
 PLAIN_GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 
@@ -61,16 +65,22 @@ class Request:
     stop: str | None = None
 
 
-def make_request(example: Example, scoring: str, prompt: str, tokenizer, chat: bool) -> Request:
-    """The request of an example whose prompt text is already built (by `routing.tasks.prompts.build_prompt`)."""
+def make_request(
+    example: Example, scoring: str, prompt: str, tokenizer, chat: bool, limit: int | None = None
+) -> Request:
+    """The request of an example whose prompt text is already built (by `routing.tasks.prompts.build_prompt`).
+
+    Args:
+        limit: new tokens of a generated answer; None: the usual of its checker.
+    """
     if scoring == "generate":
         ids = tuple(encode(tokenizer, prompt))
         expected = encode_answers(tokenizer, prompt, expected_answers(example, chat))
         return Request(
             example, scoring, prompt, ids, expected_ids=tuple(map(tuple, expected)),
-            max_new_tokens=max_new_tokens(example, chat), stop=None if chat else STOP,
+            max_new_tokens=limit or max_new_tokens(example, chat), stop=stop_of(example, chat),
         )  # fmt: skip
-    pairs = [encode_choice(tokenizer, prompt, choice) for choice in example.choices]
+    pairs = [encode_choice(tokenizer, prompt, choice, chat) for choice in example.choices]
     return Request(example, scoring, prompt, tuple(pairs[0][0]), choice_ids=tuple(tuple(choice) for _, choice in pairs))
 
 
@@ -83,6 +93,14 @@ def request_of(
     return make_request(example, kind, prompt, tokenizer, chat)
 
 
+def prompted(example: Example, tokenizer, prompting: Prompting) -> Request:
+    """The request of an example, asked as a record says."""
+    kind = scoring_of(example, prompting.scoring)
+    chat = prompting.apply_chat_template
+    prompt = build_prompt(example, kind, tokenizer, chat, prompting.tools_in_template, prompting)
+    return make_request(example, kind, prompt, tokenizer, chat, prompting.limit_of(example.dataset))
+
+
 def draw_requests(
     names: str, split: str, num_samples: int | None, tokenizer, prompting: Prompting = DEFAULT
 ) -> list[Request]:
@@ -91,9 +109,8 @@ def draw_requests(
     Raises:
         UserError: if the questions cannot be had, or a chat template is asked for that the tokenizer lacks.
     """
-    chat = prompting.apply_chat_template
-    if chat and not tokenizer.chat_template:
-        raise UserError("--apply_chat_template: the tokenizer has no chat template; leave the flag out")
+    if prompting.apply_chat_template:
+        raise_all(filling_problems(tokenizer, prompting, True, prompting.tools_in_template))
     examples = [example for name in expand_names(names) for example in load_examples(name, split, num_samples, seed=0)]
     if prompting.scoring.startswith("loglikelihood") and any(not example.choices for example in examples):
         without = sorted({example.dataset for example in examples if not example.choices})
@@ -101,9 +118,10 @@ def draw_requests(
             f"{', '.join(without)}: the routers were trained with scoring {prompting.scoring}, which compares choices, "
             "and these questions have none; name data sets with choices"
         )
-    return [
-        request_of(example, prompting.scoring, tokenizer, chat, prompting.tools_in_template) for example in examples
-    ]
+    if tokenizer is not None and prompting.max_new_tokens is None:
+        found = limits_of(names, tokenizer) | dict(prompting.limits)
+        prompting = replace(prompting, limits=tuple(found.items()))
+    return [prompted(example, tokenizer, prompting) for example in examples]
 
 
 class Evaluator:
@@ -118,6 +136,7 @@ class Evaluator:
 
     def __init__(self, model, tokenizer, batch_size: int = 16, score: str | None = None):
         self.model, self.tokenizer, self.batch_size, self.score = model, tokenizer, batch_size, score
+        self.ends = end_ids(model, tokenizer)
 
     @torch.no_grad()
     def verdicts(self, requests: Sequence[Request], routes: Sequence[Route] | None) -> list[Verdict]:
@@ -171,18 +190,20 @@ class Evaluator:
             **PLAIN_GREEDY,
             pad_token_id=pad,
             logits_processor=[watch],
+            eos_token_id=list(self.ends) or None,
             stopping_criteria=[AllStopped(self.tokenizer, [r.stop for r in batch], width)],
         )
         watch.check(self.model.dtype)
         executed = [tuple(route) for route in self.model.last_routes.tolist()]
         results = []
         for request, tokens, route in zip(batch, output[:, width:], executed, strict=True):
-            text = self.tokenizer.decode(
-                tokens[: request.max_new_tokens], skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
-            if request.stop is not None:
-                text = text.split(request.stop)[0]
-            results.append((answer_verdict(text, request.example, self.score), route))
+            whole = tokens[: request.max_new_tokens].tolist()
+            kept = before_end(whole, self.ends)
+            text = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            cut = len(kept) == request.max_new_tokens
+            if request.stop is not None and request.stop in text:
+                text, cut = text.split(request.stop)[0], False
+            results.append((answer_verdict(text, request.example, self.score, cut), route))
         return results
 
     def _loglikelihood(self, batch: list[Request], routes: list[Route] | None) -> list[tuple[Verdict, Route]]:
@@ -216,10 +237,16 @@ class Evaluator:
         return results
 
 
-def answer_verdict(text: str, example: Example, score: str | None = None) -> Verdict:
-    """Verdict of a generated answer; with a score (a key of `SCORES`), what it gives and the answer."""
-    right = CHECKERS[example.checker](text, example)
-    return Verdict(right) if score is None else Verdict(right, score=SCORES[score](text, example), output=text)
+def answer_verdict(text: str, example: Example, score: str | None = None, cut: bool = False) -> Verdict:
+    """Verdict of a generated answer; with a score (a key of `SCORES`), what it gives and the answer.
+
+    Args:
+        cut: whether the limit of new tokens ended it, see `is_right`.
+    """
+    right = is_right(text, example, cut)
+    if score is None:
+        return Verdict(right)
+    return Verdict(right, score=float(right) if score == "accuracy" else SCORES[score](text, example), output=text)
 
 
 def choice_verdict(scores: Sequence[float], request: Request, score: str | None = None) -> Verdict:

@@ -94,6 +94,25 @@ def check_number(text: str, example: Example) -> bool:
     return found is not None and found == as_number(example.answer)
 
 
+MARKED = regex.compile(r"####[\s$*]*")
+
+
+def final_number(text: str) -> Decimal | None:
+    """The number behind the first ####, with which a worked solution of GSM8K ends; where there is none, the last."""
+    mark = MARKED.search(text)
+    if mark:
+        found = NUMBER.match(text, mark.end())
+        return as_number(found.group()) if found else None
+    *_, last = NUMBER.findall(text) or [None]
+    return as_number(last) if last else None
+
+
+def check_solution(text: str, example: Example) -> bool:
+    """Right if a worked solution comes to the number that the answer, a worked solution or a number, comes to."""
+    found = final_number(text)
+    return found is not None and found == final_number(example.answer)
+
+
 def check_boxed(text: str, example: Example) -> bool:
     r"""Right if math-verify finds the last \boxed{} of the text equal to the answer."""
     from math_verify import LatexExtractionConfig, parse, verify
@@ -131,6 +150,7 @@ def check_calls(text: str, example: Example) -> bool:
 CHECKERS: dict[str, Callable[[str, Example], bool]] = {
     "letter": check_letter,
     "number": check_number,
+    "solution": check_solution,
     "boxed": check_boxed,
     "exact": check_exact,
     "regex": check_regex,

@@ -10,7 +10,7 @@ import regex
 
 from routing.common.errors import UserError
 from routing.common.user_files import records
-from routing.tasks.answers import CHECKERS, as_number
+from routing.tasks.answers import CHECKERS, as_number, final_number
 from routing.tasks.examples import Example
 
 WANTED = (
@@ -33,18 +33,27 @@ def parse_local(row, dataset: str) -> Example:
         raise ValueError(f'"answer" must be a text or a number, got {answer!r}')
     if choices:
         return _with_choices(dataset, question, answer, choices)
-    checker = row.get("checker", "exact" if isinstance(answer, str) else "number")
+    checker = row.get("checker", _checker_of(answer))
     if not isinstance(checker, str) or checker not in OPEN_CHECKERS:
         allowed = ", ".join(sorted(OPEN_CHECKERS))
         raise ValueError(f'"checker" must be one of {allowed} for a question without choices, got {checker!r}')
     if checker == "number" and as_number(str(answer)) is None:
         raise ValueError(f'"answer" must be a number for the checker "number", got {answer!r}')
+    if checker == "solution" and final_number(str(answer)) is None:
+        raise ValueError(f'"answer" must be a number, or a worked solution that ends with one, got {answer!r}')
     if checker == "regex":
         try:
             regex.compile(str(answer))
         except regex.error as error:
             raise ValueError(f'"answer" {answer!r} is no regular expression ({error})') from error
     return Example(dataset, question, str(answer), checker=checker)
+
+
+def _checker_of(answer) -> str:
+    """How an answer is checked unless its line says: "#### 12" at the end of a text is GSM8K's way."""
+    if not isinstance(answer, str):
+        return "number"
+    return "solution" if "####" in answer and final_number(answer) is not None else "exact"
 
 
 def _with_choices(dataset: str, question: str, answer, choices) -> Example:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from routing.models.templates import Filling, plain_problems
 from routing.tasks import expand_names
 
 
@@ -18,7 +19,10 @@ def files_without_splits(option: str, names: str) -> list[str]:
 
 
 def template_problems(arguments) -> list[str]:
-    """What is wrong with the options of the chat template."""
+    """What is wrong with the options of the chat template, whatever it is."""
+    given = {name: getattr(arguments, name, "") for name in ("chat_template_args", "system_instruction")}
+    filling = Filling(**given)
+    found = plain_problems(filling, arguments.apply_chat_template)
     if arguments.tools_in_template and not arguments.apply_chat_template:
-        return ["--tools_in_template needs --apply_chat_template, whose template lists the functions; give both"]
-    return []
+        found.append("--tools_in_template needs --apply_chat_template, whose template lists the functions; give both")
+    return found

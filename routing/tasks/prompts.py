@@ -7,6 +7,7 @@ import string
 from collections.abc import Sequence
 
 from routing.common.errors import UserError
+from routing.models.templates import EMPTY, Filling, fill
 from routing.tasks.calls import canonical, expected_calls
 from routing.tasks.examples import Example
 
@@ -28,7 +29,10 @@ FORMS = (
     ),
 )
 # New tokens of greedy decoding, from Dr.LLM: 10 for choices with an instruct model, 2 with a base model, 15 for math.
-MAX_NEW_TOKENS = {"boxed": 15, "number": 4, "exact": 16, "regex": 16, "calls": 384}
+# Where an answer of the data is longer, the limit follows it: `routing.tasks.limits`.
+MAX_NEW_TOKENS = {"boxed": 15, "number": 4, "exact": 16, "regex": 16, "calls": 384, "solution": 256}
+# Data sets whose limit is as published, however long their answers are.
+AS_PUBLISHED = "dart-"
 # The longest list of right calls in the Berkeley data has 338 tokens; where one call is asked for, it has 97 at most.
 SINGLE_CALLS = {"tool_calls": 32, "bfcl_simple": 128, "bfcl_multiple": 128}
 # What is asked for below the functions, by `Example.form`.
@@ -47,8 +51,21 @@ def scoring_of(example: Example, scoring: str) -> str:
     return scoring
 
 
+STOP = "\n"  # text at which an answer ends in the plain form
+
+
+def stop_of(example: Example, chat: bool) -> str | None:
+    """Text at which a generated answer ends; None in the chat form, where a token ends it.
+
+    A worked solution has lines; it ends where the model asks itself the next question.
+    """
+    if chat:
+        return None
+    return FORMS[example.form][0] if example.checker == "solution" else STOP
+
+
 def max_new_tokens(example: Example, chat: bool) -> int:
-    """How many tokens an answer may have."""
+    """How many tokens an answer may have where its data set asks for no more."""
     if example.checker == "letter":
         return 10 if chat else 2
     if example.checker == "calls":
@@ -75,7 +92,14 @@ def prompt_text(example: Example, scoring: str) -> str:
     return f"{asked} {example.question}\n{answered}"
 
 
-def build_prompt(example: Example, scoring: str, tokenizer, chat: bool, tools_in_template: bool = False) -> str:
+def build_prompt(
+    example: Example,
+    scoring: str,
+    tokenizer,
+    chat: bool,
+    tools_in_template: bool = False,
+    filling: Filling = EMPTY,
+) -> str:
     """The whole prompt as text, chat template applied on request.
 
     Args:
@@ -85,6 +109,7 @@ def build_prompt(example: Example, scoring: str, tokenizer, chat: bool, tools_in
         chat: whether it is applied.
         tools_in_template: whether the template lists the functions that may be called, in its own way, and the
             message is the question alone. By default the message lists them, as for stock lm-eval.
+        filling: what fills the template beside the message.
 
     Raises:
         UserError: if the template is to list the functions and does not, or there is none.
@@ -92,21 +117,16 @@ def build_prompt(example: Example, scoring: str, tokenizer, chat: bool, tools_in
     if tools_in_template and not chat:
         raise UserError("tools_in_template: a chat template lists the functions; give --apply_chat_template too")
     if tools_in_template and example.tools:
-        return _with_listed_tools(example, tokenizer)
+        return _with_listed_tools(example, tokenizer, filling)
     text = prompt_text(example, scoring)
-    return _chat_prompt(tokenizer, text) if chat else text
+    return fill(tokenizer, text, filling) if chat else text
 
 
-def _chat_prompt(tokenizer, text: str, tools: list[dict] | None = None) -> str:
-    message = [{"role": "user", "content": text}]
-    return tokenizer.apply_chat_template(message, tools=tools, tokenize=False, add_generation_prompt=True)
-
-
-def _with_listed_tools(example: Example, tokenizer) -> str:
+def _with_listed_tools(example: Example, tokenizer, filling: Filling) -> str:
     """The question alone, in a chat template that lists the functions."""
     tools = [{"type": "function", "function": function} for function in json.loads(example.tools)]
-    prompt = _chat_prompt(tokenizer, example.question, tools)
-    if prompt == _chat_prompt(tokenizer, example.question):
+    prompt = fill(tokenizer, example.question, filling, tools)
+    if prompt == fill(tokenizer, example.question, filling):
         raise UserError(
             "tools_in_template: the chat template of this tokenizer leaves the functions out; without this option the "
             "message lists them"
@@ -121,13 +141,13 @@ def encode(tokenizer, text: str) -> list[int]:
     return tokenizer.encode(text)
 
 
-def encode_choice(tokenizer, prompt: str, choice: str) -> tuple[list[int], list[int]]:
+def encode_choice(tokenizer, prompt: str, choice: str, chat: bool = False) -> tuple[list[int], list[int]]:
     """Ids of the prompt and of the choice behind it, split as lm-eval splits a request.
 
-    Trailing spaces of the prompt go to the choice, which is otherwise joined by one space.
+    Trailing spaces of the prompt go to the choice, which is otherwise joined by one space; in the chat form by none.
     """
     stripped = prompt.rstrip()
-    continuation = (prompt[len(stripped) :] or " ") + choice
+    continuation = (prompt[len(stripped) :] or ("" if chat else " ")) + choice
     context = encode(tokenizer, stripped)
     return context, encode(tokenizer, stripped + continuation)[len(context) :]
 
@@ -143,7 +163,8 @@ def expected_answers(example: Example, chat: bool) -> list[str]:
         calls = canonical(example)
         # A single call often comes without the list around it.
         return [calls, calls[1:-1]] if len(expected_calls(example)) == 1 else [calls]
-    return [] if example.checker == "regex" else [example.answer]
+    # Of an expression the texts are not known, and no model writes a whole solution in the same words.
+    return [] if example.checker in ("regex", "solution") else [example.answer]
 
 
 def encode_answers(tokenizer, prompt: str, answers: Sequence[str]) -> list[list[int]]:

@@ -45,15 +45,21 @@ class TextBatch(NamedTuple):
     prompt_lengths: torch.LongTensor
 
 
-def pack(documents: Iterable[Sequence[int]], length: int, separator: int) -> Sequences:
-    """Documents one behind the other, each ended by the separator, cut into rows of `length`; a rest is left out."""
+def pack(documents: Iterable[Sequence[int]], length: int, separator: int, beginning: tuple[int, ...] = ()) -> Sequences:
+    """Documents one behind the other, each ended by the separator, cut into rows of `length`; a rest is left out.
+
+    Args:
+        beginning: tokens that every row begins with, as every text does that such a model is given.
+    """
     stream = array("i")  # 4 bytes a token, where a list of Python's numbers takes some 40
     for document in documents:
         stream.extend(document)
         stream.append(separator)
-    rows = len(stream) // length
+    own = length - len(beginning)  # tokens of a row that are text
+    rows = len(stream) // own
     ids = torch.empty(0, dtype=torch.int32) if not rows else torch.frombuffer(stream, dtype=torch.int32)
-    return Sequences(ids[: rows * length].view(rows, length).long(), torch.full((rows,), length))
+    first = torch.tensor(beginning, dtype=torch.long).expand(rows, -1)
+    return Sequences(torch.cat([first, ids[: rows * own].view(rows, own).long()], 1), torch.full((rows,), length))
 
 
 def pad(documents: Iterable[Sequence[int]], length: int, padding: int, shortest: int) -> Sequences:
@@ -71,17 +77,24 @@ def tokenized(texts: Sequence[str], tokenizer) -> Iterator[list[int]]:
         yield from tokenizer(texts[start : start + TOGETHER], add_special_tokens=False)["input_ids"]
 
 
+def beginning_of(tokenizer) -> tuple[int, ...]:
+    """What a tokenizer puts in front of every text, as generate() and lm-eval see it: BOS, or nothing."""
+    bos = getattr(tokenizer, "bos_token_id", None)
+    return (bos,) if bos is not None and tokenizer.encode("a")[0] == bos else ()
+
+
 def make_sequences(texts: list[str], tokenizer, length: int, layout: str, prompt_tokens: int) -> Sequences:
-    """Texts as rows of tokens.
+    """Texts as rows of tokens, each begun as the tokenizer begins a text.
 
     Args:
         layout: packed or padded.
         prompt_tokens: documents that have nothing behind so many are left out where they are padded.
     """
     documents = tokenized(texts, tokenizer)
-    end = tokenizer.eos_token_id
+    end, beginning = tokenizer.eos_token_id, beginning_of(tokenizer)
     if layout == "packed":
-        return pack(documents, length, end)
+        return pack(documents, length, end, beginning)
+    documents = ([*beginning, *document] for document in documents)
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
     return pad(documents, length, padding, prompt_tokens + 2)
 

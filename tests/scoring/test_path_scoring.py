@@ -26,7 +26,8 @@ WORDS = (r"\boxed{7}", r"\boxed{12}", r"\boxed{}", "Answer:", "the", "is")
 CHARACTERS = "0123456789ABCDab .,:-\né"
 CHOICES = ("a b", "the 12", "C, é", "9.0 is")
 # What a random model can answer rightly; calls it never writes.
-WRITTEN = sorted(set(CHECKERS) - {"calls"})
+# A solution hardly ever ends within the few tokens of these answers; test_zoo_prompts has ones that do.
+WRITTEN = sorted(set(CHECKERS) - {"calls", "solution"})
 LOGLIKELIHOODS = ("loglikelihood", "loglikelihood_norm", "loglikelihood_bytes")
 
 
@@ -50,7 +51,7 @@ END, NEWLINE, BOX = TOKENIZER.eos_token_id, TOKENIZER.encode("\n")[0], TOKENIZER
 def make_model(family=LLAMA, seed: int = 0):
     """(stock, routed) models that end their answers now and then."""
     stock = stock_model(family, seed, vocab_size=len(TOKENIZER))
-    stock.lm_head.weight.data[[END, NEWLINE, BOX]] *= 1.3
+    stock.lm_head.weight.data[[NEWLINE, BOX]] *= 1.3
     return stock, routed_from(family, stock, vocab_size=len(TOKENIZER))
 
 
@@ -68,7 +69,7 @@ def written(model, request: Request, route) -> str:
     """What the model answers along a route."""
     output = model.generate(
         torch.tensor([request.prompt_ids]), routes=torch.tensor([route]), max_new_tokens=request.max_new_tokens,
-        do_sample=False, pad_token_id=1,
+        do_sample=False, pad_token_id=1, eos_token_id=END,
     )  # fmt: skip
     text = TOKENIZER.decode(output[0, len(request.prompt_ids) :], skip_special_tokens=True)
     return text if request.stop is None else text.split(request.stop)[0]

@@ -263,9 +263,12 @@ def test_documents_of_lm_eval(tokenizer):
 @pytest.mark.parametrize("name", ["tool_calls", "bfcl_simple", "bfcl_multiple", "bfcl_parallel"])
 def test_limits_of_lm_eval_tasks(name):
     task = f"routed_{name}"
-    limits = check_tasks([task]).load(task)["tasks"][task].config.generation_kwargs
+    asked = check_tasks([task]).load(task)["tasks"][task]
     example = load_examples(name, "test", 1, seed=0)[0]
-    assert limits == {"until": ["\n"], "max_gen_toks": max_new_tokens(example, False), "do_sample": False}
+    for chat, until in ((False, ["\n"]), (True, [])):
+        made = asked.construct_requests(asked.dataset["test"][0], "Q", apply_chat_template=chat, metadata=(task, 0, 1))
+        limits = {"until": until, "max_gen_toks": max_new_tokens(example, chat), "do_sample": False}
+        assert made.args == ("Q", limits)
 
 
 def test_tasks_of_lm_eval(tmp_path, tokenizer):

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from zoo import make_tokenizer
 
 from routing.common.errors import UserError
 from routing.text import sequences
@@ -95,6 +96,20 @@ def test_layouts_use_the_tokenizer():
     assert packed.ids.tolist() == [[1, 2, 3], [9, 4, 5]]
     padded = make_sequences(["1 2 3", "4 5"], Tokenizer(), 4, "padded", 1)
     assert padded.ids.tolist() == [[1, 2, 3, 9]] and padded.lengths.tolist() == [3]
+
+
+@pytest.mark.parametrize("layout", ("packed", "padded"))
+def test_rows_begin_as_generate_begins_a_text(layout):
+    """A tokenizer that puts BOS in front of every text does so in training and evaluation on text too, once."""
+    for first in (True, False):
+        tokenizer = make_tokenizer(first=first)
+        rows = make_sequences(["item 1 item 2", "red and blue"], tokenizer, 5, layout, 1)
+        assert len(rows) > 1 and {len(row) for row in rows.ids.tolist()} == {5}
+        assert [row.count(tokenizer.bos_token_id) for row in rows.ids.tolist()] == [int(first)] * len(rows)
+        if layout == "padded":
+            assert rows.ids[0].tolist() == tokenizer.encode("item 1 item 2")[:5]
+        elif first:
+            assert set(rows.ids[:, 0].tolist()) == {tokenizer.bos_token_id}
 
 
 def test_a_batch_drops_columns_of_padding():

@@ -34,6 +34,8 @@ class AdapterArguments(RunArguments):
     num_samples: int = option(5000, "questions of each data set, at most; used are those answered rightly")
     scoring: str = option("auto", "how questions are answered, as in data_generation.py", SCORINGS)
     apply_chat_template: bool = option(False, "wrap prompts in the chat template")
+    chat_template_args: str = option("", "as in data_generation.py: arguments of the chat template, a JSON object")
+    system_instruction: str = option("", "as in data_generation.py: text of a system message")
     tools_in_template: bool = option(False, "as in data_generation.py: let the chat template list the functions")
     tokens_per_example: int = option(64, "tokens of a prompt and its answer whose states are kept, drawn at random")
     adapter_size: int = option(64, "bottleneck of the adapters")

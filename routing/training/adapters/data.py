@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
-from routing.common.errors import UserError
+from routing.common.cli import as_dict
+from routing.common.errors import UserError, raise_all
 from routing.common.files import file_stamps, sha256
 from routing.models.bases import weight_stamps
-from routing.scoring.plain import Request, request_of
+from routing.models.templates import filling_problems, tells_time
+from routing.scoring.plain import Request, prompted
+from routing.scoring.prompting import prompting_in
 from routing.tasks import expand_names, load_examples
 from routing.tasks.examples import held_out, held_out_key
+from routing.tasks.limits import limits_of
 from routing.tasks.problems import files_without_splits
 from routing.training.adapters.arguments import AdapterArguments
 from routing.training.adapters.heal_texts import is_prompt_file, prompt_file, prompt_request
@@ -20,11 +24,18 @@ from routing.training.adapters.states import FORMAT, states_key
 
 def draw(arguments: AdapterArguments, names: str, split: str, count: int, tokenizer) -> list[Request]:
     """Questions of a split, ready for the model."""
-    if arguments.apply_chat_template and not tokenizer.chat_template:
-        raise UserError("--apply_chat_template: the tokenizer has no chat template; leave the flag out")
+    prompting = prompting_in(as_dict(arguments))
+    raise_all(filling_problems(tokenizer, prompting, arguments.apply_chat_template, arguments.tools_in_template))
+    if arguments.apply_chat_template and tells_time(tokenizer, prompting):
+        raise UserError(
+            "--apply_chat_template: the chat template tells the time, so that a run could not be resumed with the same "
+            'prompts. Give a fixed one by --chat_template_args, such as \'{"date_string": "26 Jul 2024"}\', if the '
+            "template knows it, or leave the flag out."
+        )
     examples = load_examples(names, split, count, arguments.seed)
-    settings = (arguments.scoring, tokenizer, arguments.apply_chat_template, arguments.tools_in_template)
-    return [request_of(example, *settings) for example in examples]
+    limits = limits_of(names, tokenizer)
+    prompting = replace(prompting, limits=tuple(limits.items()))
+    return [prompted(example, tokenizer, prompting) for example in examples]
 
 
 def draw_prompts(arguments: AdapterArguments, tokenizer) -> list[Request]:

@@ -15,8 +15,8 @@ from torch.utils.data import Dataset
 from routing.common.devices import is_first_process
 from routing.common.errors import UserError, raise_all
 from routing.labels.reading import LABELS, read_header, read_labels
-from routing.labels.records import example_of
-from routing.scoring.plain import make_request
+from routing.labels.records import example_of, labelled
+from routing.scoring.prompting import prompting_of
 from routing.tasks.examples import held_out, held_out_key
 from routing.training.preferences.arguments import PreferenceArguments
 from routing.training.preferences.pairs import best_of, pairs_of, read_pairs, write_pairs
@@ -24,7 +24,8 @@ from routing.training.routers.data import foreign_labels
 from train_models.query_text import query_text
 
 # Arguments that folders must have in common, so that what they tried for a question can be taken together.
-ALIKE = ("score", "scoring", "apply_chat_template", "tools_in_template", "dtype")
+ALIKE = ("score", "scoring", "apply_chat_template", "tools_in_template", "chat_template_args", "system_instruction")
+ALIKE += ("max_new_tokens", "dtype")
 
 
 @dataclass
@@ -111,7 +112,7 @@ def explored(arguments: PreferenceArguments, config, tokenizer) -> Iterator[tupl
     merged: dict[str, tuple[dict, str, bool]] = {}
     prompts: dict[str, str] = {}
     for folder, header in zip(folders, headers, strict=True):
-        chat = header["arguments"]["apply_chat_template"]
+        prompting = prompting_of(header)
         for record in read_labels(folder):
             if any("score" not in tried for tried in record["tried"]):
                 raise UserError(
@@ -126,7 +127,7 @@ def explored(arguments: PreferenceArguments, config, tokenizer) -> Iterator[tupl
                     "cannot be compared. Explore both with the same version, or give one of them."
                 )
             if key not in merged:
-                request = make_request(example, record["scoring"], record["prompt"], tokenizer, chat)
+                request = labelled(record, tokenizer, prompting)
                 own = {"id": record["id"], "dataset": record["dataset"], "tried": []}
                 merged[key] = (
                     own,

@@ -14,9 +14,10 @@ from transformers import PreTrainedConfig
 from routing.common.devices import is_first_process
 from routing.common.errors import UserError, raise_all
 from routing.labels.reading import read_header, read_labels
-from routing.labels.records import example_of
+from routing.labels.records import example_of, labelled
 from routing.scoring.context import Fitting
-from routing.scoring.plain import Request, make_request
+from routing.scoring.plain import Request
+from routing.scoring.prompting import prompting_of
 from routing.tasks.examples import held_out, held_out_key, question_hash
 from routing.training.features import RouterExample
 from routing.training.routers.arguments import TrainArguments
@@ -73,8 +74,7 @@ def load_training_data(arguments: TrainArguments, config: PreTrainedConfig, toke
         if record["dataset"] not in data.datasets:
             data.datasets.append(record["dataset"])
         kept_aside = held_out(held_out_key(example), arguments.eval_fraction)
-        chat = header["arguments"]["apply_chat_template"]
-        request = make_request(example, record["scoring"], record["prompt"], tokenizer, chat)
+        request = labelled(record, tokenizer, prompting_of(header))
         if not fits(request):
             left_out["longer than the model's context"] += 1
             continue

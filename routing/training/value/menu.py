@@ -10,10 +10,11 @@ import torch
 
 from routing.common.devices import DTYPES, pick_device
 from routing.common.errors import UserError
-from routing.labels.records import example_of
+from routing.labels.records import labelled
 from routing.labels.table import Table, read_table
 from routing.models.bases import load_base, weight_stamps
-from routing.scoring.plain import Request, make_request
+from routing.scoring.plain import Request
+from routing.scoring.prompting import prompting_of
 from routing.search.routes import RUN, Route
 from routing.tasks.examples import held_out_key
 from routing.training.value.arguments import ValueArguments
@@ -33,8 +34,7 @@ def requests_of(table: Table, tokenizer) -> list[Request]:
     """The questions of a table, ready for the model."""
     found = []
     for record, origin in zip(table.records, table.origins, strict=True):
-        chat = table.headers[origin]["arguments"]["apply_chat_template"]
-        found.append(make_request(example_of(record), record["scoring"], record["prompt"], tokenizer, chat))
+        found.append(labelled(record, tokenizer, prompting_of(table.headers[origin])))
     return found
 
 

@@ -32,10 +32,10 @@ from transformers import EvalPrediction, Trainer
 from routing.common.devices import DTYPES, is_first_process, pick_device
 from routing.common.errors import UserError
 from routing.labels.reading import read_header, read_labels
-from routing.labels.records import example_of
+from routing.labels.records import example_of, labelled
 from routing.models.bases import load_base, weight_stamps
 from routing.models.checkpoint import adapter_fields, adapter_hashes, load_adapters
-from routing.scoring.plain import make_request
+from routing.scoring.prompting import prompting_of
 from routing.search.routes import to_route
 from routing.tasks.examples import held_out, held_out_key
 from routing.training.features import CachedFeatures, RouterExample, cache_features, fingerprint, read_batch
@@ -85,10 +85,10 @@ def load_tried(arguments: ValueArguments, depth: int, tokenizer) -> TriedPaths:
     """
     data, seen = TriedPaths(), set()
     for folder in arguments.data_folders():
-        chat = read_header(folder)["arguments"]["apply_chat_template"]
+        prompting = prompting_of(read_header(folder))
         for record, tried in drawn_entries(folder, arguments.tried_per_question, arguments.seed):
             example = example_of(record)
-            prompt = make_request(example, record["scoring"], record["prompt"], tokenizer, chat).prompt_ids
+            prompt = labelled(record, tokenizer, prompting).prompt_ids
             indices = data.held_out if held_out(held_out_key(example), arguments.eval_fraction) else data.train
             if record["dataset"] not in data.datasets:
                 data.datasets.append(record["dataset"])
