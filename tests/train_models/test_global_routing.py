@@ -201,6 +201,16 @@ def test_a_route_is_kept_while_decoding_and_reads_the_prompt_alone():
     assert torch.equal(model.last_routes, prompts[:1])
 
 
+@pytest.mark.parametrize("kind", ("embedding", "prefix"))
+@torch.no_grad()
+def test_a_row_without_a_prompt_runs_all_layers(kind):
+    """Its router would read nothing: with this bias it skips all that it may."""
+    model = global_model(LLAMA, kind, route_bias=-1e4)
+    ids, mask = torch.stack(random_rows((6, 6), seed=2)), torch.tensor([[1] * 6, [0] * 6])
+    routes = model(ids, attention_mask=mask, use_cache=False).routes
+    assert routes.tolist() == [[1] * KEPT + [0] * ROUTABLE, [1] * LAYERS]
+
+
 @torch.no_grad()
 def test_router_inputs_are_those_of_the_docstring():
     model = global_model(LLAMA, "prefix")

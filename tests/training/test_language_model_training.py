@@ -142,6 +142,12 @@ def test_the_checkpoint_is_chosen_by_the_loss_of_the_language_model(place, monke
     assert all(torch.equal(best[name], tensor) for name, tensor in kept.items())
 
 
+@pytest.mark.parametrize(("asked", "used"), [(100, 6), (4, 4), (0, 0)])
+def test_warming_up_takes_a_tenth_of_all_updates_at_most(place, tmp_path, asked, used):
+    arguments = parse(LanguageModelArguments, words(place, "warm", "--max_steps=60", f"--warmup_steps={asked}"))
+    assert training.training_arguments(arguments, 1e-2, tmp_path, 12, 1).warmup_steps == used
+
+
 def test_noise_is_drawn_in_training_and_the_router_learns(place, trained, monkeypatch):
     """Without noise alone a run ends elsewhere; where nothing but the text can move the router, it moves."""
 

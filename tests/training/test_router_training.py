@@ -23,6 +23,7 @@ from conftest import LAYERS, LLAMA, routed_from, save_tiny_base, stock_model
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils.data import default_collate
 from transformers import AutoTokenizer
 
 from routing.common.errors import UserError
@@ -38,7 +39,7 @@ from routing.training.features import (
     shard_path,
 )
 from routing.training.routers.arguments import TrainArguments
-from routing.training.routers.trainer import IGNORED, RouterStack
+from routing.training.routers.trainer import IGNORED, RouterStack, train_routers, training_arguments
 from train_models.routers import RouterBlock
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,6 +105,30 @@ def test_shares_of_a_batch_add_up_to_its_loss():
     assert sum(shares).item() == pytest.approx(loss.item(), abs=1e-6) and shares[2].item() == 0
     for name, parameter in stack.named_parameters():
         torch.testing.assert_close(parameter.grad, wanted[name])
+
+
+def test_the_routers_of_the_best_evaluation_are_kept_not_the_last(tmp_path):
+    routers, _ = make_stack()
+    rows = [dict(zip(row, values)) for row in [make_batch(8)] for values in zip(*row.values())]
+    settings = {"num_epochs": 3, "num_evaluations": 3, "batch_size": 8, "learning_rate": 1e-2, "device": "cpu"}
+    accuracies, seen = iter([0.2, 0.9, 0.1]), []
+
+    def execute() -> dict[str, float]:
+        seen.append({name: tensor.clone() for name, tensor in routers.state_dict().items()})
+        return {"executed_accuracy": next(accuracies), "executed_examples": 8}
+
+    arguments = TrainArguments(run_name="r", **settings)
+    trainer = train_routers(arguments, routers, torch.ones(3), rows, rows, default_collate, execute, tmp_path)
+    assert trainer.state.best_global_step == 2
+    for name, tensor in routers.state_dict().items():
+        assert torch.equal(tensor, seen[1][name]) and not torch.equal(tensor, seen[2][name])
+
+
+@pytest.mark.parametrize(("asked", "examples", "used"), [(500, 160, 10), (7, 160, 7), (0, 160, 0), (500, 16, 1)])
+def test_warming_up_takes_a_tenth_of_all_steps_at_most(tmp_path, asked, examples, used):
+    """10 batches an epoch, 10 epochs."""
+    arguments = TrainArguments(run_name="r", batch_size=16, num_epochs=10, warmup_steps=asked, device="cpu")
+    assert training_arguments(arguments, tmp_path, examples).warmup_steps == used
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from conftest import LAYERS, LLAMA, assert_near, padded, random_rows, routed_fro
 from sklearn.linear_model import Ridge as SklearnRidge
 from sklearn.metrics import log_loss, roc_auc_score
 from torch import nn
+from torch.utils.data import default_collate
 
 from routing.commands import train
 from routing.common.cli import parse
@@ -28,12 +29,21 @@ from routing.scoring.plain import request_of
 from routing.search.results import SearchResult, Verdict
 from routing.tasks.examples import Example, held_out_key
 from routing.training.features import RouterExample, router_inputs
+from routing.training.value import per_layer
 from routing.training.value.arguments import ValueArguments
 from routing.training.value.crossfit import chosen_setting, crossfit, explained, fold_of, from_parts, to_parts
 from routing.training.value.estimators import Mlp, Ridge
 from routing.training.value.frontier import chosen_paths, frontier, standard_errors, static_reward
 from routing.training.value.menu import auto_reads, shared_layers
-from routing.training.value.per_layer import NEVER, ValueStack, rule_out, value_logits, verdict_metrics
+from routing.training.value.per_layer import (
+    NEVER,
+    ValueStack,
+    load_tried,
+    rule_out,
+    train_stack,
+    value_logits,
+    verdict_metrics,
+)
 from routing.training.value.prompts import prompt_inputs
 from routing.training.value.ridge import ridge, standard
 from train_models.routed_model import small_parts
@@ -284,6 +294,25 @@ def test_the_additive_model_learns_which_layer_can_go():
     assert logits[..., 2].max() < NEVER / 2
 
 
+def test_the_values_of_the_best_epoch_are_kept_not_the_last(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    stack = ValueStack(nn.ModuleList(RouterBlock(10, 8) for _ in range(3)), 0.5)
+    rows = [dict(zip(row, values)) for row in [value_batch(8)] for values in zip(*row.values())]
+    losses, seen = iter([0.6, 0.1, 0.9]), []
+
+    def measure(*_) -> dict[str, float]:
+        seen.append({name: tensor.clone() for name, tensor in stack.state_dict().items()})
+        return {"log_loss": next(losses)}
+
+    monkeypatch.setattr(per_layer, "verdict_metrics", measure)
+    monkeypatch.setattr(per_layer, "read_batch", default_collate)
+    arguments = ValueArguments(run_name="r", num_epochs=3, batch_size=8, learning_rate=1e-2, device="cpu")
+    trainer = train_stack(arguments, stack, (rows, rows), 0.5, tmp_path)
+    assert trainer.state.best_global_step == 2
+    assert all(torch.equal(tensor, seen[1][name]) for name, tensor in stack.state_dict().items())
+    assert not torch.equal(stack.down, seen[2]["down"])
+
+
 def test_metrics_of_verdicts_are_the_library_ones():
     rng = np.random.default_rng(0)
     logits = rng.normal(size=200).round(1)  # with ties
@@ -434,6 +463,17 @@ def test_routers_of_layers_learn_from_all_verdicts(tmp_path, base, monkeypatch, 
     assert "what each choice adds to the logit" in (folder / "README.md").read_text()
     assert "tried paths to train on" in capsys.readouterr().err
     write_model_card(folder)
+
+
+def test_a_path_that_several_folders_tried_for_a_question_counts_once(tmp_path, base):
+    first, few = (write_labels(tmp_path / name, base, dense=False, few=few) for name, few in (("a", 30), ("b", 20)))
+    tokenizer = load_tokenizer(str(base))
+
+    def loaded(data: str):
+        return load_tried(ValueArguments(run_name="r", data=data, eval_fraction=0.4), LAYERS, tokenizer)
+
+    alone, both = loaded(str(first)), loaded(f"{first},{few}")
+    assert len(alone.examples) == 30 * len(MENU) and vars(both) == vars(alone)
 
 
 def test_bad_input_is_refused_before_a_model_is_loaded(tmp_path, base, monkeypatch):
