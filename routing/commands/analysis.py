@@ -32,8 +32,8 @@ from routing.common.run_info import made_with
 from routing.common.statistics import pearson
 from routing.evaluation.text_controls import bootstrap
 from routing.models.checkpoint import check_checkpoint, load_checkpoint, training_record
-from routing.text.corpora import corpus_problems, passages
-from routing.text.sequences import TextBatch, make_sequences
+from routing.tasks.corpora import corpus_problems, passages
+from routing.tasks.sequences import TextBatch, make_sequences
 from routing.training.end_to_end.validation import batches_of
 
 ROUTERS = ("embedding", "prefix", "prefix_token", "random_token")

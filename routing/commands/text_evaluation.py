@@ -40,8 +40,8 @@ from routing.evaluation.text_controls import (
 from routing.models.bases import load_base
 from routing.models.checkpoint import check_checkpoint, load_checkpoint, training_record
 from routing.report.card import TEXT_RESULTS, read_results, write_model_card
-from routing.text.corpora import passages
-from routing.text.sequences import Sequences, make_sequences
+from routing.tasks.corpora import passages
+from routing.tasks.sequences import Sequences, make_sequences
 from routing.training.end_to_end.static import costs_of_layers, static_route
 from routing.training.end_to_end.threshold import router_logits, threshold_bias
 from routing.training.end_to_end.validation import Measured, batches_of, validate

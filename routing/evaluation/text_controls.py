@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from routing.models.config_fields import config_with
-from routing.text.sequences import TextBatch
+from routing.tasks.sequences import TextBatch
 from routing.training.end_to_end.static import same_routes
 from routing.training.end_to_end.validation import Measured, measure
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from routing.objectives.losses import cross_entropy, distillation
-from routing.text.sequences import TextBatch
+from routing.tasks.sequences import TextBatch
 
 
 @dataclass

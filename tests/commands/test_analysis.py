@@ -19,7 +19,7 @@ from routing.common.errors import UserError
 from routing.common.statistics import pearson, t_interval
 from routing.models.checkpoint import save_checkpoint
 from routing.models.families import load_tokenizer
-from routing.text.sequences import Sequences
+from routing.tasks.sequences import Sequences
 from routing.training.end_to_end.validation import batches_of
 from train_models.modeling_llama import RoutedLlamaForCausalLM
 

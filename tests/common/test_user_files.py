@@ -17,7 +17,7 @@ from routing.common.user_files import read_json, records, text_lines
 from routing.labels.reading import FORMAT, HEADER, LABELS, read_header, read_labels
 from routing.search.menu import read_routes
 from routing.tasks import load_examples, name_of_file, unknown_names
-from routing.text.corpora import corpus_problems, passages
+from routing.tasks.corpora import corpus_problems, passages
 from routing.training.adapters.heal_texts import is_prompt_file, prompt_file
 from routing.training.language_model.configurations import read_fields
 

@@ -13,7 +13,7 @@ from routing.common.errors import UserError
 from routing.objectives import losses, reinforce, stochastic_depth
 from routing.objectives.gumbel import gumbel_gates, logistic_noise, straight_through
 from routing.objectives.table import END_TO_END
-from routing.text.sequences import text_batch
+from routing.tasks.sequences import text_batch
 from routing.training.end_to_end.arguments import EndToEndArguments
 from routing.training.end_to_end.lora import add_lora, lora_config, lora_off, lora_state, merge_lora
 from routing.training.end_to_end.training import EndToEnd

@@ -34,8 +34,8 @@ from routing.evaluation.text_controls import bootstrap, difference
 from routing.models.checkpoint import load_checkpoint
 from routing.models.config_fields import config_with
 from routing.objectives.table import END_TO_END
-from routing.text.corpora import passages
-from routing.text.sequences import Sequences, make_sequences
+from routing.tasks.corpora import passages
+from routing.tasks.sequences import Sequences, make_sequences
 from routing.training.end_to_end import run as run_module
 from routing.training.end_to_end.alarms import alarms, entropy
 from routing.training.end_to_end.arguments import EndToEndArguments

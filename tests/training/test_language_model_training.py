@@ -27,8 +27,8 @@ from routing.common.cli import parse
 from routing.common.errors import UserError
 from routing.models.checkpoint import check_checkpoint
 from routing.report.card import is_ours
-from routing.text.corpora import passages
-from routing.text.sequences import make_sequences
+from routing.tasks.corpora import passages
+from routing.tasks.sequences import make_sequences
 from routing.training.end_to_end.validation import batches_of
 from routing.training.language_model import run as one_run
 from routing.training.language_model import training

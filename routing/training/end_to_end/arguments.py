@@ -13,8 +13,8 @@ from routing.models.default_model import DEFAULT_MODEL
 from routing.models.problems import adapter_problems, model_problems
 from routing.objectives.end_to_end import Objective
 from routing.objectives.table import END_TO_END
-from routing.text.corpora import corpus_problems
-from routing.text.sequences import LAYOUTS
+from routing.tasks.corpora import corpus_problems
+from routing.tasks.sequences import LAYOUTS
 from routing.training.run_arguments import RunArguments
 from train_models.configuration_routing import ROUTERS
 from train_models.global_routers import LEARNED, TOKEN_ROUTERS

@@ -19,8 +19,8 @@ from routing.models.bases import load_base
 from routing.models.checkpoint import adapter_fields, load_adapters, save_checkpoint
 from routing.models.families import load_base_config, load_tokenizer
 from routing.search.routes import Route, to_route
-from routing.text.corpora import passages
-from routing.text.sequences import Sequences, make_sequences
+from routing.tasks.corpora import passages
+from routing.tasks.sequences import Sequences, make_sequences
 from routing.training.end_to_end.arguments import EndToEndArguments
 from routing.training.end_to_end.lora import add_lora, lora_config, lora_state, merge_lora
 from routing.training.end_to_end.static import costs_of_layers, static_route

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from tqdm import tqdm
 
-from routing.text.sequences import TextBatch
+from routing.tasks.sequences import TextBatch
 from routing.training.end_to_end.validation import validate
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from routing.text.sequences import TextBatch
+from routing.tasks.sequences import TextBatch
 
 
 @torch.no_grad()

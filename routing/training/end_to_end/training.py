@@ -16,7 +16,7 @@ from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from routing.objectives.end_to_end import TrainingStep
-from routing.text.sequences import Sequences, TextBatch, text_batch
+from routing.tasks.sequences import Sequences, TextBatch, text_batch
 from routing.training.end_to_end.alarms import alarms
 from routing.training.end_to_end.arguments import EndToEndArguments
 from routing.training.end_to_end.lora import lora_off

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from routing.text.sequences import Sequences, TextBatch, text_batch
+from routing.tasks.sequences import Sequences, TextBatch, text_batch
 
 
 @dataclass

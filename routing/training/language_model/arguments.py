@@ -11,8 +11,8 @@ from routing.common.cli import below, checkpoint_problems, option, outside
 from routing.common.errors import UserError
 from routing.models.default_model import DEFAULT_MODEL
 from routing.models.problems import model_problems
-from routing.text.corpora import corpus_problems
-from routing.text.sequences import LAYOUTS
+from routing.tasks.corpora import corpus_problems
+from routing.tasks.sequences import LAYOUTS
 from routing.training.language_model.configurations import PATTERNS, SUFFIXES, field_problems, pattern_of, read_fields
 from routing.training.run_arguments import RunArguments
 

@@ -12,7 +12,7 @@ from routing.common.errors import UserError
 from routing.common.files import write_json
 from routing.models.checkpoint import put_in_place
 from routing.models.families import load_tokenizer
-from routing.text.sequences import Sequences
+from routing.tasks.sequences import Sequences
 from routing.training.end_to_end.run import hash_of, rows_of
 from routing.training.end_to_end.validation import batches_of
 from routing.training.language_model.arguments import LanguageModelArguments

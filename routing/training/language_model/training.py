@@ -17,7 +17,7 @@ from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from routing.objectives.hybrid import balance_loss, gumbel_noise, mechanism_gates, temperature_at
-from routing.text.sequences import Sequences, TextBatch
+from routing.tasks.sequences import Sequences, TextBatch
 from routing.training.end_to_end.training import OwnNoise, TextRows, collator, peak_memory
 from routing.training.language_model.alarms import alarms
 from routing.training.language_model.arguments import LanguageModelArguments

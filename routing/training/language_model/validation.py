@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from routing.objectives.hybrid import balance_loss, routing_entropy
-from routing.text.sequences import TextBatch
+from routing.tasks.sequences import TextBatch
 from routing.training.end_to_end.alarms import entropy
 
 

@@ -9,9 +9,9 @@ import torch
 from zoo import make_tokenizer
 
 from routing.common.errors import UserError
-from routing.text import sequences
-from routing.text.corpora import PARTS, corpus_problems, part_of, passages
-from routing.text.sequences import make_sequences, pack, pad, text_batch
+from routing.tasks import sequences
+from routing.tasks.corpora import PARTS, corpus_problems, part_of, passages
+from routing.tasks.sequences import make_sequences, pack, pad, text_batch
 
 LONG = "word " * 30
 

@@ -1,1 +1,0 @@
-"""Plain text as training data: corpora by name, cut into sequences of tokens."""
