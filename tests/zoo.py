@@ -496,14 +496,14 @@ def hub_two_commits(folder):
     return put_into_hub(folder, "zoo/two-commits")
 
 
-@animal("llama", "a hub id of which the offline cache holds the config alone", refused="zoo/config-alone")
+@animal("llama", "a hub id of which the offline cache holds the config alone", refused="hf download zoo/config-alone")
 def hub_config_alone(folder):
     save(folder)
     others = [path.name for path in folder.iterdir() if path.name != "config.json"]
     return put_into_hub(folder, "zoo/config-alone", leave_out=others)
 
 
-@animal("llama", "a hub id that the offline cache does not hold", refused="zoo/nowhere")
+@animal("llama", "a hub id that the offline cache does not hold", refused="hf download zoo/nowhere")
 def hub_not_cached(folder):
     return "zoo/nowhere"
 

@@ -182,7 +182,7 @@ def promise(arguments: argparse.Namespace) -> None:
     grid = arguments.grid or (PRICES if swept_field(config) == "cost" else None)
     if grid is None:
         split = "validation" if arguments.split != "validation" else "test"  # Other questions; only prompts are read.
-        others = draw_requests(arguments.dataset, split, SAMPLES, tokenizer, prompting)
+        others = fitting(draw_requests(arguments.dataset, split, SAMPLES, tokenizer, prompting), model.config)
         prompts = [request.prompt_ids for request in others]
         grid = biases(model, tokenizer, prompts, arguments.batch_size, arguments.tolerance)
     grid = sorted(set(grid), reverse=swept_field(config) == "route_bias")

@@ -35,6 +35,7 @@ from routing.common.tables import print_table
 from routing.evaluation.budget import decided_routes, find_bias, mean_layers
 from routing.models.checkpoint import load_checkpoint, training_record
 from routing.report.plots import plot_frontier
+from routing.scoring.context import fitting
 from routing.scoring.controls import first_routed_layer, random_like, static_routes
 from routing.scoring.packed import PathEvaluator
 from routing.scoring.plain import Evaluator, Request, draw_requests
@@ -179,7 +180,7 @@ def main() -> None:
     )
     prompting = asked(trained_prompting(training_record(Path(arguments.checkpoint))), arguments)
     tuning, test = (
-        draw_requests(arguments.dataset, split, arguments.num_samples, tokenizer, prompting)
+        fitting(draw_requests(arguments.dataset, split, arguments.num_samples, tokenizer, prompting), model.config)
         for split in ("validation", "test")
     )
     biases = {"routed, as saved": model.config.route_bias}

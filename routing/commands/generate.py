@@ -31,7 +31,7 @@ from routing.models.bases import load_base
 from routing.models.checkpoint import adapter_hashes, load_adapted
 from routing.models.families import load_base_config, load_tokenizer
 from routing.models.templates import canonical_arguments, filling_problems, now, tells_time, thought_warning
-from routing.scoring.context import Fitting
+from routing.scoring.context import Fitting, fitting
 from routing.scoring.packed import PathEvaluator
 from routing.scoring.plain import Request, prompted
 from routing.scoring.prompting import Prompting, prompting_in, prompting_of
@@ -200,12 +200,14 @@ def score_of_answers(arguments: DataGenerationArguments) -> str | None:
     return None if plain else arguments.score
 
 
-def menu_field(arguments: DataGenerationArguments, header: dict, model: Callable, tokenizer, make) -> dict:
+def menu_field(arguments: DataGenerationArguments, header: dict, model: Callable, tokenizer, make, config) -> dict:
     """The menu as a field of the header; `model` loads the model."""
     asked = MenuQuestions(
         model,
         tokenizer,
-        lambda split: [make(e) for e in load_examples(arguments.dataset, split, arguments.menu_samples, seed=0)],
+        lambda split: fitting(
+            map(make, load_examples(arguments.dataset, split, arguments.menu_samples, seed=0)), config
+        ),
         Path(arguments.output_dir) / MENU_PARTS,
         arguments.batch_size,
         score_of_answers(arguments),
@@ -248,7 +250,9 @@ def main() -> None:
         nonlocal prompting
         fields = settled_prompting(prompting, arguments.dataset, tokenizer)
         prompting = prompting_of(header | fields)
-        return fields | (menu_field(arguments, header, model, tokenizer, make) if arguments.search == "menu" else {})
+        return fields | (
+            menu_field(arguments, header, model, tokenizer, make, config) if arguments.search == "menu" else {}
+        )
 
     path, header = Path(arguments.output_dir), make_header(arguments, config)
     folder = LabelFolder(

@@ -20,12 +20,13 @@ from routing.common.run_info import git_commit, versions
 from routing.labels.polar import LEVEL_DATASET, dataset_of, read_samples
 from routing.labels.reading import FORMAT, HEADER, LABELS, read_header
 from routing.labels.records import label_line
+from routing.scoring.context import Fitting
 from routing.scoring.plain import Request
 from routing.search.results import SearchResult, Verdict
 from routing.search.routes import REPEAT, Route, full_route, to_route
 from routing.tasks.examples import Example, question_hash, split_of
 from routing.tasks.local import parse_local
-from routing.tasks.prompts import build_prompt
+from routing.tasks.prompts import build_prompt, encode, max_new_tokens
 
 
 @dataclass
@@ -146,8 +147,9 @@ def _initial_score(sample: dict) -> bool | None:
 class _Importer:
     """Turns samples into label lines, file by file, and counts what it leaves out."""
 
-    def __init__(self, settings: ImportSettings, depth: int, tokenizer):
-        self.settings, self.depth, self.tokenizer = settings, depth, tokenizer
+    def __init__(self, settings: ImportSettings, config, tokenizer):
+        self.settings, self.depth, self.tokenizer = settings, config.num_hidden_layers, tokenizer
+        self.fits = Fitting(config)
         self.seen: set[bytes] = set()
         self.deepest = -1
 
@@ -189,9 +191,14 @@ class _Importer:
             return None
         self.seen.add(key)
         prompt = build_prompt(example, "generate", self.tokenizer, settings.apply_chat_template)
+        limit = max_new_tokens(example, settings.apply_chat_template)
+        request = Request(example, "generate", prompt, tuple(encode(self.tokenizer, prompt)), max_new_tokens=limit)
+        if not self.fits(request):
+            counts.left_out[f"longer than the {self.fits.context} tokens that the model takes"] += 1
+            return None
         ordered = {full: verdicts[full]} | verdicts
         result = SearchResult({route: Verdict(right) for route, right in ordered.items()})
-        return label_line(Request(example, "generate", prompt, prompt_ids=()), result)
+        return label_line(request, result)
 
     def _verdicts(self, listed: Iterable[tuple[bool, object]], counts: FileCounts) -> dict[Route, bool]:
         """Verdicts of the routes among the listed paths, in their order."""
@@ -249,7 +256,7 @@ def import_polar(
             folder is as it was.
     """
     depth = config.num_hidden_layers
-    importer = _Importer(settings, depth, tokenizer)
+    importer = _Importer(settings, config, tokenizer)
     counts = {file: FileCounts() for file in files}
     check_output(folder)
     with only_run(folder), streamed(folder / LABELS) as labels:

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from routing.common.errors import UserError
 from routing.common.files import file_stamps
-from routing.models.families import base_file, commit_of, load_base_config, locate_model, routed_class
+from routing.models.families import base_file, commit_of, load_base_config, locate_model, routed_class, to_make_whole
 from train_models.routed_model import lacking_weights
 
 
@@ -55,8 +55,17 @@ def _place(name: str, commit: str | None) -> dict[str, str]:
 def _loaded(name: str, load):
     try:
         return load().eval()
-    except (OSError, ValueError) as error:
+    except (OSError, SafetensorError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"the model {name!r} cannot be loaded: {reason}. {to_make_whole(name)}") from error
+    except ValueError as error:
         raise UserError(f"the model {name!r} cannot be loaded: {error}") from error
+    except RuntimeError as error:
+        if "PytorchStreamReader" not in str(error):
+            raise
+        raise UserError(
+            f"the model {name!r} cannot be loaded: a torch file is damaged. {to_make_whole(name)}"
+        ) from error
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -46,6 +46,19 @@ def base_file(name: str, file: str, revision: str | None = None) -> Path | None:
     return None if found is None else Path(found)
 
 
+def to_make_whole(name: str) -> str:
+    """What to do about a base of which files are missing or damaged."""
+    if Path(locate_model(name)).exists():
+        return (
+            "Save or download the model into the folder again, with the files of its config (config.json), its "
+            "tokenizer (tokenizer.json, tokenizer_config.json) and its weights (model.safetensors)."
+        )
+    return (
+        f"Where the hub can be reached, `hf download {name}` completes what the cache has of it; without it give a "
+        f"local folder, or {DEFAULT_MODEL!r}, which comes from the package index."
+    )
+
+
 def check_no_lora(name: str, revision: str | None = None) -> None:
     """Refuse a LoRA, with or without its base: some calls of transformers would load it along, others would not.
 
@@ -83,15 +96,9 @@ def load_base_config(name: str, revision: str | None = None) -> PreTrainedConfig
         config = AutoConfig.from_pretrained(place, revision=commit)
         config._commit_hash = commit
     except (OSError, ValueError) as error:
-        offline = (
-            ""
-            if Path(place).exists()
-            else (
-                f" Is it spelled right and can this machine reach the hub? Without hub access give a local folder, "
-                f"or {DEFAULT_MODEL!r}, which comes from the package index."
-            )
-        )
-        raise UserError(f"the model {name!r} cannot be loaded: {str(error).splitlines()[0]}{offline}") from error
+        spelled = "" if Path(place).exists() else "Is it spelled right? "
+        reason = str(error).splitlines()[0]
+        raise UserError(f"the model {name!r} cannot be loaded: {reason} {spelled}{to_make_whole(name)}") from error
     supported = ", ".join(FAMILIES)
     if config.model_type.startswith("routed_"):
         raise UserError(
@@ -129,13 +136,16 @@ def load_tokenizer(name: str, revision: str | None = None):
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
     except (OSError, ValueError, ImportError) as error:
-        reason = str(error).splitlines()[0]
-        missing = importlib.util.find_spec("sentencepiece") is None
-        if missing and base_file(name, "tokenizer.json") is None and base_file(name, "tokenizer.model") is not None:
-            reason = (
-                "it has a tokenizer.model and no tokenizer.json, and the package that reads it is not installed. "
-                "Install it: pip install sentencepiece"
-            )
+        reason = f"{str(error).splitlines()[0].rstrip(' .:')}. {to_make_whole(name)}"
+        if base_file(name, "tokenizer.json", revision) is None:
+            pieces = base_file(name, "tokenizer.model", revision) is not None
+            if pieces and importlib.util.find_spec("sentencepiece") is None:
+                reason = (
+                    "it has a tokenizer.model and no tokenizer.json, and the package that reads it is not installed. "
+                    "Install it: pip install sentencepiece"
+                )
+            elif not pieces:  # transformers lists all the classes that it could not make.
+                reason = f"there is no tokenizer.json. {to_make_whole(name)}"
         raise UserError(f"the tokenizer of the model {name!r} cannot be loaded: {reason}") from error
     rows = vocabulary_rows(name, revision)
     if tokenizer.pad_token_id is not None and rows is not None and tokenizer.pad_token_id >= rows:

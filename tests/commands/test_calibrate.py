@@ -15,6 +15,7 @@ from routing.commands import calibrate, frontier
 from routing.common.errors import UserError
 from routing.evaluation.budget import decided_routes, mean_layers
 from routing.models.checkpoint import load_checkpoint
+from routing.scoring.context import needed_tokens
 from routing.scoring.controls import random_like
 from routing.scoring.plain import draw_requests
 
@@ -132,6 +133,27 @@ def test_frontier_of_a_checkpoint(checkpoint, monkeypatch, capsys):
     assert "random like routed, target 5, seed 1" in capsys.readouterr().out.replace("\n", " ")
     assert (checkpoint / "frontier.png").stat().st_size > 10_000
     assert {name: (checkpoint / name).read_bytes() for name in before} == before
+
+
+def test_the_frontier_leaves_out_what_the_model_cannot_take(checkpoint, monkeypatch, capsys):
+    _, tokenizer = load_checkpoint(checkpoint, torch.float32, torch.device("cpu"))
+    needed = {
+        s: sorted(map(needed_tokens, draw_requests("arithmetic", s, 8, tokenizer))) for s in ("validation", "test")
+    }
+    context = needed["test"][3]
+    path = checkpoint / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": context}))
+    monkeypatch.setattr(
+        sys, "argv", ["frontier", str(checkpoint), "--num_samples", "8", "--seeds", "1", "--max_static", "1"]
+    )
+    frontier.main()
+    result = json.loads((checkpoint / "frontier.json").read_text())
+    fitting = {split: sum(tokens <= context for tokens in found) for split, found in needed.items()}
+    assert 0 < fitting["test"] < 8
+    assert [result["test_questions"], result["validation_questions"]] == [fitting["test"], fitting["validation"]]
+    assert f"left out {8 - fitting['test']} of arithmetic questions: longer than the {context} tokens" in (
+        capsys.readouterr().err
+    )
 
 
 def test_wrong_arguments_of_the_frontier(checkpoint, monkeypatch):

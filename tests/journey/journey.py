@@ -9,36 +9,44 @@ chooses rightly is told by stock transformers, before the toolkit sees it.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
+from contextlib import contextmanager
+from functools import cache, cached_property
 from pathlib import Path
 from unittest.mock import patch
 
+import pytest
 import regex
 import torch
+from datasets import Dataset
+from elsewhere import GREEDY, generate_elsewhere
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM
 from zoo import ANIMALS, LAYERS, bring, cage
 
 from routing.commands import calibrate, card, evaluate, generate, train
 from routing.common.errors import UserError
-from routing.evaluation.tasks import task_manager
-from routing.labels.reading import read_labels
-from routing.labels.records import example_of
+from routing.evaluation.tasks import CONFIGS
+from routing.labels.reading import read_header, read_labels
+from routing.labels.records import labelled
 from routing.models.bases import load_base
 from routing.models.checkpoint import load_checkpoint, save_checkpoint
 from routing.models.families import load_tokenizer, routed_class
-from routing.scoring.plain import Evaluator, make_request
+from routing.scoring.plain import Evaluator
+from routing.scoring.prompting import prompting_of
 from routing.search.routes import full_route
 from train_models.routed_model import small_parts
 
 STATIONS = (
     "search", "labels", "train", "copy", "reference", "generate", "lm_eval", "evaluation", "calibrate", "card",
 )  # fmt: skip
+PROMPT = "Question: Of which kind is item 7?\nAnswer:"
 WORDS = ["red", "green", "blue", "dark", "warm", "cold", "old", "new", "big", "small", "round", "fast", "slow"]
 SCORED, GENERATED = 30, 6
-TASKS = ["routed_arithmetic"]
+TASKS = ("routed_openbookqa", "routed_arithmetic")  # one of each kind of scoring
+QUESTIONS = 6  # of each
 CPU = torch.device("cpu")
 
 
@@ -46,6 +54,37 @@ def command(main, *words) -> None:
     """Run a command's main function with its words, as typed."""
     with patch.object(sys, "argv", ["command", *map(str, words)]):
         main()
+
+
+@cache
+def own_tasks(model: str = "") -> TaskManager:
+    """The tasks of this project alone: lm-eval takes half a minute to read the names of all its own."""
+    return TaskManager(include_path=str(CONFIGS), include_defaults=False, metadata={"pretrained": model})
+
+
+@contextmanager
+def quick():
+    """lm-eval knows our tasks alone and does not list what is installed; no pictures are drawn of the results."""
+    with (
+        patch("routing.evaluation.tasks.task_manager", own_tasks),
+        patch("lm_eval.evaluator.add_env_info"),
+        patch("routing.commands.evaluate.write_html"),
+    ):
+        yield
+
+
+def lm_eval_of(model, tokenizer, tasks: list, place: str, **settings) -> dict[str, list[bool]]:
+    """Verdicts of stock lm-eval, by task, in the order of the questions.
+
+    Args:
+        place: of the model, by whose tokenizer the limits of new tokens go.
+    """
+    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4)
+    settings |= {"bootstrap_iters": 0, "log_samples": True}
+    with quick():
+        found = simple_evaluate(harness, tasks=tasks, task_manager=own_tasks(place), **settings)
+    by_question = {task: sorted(samples, key=lambda one: one["doc_id"]) for task, samples in found["samples"].items()}
+    return {task: [bool(sample["acc"]) for sample in samples] for task, samples in by_question.items()}
 
 
 @torch.no_grad()
@@ -80,11 +119,14 @@ class Journey:
     Args:
         name: of the animal.
         folder: for all files.
+        elsewhere: whether a process that knows nothing of this repository generates too.
     """
 
-    def __init__(self, name: str, folder: Path):
+    def __init__(self, name: str, folder: Path, elsewhere: bool = True):
+        self.elsewhere = elsewhere
         self.name, self.animal, self.base, self.folder = name, ANIMALS[name], bring(name), folder
         self.labels, self.checkpoint = folder / "labels", folder / "checkpoints" / "run"
+        self.chat = "--apply_chat_template" in self.animal.flags
         self.done: dict[str, str] = {}
 
     def search(self) -> None:
@@ -97,17 +139,16 @@ class Journey:
         """Verdicts are those of the plain evaluator, and, at full depth, of stock transformers."""
         records = list(read_labels(self.labels))
         assert len(records) >= SCORED // 2
-        tokenizer, chat = load_tokenizer(self.base), "--apply_chat_template" in self.animal.flags
-        asked = [make_request(example_of(r), r["scoring"], r["prompt"], tokenizer, chat) for r in records]
+        tokenizer, prompting = load_tokenizer(self.base), prompting_of(read_header(self.labels))
+        asked = [labelled(record, tokenizer, prompting) for record in records]
         plain = Evaluator(load_base(self.base, torch.float32), tokenizer, batch_size=1)
         full = [verdict.correct for verdict in plain.verdicts(asked, [full_route(LAYERS)] * len(asked))]
         assert full == [record["base_correct"] for record in records]
         right = [(request, tuple(r["route"])) for request, r in zip(asked, records) if r["correct"]]
         assert right and all(v.correct for v in plain.verdicts(*zip(*right)))
-        stock = AutoModelForCausalLM.from_pretrained(self.base, dtype=torch.float32).eval()
         for request, record in zip(asked, records):
             if request.choice_ids:
-                assert stock_choice(stock, request) == (record["base_correct"]), request.prompt
+                assert stock_choice(self.stock, request) == (record["base_correct"]), request.prompt
             else:
                 assert record["base_correct"] == (request.example.answer != "nothing.*"), request.prompt
 
@@ -116,7 +157,9 @@ class Journey:
         words += ["--eval_fraction", 0.3, "--num_evaluations", 1, "--router_hidden_size", 8, "--device", "cpu"]
         command(train.main, *words, "--output_dir", self.checkpoint.parent, "--work_dir", self.folder / "runs")
 
+    @cached_property
     def stock(self):
+        """The base by stock transformers."""
         return AutoModelForCausalLM.from_pretrained(self.base, dtype=torch.float32).eval()
 
     def copy(self) -> None:
@@ -124,11 +167,11 @@ class Journey:
         self.routed, self.tokenizer = load_checkpoint(self.checkpoint, torch.float32, CPU)
         ids = self.ids()
         self.routed.config.is_static_routing = True
-        assert torch.equal(self.routed(ids).logits, self.stock()(ids).logits)
+        assert torch.equal(self.routed(ids).logits, self.stock(ids).logits)
         self.routed.config.is_static_routing = False
 
     def ids(self) -> torch.Tensor:
-        return torch.tensor([self.tokenizer.encode("Question: Of which kind is item 7?\nAnswer:")])
+        return torch.tensor([self.tokenizer.encode(PROMPT)])
 
     def reference(self) -> None:
         folder, parts = self.folder / "reference", small_parts(self.routed.model)
@@ -139,9 +182,10 @@ class Journey:
         assert torch.equal(other.last_routes, self.routed.last_routes)
 
     def generate(self) -> None:
-        """A padded batch is each row alone, without a cache too; at full depth it is the stock model's."""
-        texts = ["Question: Of which kind is item 7?\nAnswer:", "Question: What is 12 + 345?\nAnswer:", "red"]
-        tokenizer, how = self.tokenizer, {"do_sample": False, "max_new_tokens": 5, "repetition_penalty": 1.0}
+        """A padded batch is each row alone, without a cache too; at full depth it is the stock model's. A process that
+        knows nothing of this repository generates the same."""
+        texts = [PROMPT, "Question: What is 12 + 345?\nAnswer:", "red"]
+        tokenizer, how = self.tokenizer, dict(GREEDY)
         tokenizer.padding_side = "left"
         batch = tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False)
         how["pad_token_id"] = tokenizer.pad_token_id
@@ -154,64 +198,73 @@ class Journey:
                 alone = self.routed.generate(ids, use_cache=False, **how)[0, ids.shape[1] :]
                 assert row[: len(alone)].tolist() == alone.tolist()
                 if static:
-                    stock = self.stock().generate(ids, **how)[0, ids.shape[1] :]
+                    stock = self.stock.generate(ids, **how)[0, ids.shape[1] :]
                     assert stock.tolist() == alone.tolist()
         self.routed.config.is_static_routing = False
-
-    def generate_elsewhere(self) -> None:
-        """In a process that knows nothing of this repository."""
-        text = "Question: Of which kind is item 7?\nAnswer:"
-        code = (
-            "import sys, torch; from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-            "m = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True, dtype=torch.float32)\n"
-            "t = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
-            "print(m.generate(torch.tensor([t.encode(sys.argv[2])]), do_sample=False, max_new_tokens=5, "
-            "repetition_penalty=1.0)[0].tolist())"
-        )
-        words = [sys.executable, "-c", code, str(self.checkpoint), text]
-        found = subprocess.run(words, cwd=self.folder, capture_output=True, text=True, timeout=300)
-        assert found.returncode == 0, found.stderr
-        ids = torch.tensor([self.tokenizer.encode(text)])
-        own = self.routed.generate(ids, do_sample=False, max_new_tokens=5, repetition_penalty=1.0)[0].tolist()
-        assert json.loads(found.stdout.splitlines()[-1]) == own
+        if self.elsewhere:
+            own = self.routed.generate(self.ids(), **GREEDY)[0].tolist()
+            assert generate_elsewhere(str(self.checkpoint), PROMPT) == own
 
     def lm_eval(self) -> None:
         """What stage 1 judges right of the base, stock lm-eval judges right of the checkpoint at full depth."""
         records = [record for record in read_labels(self.labels) if record["scoring"] != "generate"]
         rows = [{"text": r["prompt"], "choices": list(r["choices"]), "gold": r["gold"]} for r in records]
         task = {
-            "task": "zoo_choices", "custom_dataset": lambda **_: {"test": rows}, "test_split": "test",
-            "output_type": "multiple_choice", "doc_to_text": "{{text}}", "doc_to_choice": "{{choices}}",
-            "doc_to_target": "{{gold}}",
+            "task": "zoo_choices", "custom_dataset": lambda **_: {"test": Dataset.from_list(rows)},
+            "test_split": "test", "output_type": "multiple_choice", "doc_to_text": "{{text}}",
+            "doc_to_choice": "{{choices}}", "doc_to_target": "{{gold}}",
         }  # fmt: skip
+        if self.chat:  # As lm-eval does it where it fills in the template itself.
+            task["target_delimiter"] = ""
         self.routed.config.is_static_routing = True
-        model = HFLM(pretrained=self.routed, tokenizer=self.tokenizer, batch_size=4)
-        manager = task_manager()  # Without it lm-eval would read the names of all its tasks again.
-        found = simple_evaluate(model=model, tasks=[task], task_manager=manager, bootstrap_iters=0, log_samples=True)
+        found = lm_eval_of(self.routed, self.tokenizer, [task], "")
         self.routed.config.is_static_routing = False
-        samples = sorted(found["samples"]["zoo_choices"], key=lambda sample: sample["doc_id"])
-        assert [bool(sample["acc"]) for sample in samples] == [record["base_correct"] for record in records]
+        assert found["zoo_choices"] == [record["base_correct"] for record in records]
 
     def evaluation(self) -> None:
-        """The base's accuracy is that of stock lm-eval on the stock model."""
-        words = ["--checkpoint", self.checkpoint, "--tasks", ",".join(TASKS), "--limit", 4, "--device", "cpu"]
-        command(evaluate.main, *words, "--no_chat_template")
-        (result,) = json.loads((self.checkpoint / "evaluation.json").read_text(encoding="utf-8"))
-        stock = HFLM(pretrained=self.stock(), tokenizer=self.tokenizer, batch_size=4)
-        manager = task_manager()
-        found = simple_evaluate(model=stock, tasks=TASKS, limit=4, bootstrap_iters=0, task_manager=manager)
-        accuracy = found["results"][TASKS[0]]["acc,none"]
-        assert result["methods"]["base"]["accuracy"] == accuracy
-        assert set(result["methods"]) >= {"base", "routed"}
+        """The base is judged question by question as stock lm-eval judges the stock model; the results are of both."""
+        results = self.evaluated(TASKS)
+        stock = lm_eval_of(
+            self.stock,
+            self.tokenizer,
+            list(TASKS),
+            str(self.checkpoint),
+            limit=QUESTIONS,
+            apply_chat_template=self.chat,
+        )
+        for result in results:
+            task = result["task"]
+            path = self.checkpoint / "evaluation.parts" / f"{task}.base.json"
+            own = json.loads(path.read_text(encoding="utf-8"))["result"]["correct"]
+            assert list(own.values()) == stock[task] and len(own) == QUESTIONS
+            assert result["base"]["accuracy"] == sum(stock[task]) / QUESTIONS
+            assert result["base"]["layers"] == LAYERS and 0 < result["routed"]["layers"] <= 2 * LAYERS
+
+    def evaluated(self, tasks) -> list[dict]:
+        words = ["--checkpoint", self.checkpoint, "--tasks", ",".join(tasks), "--limit", QUESTIONS, "--device", "cpu"]
+        with quick():
+            command(evaluate.main, *words)
+        results = json.loads((self.checkpoint / "evaluation.json").read_text(encoding="utf-8"))
+        assert [result["task"] for result in results] == list(tasks)
+        return results
 
     def calibrate(self) -> None:
-        words = [self.checkpoint, "--data", "arithmetic", "--target_layers", 3, "--num_samples", 8]
-        command(calibrate.main, *words)
-        assert (self.checkpoint / "calibration.json").exists()
+        """The checkpoint runs as many layers as asked for, afterwards, on the questions of the base."""
+        questions = self.folder / "zoo.jsonl"
+        words = [self.checkpoint, "--dataset", questions, "--target_layers", 3.5, "--num_samples", 12]
+        command(calibrate.main, *words, "--split", "search", "--tolerance", 0.5)
+        note = json.loads((self.checkpoint / "calibration.json").read_text(encoding="utf-8"))
+        config = json.loads((self.checkpoint / "config.json").read_text(encoding="utf-8"))
+        assert config["route_bias"] == note["route_bias"] and abs(note["layers"] - 3.5) <= 0.5
 
     def card(self) -> None:
+        """Results of before the calibration are refused; with those of now the card tells them."""
+        with pytest.raises(UserError, match="calibrated since.*Run evaluation.py again"):
+            card.main([str(self.checkpoint)])
+        (result,) = self.evaluated(TASKS[:1])
         card.main([str(self.checkpoint)])
-        assert "trust_remote_code" in (self.checkpoint / "README.md").read_text(encoding="utf-8")
+        text = (self.checkpoint / "README.md").read_text(encoding="utf-8")
+        assert "trust_remote_code" in text and f"{result['routed']['accuracy']:.3f}" in text
 
     def travel(self, stations=STATIONS) -> dict[str, str]:
         """Go from station to station; a refusal at the first ends the journey, and anything wrong is an exception."""

@@ -23,13 +23,16 @@ HEAD = """# Bases that were tried
 Tiny bases, each with one habit of real ones (`tests/zoo.py`), and how far the toolkit takes them. This page is written
 by `tests/journey/make_table.py`, from a run. At each station something is compared: labels with the plain evaluator and
 with stock transformers; the copied checkpoint at full depth with the base, bit for bit; the reference with the copy;
-batches with single rows and, at full depth, with stock generation; stock lm-eval's verdicts with those of the labels;
-the evaluation of the base with stock lm-eval. An empty cell is a station that the run did not come to.
+batches with single rows and, at full depth, with stock generation, and what is generated here with what a process that
+knows nothing of this repository generates; stock lm-eval's verdicts with those of the labels; the evaluation of the
+base, question by question, with stock lm-eval on the stock model. An empty cell is a station that the run did not come
+to.
 
 """
 
 
 def cell(words: str) -> str:
+    words = words.replace("'https://huggingface.co'", "the hub")
     return words.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
 
 

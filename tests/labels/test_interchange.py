@@ -65,14 +65,15 @@ def tokenizer_once(name: str):
     return load_tokenizer(name)
 
 
-def questions(count: int, split: str = "search") -> list[str]:
+def questions(count: int, split: str = "search", ending: str = "") -> list[str]:
     """Different questions that belong to a split of DART-Math."""
-    found = (f"What is {number} plus one?" for number in range(100_000))
+    found = (f"What is {number} plus one?{ending}" for number in range(100_000))
     chosen = (text for text in found if split_of(Example("dart-1", text, "x")) == split)
     return [next(chosen) for _ in range(count)]
 
 
 QUESTIONS = questions(40)
+(LONG,) = questions(1, ending=" one" * 3000)
 
 
 def example(level: int, index: int) -> Example:
@@ -351,6 +352,7 @@ def test_bad_samples_are_counted(base, tmp_path, capsys):
         sample(1, [[0, 1, 3]], [], 0.0),
         sample(1, [[0, 2, 3]], [], 0.0),
         sample(2, [FULL], [], 1.0, question=questions(1, "test")[0]),
+        sample(4, [FULL], [], 1.0, question=LONG),
         # Only the names differ, as PoLar's reader allows.
         {
             "sample_info": {"question": QUESTIONS[3], "answer": 7},
@@ -368,8 +370,8 @@ def test_bad_samples_are_counted(base, tmp_path, capsys):
         ("dart-2", QUESTIONS[0], "0", FULL),
     ]
     first, second = [text for text in capsys.readouterr().err.splitlines() if SAMPLES in text]
-    assert "2 of 13 samples imported; left out 8 malformed, 1 without a usable path, 1 asked before" in first
-    assert "1 of another split than search" in first
+    assert "2 of 14 samples imported; left out 8 malformed, 1 without a usable path, 1 asked before" in first
+    assert "1 of another split than search, 1 longer than the 2048 tokens that the model takes" in first
     assert '; the first malformed one is samples[0]: "question" must be a text, got None' in first
     assert "1 of 2 samples imported; left out 1 asked before" in second
 
@@ -607,6 +609,7 @@ def test_long_files_are_streamed(base, tmp_path, monkeypatch):
     assert size > 4_000_000
     settings, config = polar_import.ImportSettings(str(base)), load_base_config(str(base))
     tokenizer = load_tokenizer(str(base))
+    monkeypatch.setattr(polar_import, "encode", lambda tokenizer, text: [1])  # It takes most of the time.
     polar_export.versions(), polar_export.git_commit()  # Their modules are loaded once, and are not counted.
     tracemalloc.start()
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
-from zoo import ANIMALS, COMMITS, bring, copy_of, edit_config, edit_weights
+from zoo import ANIMALS, COMMITS, bring, copy_of, edit_config, edit_weights, put_into_hub
 
 from routing.common.errors import UserError
 from routing.models.bases import load_base, load_stock, stored_tensors, weight_stamps
@@ -61,6 +61,35 @@ def test_a_base_that_lacks_weights_is_refused_with_their_number_and_the_first_na
 @pytest.mark.parametrize("name", PASSING)
 def test_a_base_that_works_is_not_refused(name):
     check_base(bring(name))
+
+
+MAKE_WHOLE = {
+    True: "Where the hub can be reached, `hf download zoo/",
+    False: "Save or download the model into the folder",
+}
+LACKING = {"tokenizer.json": "there is no tokenizer.json", "model.safetensors": "no file named|have a file named"}
+
+
+@pytest.mark.parametrize("file", LACKING)
+@pytest.mark.parametrize("hub", MAKE_WHOLE, ids=lambda hub: "hub" if hub else "folder")
+def test_a_base_that_lacks_a_file_is_refused_with_the_remedy(hub, file, tmp_path):
+    name = str(copy_of("plain", tmp_path / "base"))
+    (tmp_path / "base" / file).unlink()
+    if hub:
+        name = put_into_hub(tmp_path / "base", f"zoo/lacks-{file.split('.')[0]}")
+    load = load_tokenizer if file == "tokenizer.json" else lambda name: load_base(name, torch.float32)
+    with pytest.raises(UserError, match=LACKING[file]) as caught:
+        load(name)
+    assert MAKE_WHOLE[hub] in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name, file", [("plain", "model.safetensors"), ("torch_file", "pytorch_model.bin")])
+def test_a_file_that_was_cut_off_is_refused_with_the_remedy(name, file, tmp_path):
+    path = copy_of(name, tmp_path / "base") / file
+    path.write_bytes(path.read_bytes()[:3000])
+    for load in (load_base, load_stock):
+        with pytest.raises(UserError, match="cannot be loaded: .*" + MAKE_WHOLE[False]):
+            load(str(tmp_path / "base"), torch.float32)
 
 
 def test_what_a_lora_needs_is_said():

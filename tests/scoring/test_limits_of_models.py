@@ -148,6 +148,11 @@ def test_labels_are_made_of_what_fits(tmp_path, monkeypatch, capsys):
             generate.main()
             assert "left out 1 of long questions" in capsys.readouterr().err
             assert len((tmp_path / "out" / "labels.jsonl").read_text().splitlines()) == 1
+            # The questions that a menu is made by are no longer either.
+            menu = ["--search", "menu", "--menu", "influence:1", "--output_dir", str(tmp_path / "menu")]
+            monkeypatch.setattr(sys, "argv", [*sys.argv[:5], *menu])
+            generate.main()
+            assert capsys.readouterr().err.count("left out 1 of long questions") == 2
         else:
             monkeypatch.setattr(sys, "argv", [*sys.argv[:-1], str(tmp_path / "other")])
             with pytest.raises(UserError, match="all questions"):

@@ -22,8 +22,9 @@ from routing.common.cli import parse
 from routing.common.errors import UserError
 from routing.models.checkpoint import adapter_weights
 from routing.models.config_fields import config_with
-from routing.models.families import load_tokenizer
+from routing.models.families import load_base_config, load_tokenizer
 from routing.objectives.divergence import divergence
+from routing.scoring.context import needed_tokens
 from routing.search.routes import SKIP
 from routing.training.adapters.arguments import AdapterArguments
 from routing.training.adapters.data import draw_prompts
@@ -354,13 +355,17 @@ def test_healing_goes_on_to_the_same_adapters(healed, base, monkeypatch):
         trained(base, "two", "--heal_samples=20", "--resume")
 
 
-def test_prompts_without_answers_serve(base, tmp_path):
+def test_prompts_without_answers_serve(base, tmp_path, capsys):
     (tmp_path / "prompts.txt").write_text("\n".join(f"tell me about {i} and" for i in range(70)))
     given = [f"--heal_dataset={tmp_path}/prompts.txt,openbookqa", "--heal_answer_tokens=4", "--heal_samples=66"]
     arguments = parse(AdapterArguments, words(base, "text", *given))
     tokenizer = load_tokenizer(str(base))
-    prompts = draw_prompts(arguments, tokenizer)
+    config = load_base_config(str(base))
+    prompts = draw_prompts(arguments, tokenizer, config)
     assert len(prompts) == 132 and not prompts[0].choice_ids and prompts[-1].choice_ids
+    config.max_position_embeddings = max(map(needed_tokens, prompts)) - 1
+    assert 0 < len(draw_prompts(arguments, tokenizer, config)) < 132
+    assert "of openbookqa questions: longer than" in capsys.readouterr().err
     prompts = prompts[:66]
     model = LLAMA.routed.from_pretrained(base, router="none").eval()
     path = tmp_path / "texts.json"

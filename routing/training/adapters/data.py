@@ -11,6 +11,7 @@ from routing.common.errors import UserError, raise_all
 from routing.common.files import file_stamps, sha256
 from routing.models.bases import weight_stamps
 from routing.models.templates import filling_problems, tells_time
+from routing.scoring.context import fitting
 from routing.scoring.plain import Request, prompted
 from routing.scoring.prompting import prompting_in
 from routing.tasks import expand_names, load_examples
@@ -22,8 +23,8 @@ from routing.training.adapters.heal_texts import is_prompt_file, prompt_file, pr
 from routing.training.adapters.states import FORMAT, states_key
 
 
-def draw(arguments: AdapterArguments, names: str, split: str, count: int, tokenizer) -> list[Request]:
-    """Questions of a split, ready for the model."""
+def draw(arguments: AdapterArguments, names: str, split: str, count: int, tokenizer, config) -> list[Request]:
+    """Questions of a split that fit into the model's context, ready for the model."""
     prompting = prompting_in(as_dict(arguments))
     raise_all(filling_problems(tokenizer, prompting, arguments.apply_chat_template, arguments.tools_in_template))
     if arguments.apply_chat_template and tells_time(tokenizer, prompting):
@@ -35,20 +36,20 @@ def draw(arguments: AdapterArguments, names: str, split: str, count: int, tokeni
     examples = load_examples(names, split, count, arguments.seed)
     limits = limits_of(names, tokenizer)
     prompting = replace(prompting, limits=tuple(limits.items()))
-    return [prompted(example, tokenizer, prompting) for example in examples]
+    return fitting((prompted(example, tokenizer, prompting) for example in examples), config)
 
 
-def draw_prompts(arguments: AdapterArguments, tokenizer) -> list[Request]:
-    """What is healed on: prompts of data sets and of files."""
+def draw_prompts(arguments: AdapterArguments, tokenizer, config) -> list[Request]:
+    """What is healed on: prompts of data sets and of files, those that fit into the model's context."""
     found = []
     for name in expand_names(arguments.heal_dataset or arguments.dataset):
         if is_prompt_file(name):
             prompts = prompt_file(Path(name))
             Random(arguments.seed).shuffle(prompts)
             limit = (Path(name).stem, arguments.heal_answer_tokens, tokenizer)
-            found += [prompt_request(prompt, *limit) for prompt in prompts[: arguments.heal_samples]]
+            found += fitting((prompt_request(prompt, *limit) for prompt in prompts[: arguments.heal_samples]), config)
         else:
-            found += draw(arguments, name, arguments.heal_split, arguments.heal_samples, tokenizer)
+            found += draw(arguments, name, arguments.heal_split, arguments.heal_samples, tokenizer, config)
     return found
 
 
@@ -82,15 +83,15 @@ class AdapterData:
         return {"states": self.states_key, "texts": self.texts_key, "menu": paths}
 
 
-def load_data(arguments: AdapterArguments, tokenizer) -> AdapterData:
+def load_data(arguments: AdapterArguments, tokenizer, config) -> AdapterData:
     """Draw all that a run reads."""
-    requests = draw(arguments, arguments.dataset, arguments.split, arguments.num_samples, tokenizer)
+    requests = draw(arguments, arguments.dataset, arguments.split, arguments.num_samples, tokenizer, config)
     if files_without_splits("dataset", arguments.dataset):
         aside = [r for r in requests if held_out(held_out_key(r.example), arguments.eval_fraction)]
         scored = aside[: arguments.score_samples]
     else:
-        scored = draw(arguments, arguments.dataset, "validation", arguments.score_samples, tokenizer)
-    prompts = draw_prompts(arguments, tokenizer) if arguments.heal_epochs else []
+        scored = draw(arguments, arguments.dataset, "validation", arguments.score_samples, tokenizer, config)
+    prompts = draw_prompts(arguments, tokenizer, config) if arguments.heal_epochs else []
     weights = weight_stamps(arguments.model_id)
     shared = {"format": FORMAT, "model": arguments.model_id, "weights": weights, "dtype": arguments.dtype}
     states = states_key(

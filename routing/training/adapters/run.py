@@ -97,7 +97,7 @@ def run_healing(
 def run(arguments: AdapterArguments) -> Path | None:
     """Collect states, train, heal, measure, and write the checkpoint folder."""
     config, tokenizer = load_base_config(arguments.model_id), load_tokenizer(arguments.model_id)
-    data = load_data(arguments, tokenizer)
+    data = load_data(arguments, tokenizer, config)
     return training_run(
         arguments, lambda: data.made_from(arguments), lambda own: train(own, config._commit_hash, tokenizer, data)
     )
