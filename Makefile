@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DOCS_VENV ?= .docs-venv
 
-.PHONY: demo test slow lint clean gpu gpu-smoke gpu-wheels docs docs-check
+.PHONY: demo test slow mutants lint clean gpu gpu-smoke gpu-wheels docs docs-check
 
 demo: $(VENV)/runtime
 	$(BIN)/python -m routing demo
@@ -25,6 +25,12 @@ lint: $(VENV)/development
 slow: $(VENV)/development
 	$(BIN)/python -m routing fetch
 	$(BIN)/python -m pytest -m slow
+
+# Do the tests notice small changes of core files? A sample, within an hour; the next call goes on (docs/mutants.md).
+# MUTANTS_ARGS="--minutes 10 --only routing/search" for a part.
+mutants: $(VENV)/development
+	$(BIN)/python -m routing fetch
+	OMP_NUM_THREADS=1 nice $(BIN)/python benchmarks/mutants.py $(MUTANTS_ARGS)
 
 # Wheels that were brought along (make gpu-wheels) are for the Python of a machine without a package index; elsewhere
 # the environment of this project has all. GPU_ARGS="--sections decode --seconds 120" for a part.

@@ -65,6 +65,8 @@ def test_a_mixture_of_static_paths_by_hand():
     assert found["p"] == pytest.approx(expected.pvalue)
     assert found["lower_bound"] == pytest.approx(expected.confidence_interval(0.95).low)
     assert against_mixture(low, [low], [1.0])["p"] == 1.0
+    two = against_mixture({0: True, 1: True}, [{0: False, 1: True}], [0.75])  # gains 1 and 0.25: enough for a test
+    assert two["p"] == pytest.approx(ttest_1samp([1, 0.25], 0, alternative="greater").pvalue)
 
 
 def test_the_lower_bound_of_paired_answers():
