@@ -1,17 +1,45 @@
-"""Devices and dtypes by their names."""
+"""Devices and dtypes by their names; torch is imported when one is asked for, so that arguments are read without it."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+class _Dtypes(Mapping):
+    """Name -> torch.dtype; the names alone need no torch."""
+
+    names = ("float32", "bfloat16", "float16")
+
+    def __getitem__(self, name: str) -> torch.dtype:
+        if name not in self.names:
+            raise KeyError(name)
+        import torch
+
+        return getattr(torch, name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+DTYPES = _Dtypes()
 
 
 def device_problems(name: str) -> list[str]:
-    if name == "auto":
+    if name in ("auto", "cpu"):
         return []
+    import torch
+
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -23,6 +51,8 @@ def device_problems(name: str) -> list[str]:
 
 def pick_device(name: str) -> torch.device:
     """The device of a name; auto: of several processes on a machine each takes a GPU of its own."""
+    import torch
+
     if name != "auto":
         return torch.device(name)
     if not torch.cuda.is_available():

@@ -9,8 +9,6 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
 PACKAGES = ("torch", "transformers", "lm_eval", "accelerate", "datasets", "safetensors")
 
 
@@ -32,6 +30,8 @@ def git_commit() -> str | None:
 
 def hardware() -> str:
     """Processor or GPU in words."""
+    import torch  # Seconds, which those who ask for a version or a commit need not wait.
+
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     model = platform.processor() or platform.machine()

@@ -225,3 +225,13 @@ def test_as_dict_and_device():
     assert pick_device("cpu") == torch.device("cpu")
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert all(isinstance(dtype, torch.dtype) for dtype in DTYPES.values())
+
+
+def test_names_of_dtypes_and_the_list_of_objectives_need_no_torch():
+    probe = (
+        "import sys, routing.commands.train, routing.common.run_info; from routing.common.devices import DTYPES, "
+        "device_problems; assert 'float32' in DTYPES and list(DTYPES) and not device_problems('cpu'); "
+        "print([name for name in ('torch', 'transformers', 'lm_eval', 'datasets') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr

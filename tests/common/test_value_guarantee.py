@@ -103,7 +103,7 @@ def test_the_sequence_by_hand():
 
 
 def test_how_many_questions_are_needed():
-    """The numbers of ../shared/VALUE.md for a loss of 0 where 0.02 is allowed, and that so many do."""
+    """For a loss of 0 where 0.02 is allowed, at three shares of differing verdicts; and that so many do."""
     for discordance, about in ((0.1, 1550), (0.15, 2320), (0.2, 3090)):
         half = round(10_000 * discordance / 2)
         needed = needed_questions(Pairs(half, half, 10_000), 0.02, 0.95)
