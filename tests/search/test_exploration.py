@@ -361,7 +361,7 @@ def test_labels_by_hand():
         ({"path": None}, "path"),
         ({"path": [[0], 2]}, "path"),
         ({"path": [0, 9]}, "path"),
-        ({"score": math.nan}, "score"),
+        ({"score": math.nan}, "NaN is no number"),
         ({"score": "1"}, "score"),
         ({"score": True}, "score"),
         ({"output": None}, "output"),

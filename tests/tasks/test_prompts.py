@@ -243,7 +243,7 @@ def training_arguments(folder, **others) -> TrainArguments:
     return TrainArguments(run_name="r", model_id="m", data=str(folder), eval_fraction=0.4, **others)
 
 
-CONFIG = SimpleNamespace(num_hidden_layers=3, max_position_embeddings=4096)
+CONFIG = SimpleNamespace(num_hidden_layers=3, max_position_embeddings=4096, vocab_size=10**6)
 
 
 @pytest.mark.parametrize("chat", [True, False], ids=["chat", "plain"])
