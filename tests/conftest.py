@@ -62,8 +62,18 @@ TOLERANCE = 1e-4
 LONG_FILES = ("test_stages.py", "test_sharding.py", "test_end_to_end_training.py", "test_evaluation.py")
 
 
+# Families that add little to the code of the others run all shared tests in the slow run, and these in every run.
+LATE_FAMILIES = ("mistral", "smollm3")
+EVERY_FAMILY = ("test_routed_models.py", "test_data_models.py", "test_export.py", "test_grouped.py")
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name not in LONG_FILES)
+    for item in items:
+        late = any(name in item.name.lower() for name in LATE_FAMILIES)
+        if late and item.path.name not in EVERY_FAMILY:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session", autouse=True)
