@@ -1,7 +1,7 @@
 """Files that users bring, read in one place: lines of text, records (JSON lines, JSON list, CSV, Parquet), JSON, YAML.
 
-Taken are UTF-8 with or without a byte order mark, and any line ends. All else is refused with file, line and remedy.
-Memory stays small, however long the file.
+Taken are UTF-8 with or without a byte order mark, and line ends of Unix and Windows. All else is refused with file,
+line and remedy. Memory stays small, however long the file.
 """
 
 from __future__ import annotations
@@ -22,8 +22,15 @@ TABLES = (".csv", ".tsv", ".parquet")
 RECORDS = (".jsonl", ".json", ".ndjson", *TABLES)  # ends of names of files that hold records
 
 
-def text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines that are not blank, with their numbers from 1, without line end.
+class Cell(str):
+    """A cell of CSV: a text, which does not say whether a number is meant."""
+
+
+def text_lines(path: Path, blank: bool = False) -> Iterator[tuple[int, str]]:
+    """Lines with their numbers from 1, without line end.
+
+    Args:
+        blank: whether blank ones are among them.
 
     Raises:
         UserError: for a file that cannot be read, or is no UTF-8 text of lines of a length that one can hold.
@@ -37,7 +44,7 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
                     text = _decoded(line, number)
                 except ValueError as error:
                     raise UserError(f"{path}, line {number}: {error}.") from error
-                if text.strip():
+                if blank or text.strip():
                     yield number, text.rstrip("\r\n")
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}).") from error
@@ -48,6 +55,8 @@ def _decoded(line: bytes, number: int) -> str:
         raise ValueError("the file is UTF-16 or UTF-32; save it as UTF-8, by iconv -f UTF-16 -t UTF-8 OLD > NEW say")
     if len(line) > LONGEST:
         raise ValueError(f"it is longer than {LONGEST >> 20} MiB; give each record or passage a line of its own")
+    if number == 1 and b"\r" in line.rstrip(b"\r\n") and b"\n" not in line:
+        raise ValueError(r"its lines end in CR alone, as on old Macs; convert it, by tr '\r' '\n' < OLD > NEW say")
     if b"\0" in line:
         raise ValueError("it holds a null byte, which no text has; the file is damaged or of another kind")
     try:
@@ -76,20 +85,28 @@ def records(path: Path, wanted: str) -> Iterator[tuple[str, object]]:
     if path.suffix in TABLES:
         yield from _csv(path, wanted)
         return
-    lines = text_lines(path)
-    first = next(lines, None)
-    if first is not None and first[1].lstrip().startswith("["):
-        lines.close()
+    if _first_sign(path) == b"[":
         yield from _list(path, wanted)
         return
-    while first is not None:
-        number, line = first
+    for number, line in text_lines(path):
         try:
             record = strict_json.loads(line)
         except ValueError as error:
             raise UserError(f"{path}, line {number}: {error}; {wanted}.") from error
         yield f"{path}, line {number}", record
-        first = next(lines, None)
+
+
+def _first_sign(path: Path) -> bytes:
+    """The first byte that is no white space; empty where there is none, or the file cannot be read."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(BOM_UTF8))
+            start = start.removeprefix(BOM_UTF8).lstrip()
+            while not start and (start := file.read(1 << 16)):
+                start = start.lstrip()
+            return start[:1]
+    except OSError:
+        return b""  # Whoever reads its lines says so.
 
 
 def _list(path: Path, wanted: str) -> Iterator[tuple[str, object]]:
@@ -107,7 +124,7 @@ def _list(path: Path, wanted: str) -> Iterator[tuple[str, object]]:
 
 
 def _csv(path: Path, wanted: str) -> Iterator[tuple[str, object]]:
-    lines = text_lines(path)
+    lines = text_lines(path, blank=True)  # A cell in quotes may hold some; between rows csv leaves them out.
     numbers = [0]
 
     def texts() -> Iterator[str]:
@@ -127,15 +144,13 @@ def _csv(path: Path, wanted: str) -> Iterator[tuple[str, object]]:
 
 
 def _cell(text: str):
-    """A cell: a number, a list in JSON, or a text."""
+    """A cell: a list in JSON, or a text."""
     if text.startswith("["):
         try:
             return strict_json.loads(text)
         except ValueError:
-            return text
-    if text.isascii() and text.removeprefix("-").isdigit() and str(int(text[:20])) == text:
-        return int(text)  # Not 007, nor a long number: those are texts.
-    return text
+            pass
+    return Cell(text)
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, object]]:
@@ -165,13 +180,16 @@ class _Yaml(yaml.SafeLoader):
 
 
 def _mapping(loader: _Yaml, node: yaml.MappingNode) -> dict:
+    seen = set()
+    for key, _ in node.value:  # Before what << merges comes in: that may be overridden.
+        line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode):
+            raise ValueError(f"line {line}: a key must be a text, not a list or mapping")
+        if key.value in seen:
+            raise ValueError(f"line {line}: the key {key.value!r} is there twice")
+        seen.add(key.value)
     loader.flatten_mapping(node)
-    pairs = [(loader.construct_object(key, deep=True), key.start_mark.line + 1) for key, _ in node.value]
-    names = [name for name, _ in pairs]
-    for at, (name, line) in enumerate(pairs):
-        if name in names[:at]:
-            raise ValueError(f"line {line}: the key {name!r} is there twice")
-    return {name: loader.construct_object(value, deep=True) for name, (_, value) in zip(names, node.value)}
+    return {loader.construct_object(key): loader.construct_object(value, deep=True) for key, value in node.value}
 
 
 _Yaml.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
@@ -197,7 +215,7 @@ def read_text(path: Path) -> str:
     """
     try:
         with path.open("rb") as file:
-            content = file.read(min(path.stat().st_size, LONGEST) + 1)
+            content = file.read(LONGEST + 1)
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from error
     return _decoded(content.removeprefix(BOM_UTF8), 1).replace("\r\n", "\n")

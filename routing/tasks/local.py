@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import regex
 
 from routing.common.errors import UserError
-from routing.common.user_files import records
+from routing.common.user_files import Cell, records
 from routing.tasks.answers import CHECKERS, as_number, final_number
 from routing.tasks.examples import Example
 
@@ -46,12 +47,16 @@ def parse_local(row, dataset: str) -> Example:
             regex.compile(str(answer))
         except regex.error as error:
             raise ValueError(f'"answer" {answer!r} is no regular expression ({error})') from error
-    return Example(dataset, question, str(answer), checker=checker)
+    return Example(dataset, str(question), str(answer), checker=checker)
+
+
+# A cell of a table that means a number: not 007.
+NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?")
 
 
 def _checker_of(answer) -> str:
     """How an answer is checked unless its line says: "#### 12" at the end of a text is GSM8K's way."""
-    if not isinstance(answer, str):
+    if not isinstance(answer, str) or (isinstance(answer, Cell) and NUMBER.fullmatch(answer)):
         return "number"
     return "solution" if "####" in answer and final_number(answer) is not None else "exact"
 
@@ -66,9 +71,11 @@ def _with_choices(dataset: str, question: str, answer, choices) -> Example:
         gold = choices.index(answer)
     elif isinstance(answer, str) and answer.upper() in list(string.ascii_uppercase[: len(choices)]):
         gold = string.ascii_uppercase.index(answer.upper())
+    elif isinstance(answer, Cell) and answer.isdecimal() and int(answer) < len(choices):
+        gold = int(answer)
     else:
         raise ValueError(f'"answer" {answer!r} is none of the choices, nor the letter or index of one')
-    return Example(dataset, question, choices[gold], tuple(choices), gold, "letter")
+    return Example(dataset, str(question), choices[gold], tuple(choices), gold, "letter")
 
 
 def local_examples(path: Path, dataset: str) -> Iterator[Example]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 import tracemalloc
+from pathlib import Path
 
 import datasets
 import pytest
@@ -18,6 +21,7 @@ from routing.labels.reading import FORMAT, HEADER, LABELS, read_header, read_lab
 from routing.search.menu import read_routes
 from routing.tasks import load_examples, name_of_file, unknown_names
 from routing.tasks.corpora import corpus_problems, passages
+from routing.tasks.local import local_examples
 from routing.training.adapters.heal_texts import is_prompt_file, prompt_file
 from routing.training.language_model.configurations import read_fields
 
@@ -279,3 +283,52 @@ def test_only_a_first_word_without_a_dash_is_a_file_of_arguments(tmp_path):
     assert expanded(words) == words
     with pytest.raises(UserError, match="must hold one `name: value` a line"):
         expanded([str(path), *words])
+
+
+def examples(path: Path) -> list:
+    return list(local_examples(path, "own"))
+
+
+def test_cells_of_csv_keep_blank_lines_and_what_looks_like_a_number(tmp_path):
+    path = tmp_path / "own.csv"
+    path.write_text('question,answer,choices\n"First.\n\nSecond.",yes,\n1234,12,\n5 + 5 =,007,\n')
+    found = examples(path)
+    assert [(e.question, e.answer, e.checker) for e in found] == [
+        ("First.\n\nSecond.", "yes", "exact"), ("1234", "12", "number"), ("5 + 5 =", "007", "exact"),
+    ]  # fmt: skip
+    assert {type(text) for e in found for text in (e.question, e.answer)} == {str}
+    # The right choice itself goes before an index; an index is one where no choice has that text.
+    path.write_text('question,answer,choices\nA?,2,"[""1"", ""2"", ""3""]"\nB?,2,"[""x"", ""y"", ""z""]"\n')
+    assert [e.answer for e in examples(path)] == ["2", "z"]
+
+
+def test_a_long_list_on_one_line_is_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(user_files, "LONGEST", 1000)
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps([{"question": f"{number}?", "answer": "a"} for number in range(200)]))
+    assert path.stat().st_size > 5000 and len(examples(path)) == 200
+
+
+def test_lines_that_end_in_cr_alone_are_refused(tmp_path):
+    path = tmp_path / "own.txt"
+    path.write_bytes(b"one\rtwo\r")
+    with pytest.raises(UserError, match="line 1: its lines end in CR alone"):
+        list(user_files.text_lines(path))
+
+
+def test_a_text_from_a_pipe_is_read_whole(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=("hello world, and more",))
+    writer.start()
+    assert user_files.read_text(pipe) == "hello world, and more"
+    writer.join()
+
+
+def test_yaml_merges_may_be_overridden_and_keys_are_texts(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text("base: &b {a: 1, c: 2}\nown:\n  <<: *b\n  a: 3\n")
+    assert user_files.read_yaml(path)["own"] == {"a": 3, "c": 2}
+    path.write_text("own:\n  [1, 2]: 3\n")
+    with pytest.raises(UserError, match="line 2: a key must be a text"):
+        user_files.read_yaml(path)
