@@ -51,6 +51,8 @@ def main() -> None:
         try:
             found = comparison.run(task, manager)
         except UserError as error:  # The tasks behind it are not to suffer.
+            if PartialState().num_processes > 1:
+                raise  # It may be this process's alone, and the others wait for it within this task.
             problems.append(f"{task}: {error}")
             continue
         results = merged(results, found)

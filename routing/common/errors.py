@@ -55,8 +55,8 @@ def _nobody_reads() -> bool:
 
 def _told_already(message: str) -> bool:
     """Whether another process of the same `accelerate launch` told the same on this machine: the first one tells it."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return False
+    if "LOCAL_RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return False  # Schedulers export WORLD_SIZE alone.
     digest = hashlib.sha256(message.encode()).hexdigest()[:16]
     path = Path(tempfile.gettempdir()) / f"dlr-error-{os.getuid()}-{os.getppid()}-{digest}"
     try:

@@ -60,7 +60,8 @@ def _sha256(path: Path, size: int, changed: int) -> str:
 
 def unwritable(option: str, path: Path) -> list[str]:
     """Why nothing could be written into a folder that is there or would be made, as sentences. Leaves nothing."""
-    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    # Of a folder that may not be looked into, os.path.exists says no and Path.exists raises.
+    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if os.path.exists(folder))
     if not there.is_dir():
         return [f"{option} {path}: {there} is a file, so nothing can be written below it; give another folder"]
     try:

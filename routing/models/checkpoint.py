@@ -72,6 +72,7 @@ def save_checkpoint(
         else:
             change(model)
         model.config.trained_num_windows = config.num_windows
+        model.generation_config = GenerationConfig()  # That of the base is written below.
         model.save_pretrained(work)
         if change is None:
             keep_dtype(work, base_config)
@@ -102,9 +103,9 @@ def save_ends(work: Path, place: str, config, tokenizer, where: dict) -> None:
     except OSError:  # A base need not have one.
         generation = GenerationConfig.from_model_config(config)
     ends = ends_of(generation, config, tokenizer)
-    if len(ends) > 1:
-        generation.eos_token_id = list(ends)
-        generation.save_pretrained(work)
+    generation.eos_token_id = list(ends) if len(ends) > 1 else next(iter(ends), None)
+    # Not by save_pretrained: it refuses what some bases bring, such as a temperature without do_sample.
+    generation.to_json_file(work / "generation_config.json")
 
 
 def put_in_place(work: Path, folder: Path) -> None:

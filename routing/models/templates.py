@@ -102,21 +102,19 @@ def filling_problems(tokenizer, filling: Filling, apply_chat_template: bool, too
         )
     if found:
         return found
-    question = [{"role": "user", "content": "?"}]
-    system = [{"role": "system", "content": filling.system_instruction}] if filling.system_instruction else []
     try:
-        written = _written(tokenizer, system + question, arguments)
+        written = _written(tokenizer, _messages("?", filling), arguments)
     except (TemplateError, TypeError, ValueError) as error:
         told = ""
-        if system:
+        if filling.system_instruction:
             try:
-                _written(tokenizer, question, arguments)
+                _written(tokenizer, _messages("?"), arguments)
                 told = "--system_instruction: the chat template of the tokenizer refuses a system message "
                 told += f"({error}); leave it out, or put its text into the questions"
             except (TemplateError, TypeError, ValueError):
                 pass
         return [told or f"--apply_chat_template: the chat template of the tokenizer cannot be filled ({error})"]
-    if system and filling.system_instruction.strip() not in written:
+    if filling.system_instruction.strip() not in written:
         return ["--system_instruction: the chat template of the tokenizer leaves the system message out; leave it out"]
     return []
 
@@ -130,6 +128,11 @@ def plain_problems(filling: Filling, apply_chat_template: bool) -> list[str]:
     return found
 
 
+def _messages(text: str, filling: Filling = EMPTY) -> list[dict]:
+    system = [{"role": "system", "content": filling.system_instruction}] if filling.system_instruction else []
+    return [*system, {"role": "user", "content": text}]
+
+
 def _written(tokenizer, messages: list[dict], arguments: dict, tools: list[dict] | None = None) -> str:
     options = {"tokenize": False, "add_generation_prompt": True}
     return tokenizer.apply_chat_template(messages, tools=tools, **options, **arguments)
@@ -137,9 +140,8 @@ def _written(tokenizer, messages: list[dict], arguments: dict, tools: list[dict]
 
 def fill(tokenizer, text: str, filling: Filling = EMPTY, tools: list[dict] | None = None) -> str:
     """A message of the user in the tokenizer's template, up to where the answer begins."""
-    system = [{"role": "system", "content": filling.system_instruction}] if filling.system_instruction else []
     fix_time(tokenizer, filling.template_time)
-    return _written(tokenizer, [*system, {"role": "user", "content": text}], filling.arguments, tools)
+    return _written(tokenizer, _messages(text, filling), filling.arguments, tools)
 
 
 def tells_time(tokenizer, filling: Filling = EMPTY) -> bool:
@@ -152,10 +154,7 @@ def tells_time(tokenizer, filling: Filling = EMPTY) -> bool:
 
 def _filled_at(tokenizer, filling: Filling, moment: str) -> str:
     template = dated(template_text(tokenizer), moment)
-    question = [{"role": "user", "content": "?"}]
-    return tokenizer.apply_chat_template(
-        question, chat_template=template, tokenize=False, add_generation_prompt=True, **filling.arguments
-    )
+    return _written(tokenizer, _messages("?", filling), {"chat_template": template} | filling.arguments)
 
 
 def now() -> str:

@@ -80,7 +80,7 @@ def common_prompting(headers: Sequence[dict]) -> Prompting:
         elif name == "template_time":
             kept[name] = max(values)  # Made on different days: the last one holds.
         elif values:
-            told = ", ".join(map(str, sorted(values)))
+            told = ", ".join(sorted(map(str, values)))
             print(
                 f"labels differ in {name} ({told}); later commands prompt with {getattr(DEFAULT, name)!r} unless "
                 "told otherwise",
