@@ -55,7 +55,9 @@ def taken_out(cache, lengths: Sequence[int]) -> list[CachedRow]:
         width = slot.keys.shape[2]
         for at, index in enumerate(members):
             own = slice(width - lengths[index], width - 1)
-            rows[index].states[step.layer, step.visit] = slot.keys[at, :, own], slot.values[at, :, own]
+            # Copies: a view would keep the padded batch in memory for as long as one of its rows waits.
+            pair = slot.keys[at, :, own].clone(), slot.values[at, :, own].clone()
+            rows[index].states[step.layer, step.visit] = pair
     return rows
 
 

@@ -4,7 +4,9 @@ A batch whose rows have different routes reads every layer that any of them runs
 prefilled first, a window of them at a time; each row's route is known then, and its keys and values are kept. Rows with
 like routes are then decoded together, from what their prefill left. Answers come back in the order of the prompts.
 
-Each row is computed as if it stood alone, up to the rounding of floats that any batching brings.
+Each row is computed as if it stood alone, up to the rounding of floats that any batching brings. Positions that change
+with the longest row of a batch (rope types dynamic and longrope) would break that, so rows within the first context
+and beyond it never share a batch, and beyond it each stands alone.
 """
 
 from __future__ import annotations
@@ -18,13 +20,25 @@ from tqdm import tqdm
 from routing.common.errors import UserError
 from routing.inference.cached_rows import CachedRow, cache_class, joined, taken_out
 from routing.inference.groups import grouped
+from routing.models.context import shared_tokens
 from routing.tasks.prompts import left_pad
 from train_models.router_kinds import kind_of
 
 WINDOW = 16  # batches whose prompts are prefilled before any is decoded
 CACHE_GIB = 2.0
-# What stock generate() takes, and what would not know of groups.
-REFUSED = ("past_key_values", "prompt_lengths", "attention_mask", "input_ids", "inputs_embeds", "streamer")
+# What stock generate() takes and a group cannot: argument -> what to do about it.
+MADE_HERE = "is made by grouped generation itself; leave it out, or call model.generate"
+REFUSED = dict.fromkeys(
+    ("past_key_values", "prompt_lengths", "attention_mask", "input_ids", "inputs_embeds", "streamer", "use_cache"),
+    MADE_HERE,
+) | {
+    "max_length": "counts the padding of a group; give max_new_tokens",
+    "min_length": "counts the padding of a group; give min_new_tokens",
+    "return_dict_in_generate": "gives what rows of a group do not have alone; leave it out, or call model.generate",
+    "prompt_lookup_num_tokens": "decodes one row alone; leave it out, or call model.generate",
+    "assistant_model": "decodes one row alone; leave it out, or call model.generate",
+    "stop_strings": "ends a group by texts; cut the answers behind it, or give stopping_criteria",
+}
 
 
 @dataclass(frozen=True)
@@ -97,6 +111,14 @@ def stream_grouped(
         raise UserError("the tokenizer has no pad token, so rows cannot stand side by side; set tokenizer.pad_token")
     if routes is not None and cache_class(model) is None:
         raise UserError(f"routes= cannot be forced on a {type(model).__name__}, which routes nothing; leave it out")
+    if _new_tokens(model, generation) is None:
+        raise UserError("how long may an answer be? give max_new_tokens")
+    for index, route in enumerate(routes or ()):
+        if len(route) != model.config.num_hidden_layers or not set(route) <= {0, 1, 2}:
+            raise UserError(
+                f"route {index} is {list(route)}; give {model.config.num_hidden_layers} counts, each 0 (skip), 1 (run) "
+                "or 2 (repeat)"
+            )
     return _answers(model, tokenizer, ids, batch_size, window, cache_gib * 2**30, pad, routes, generation)
 
 
@@ -114,7 +136,7 @@ def _check(ids, batch_size: int, window: int, cache_gib: float, generation: dict
     if empty := [index for index, row in enumerate(ids) if not row]:
         raise UserError(f"prompt {empty[0]} has no token; leave empty prompts out")
     if given := [name for name in REFUSED if name in generation]:
-        raise UserError(f"{given[0]}= is made by grouped generation itself; leave it out, or call model.generate")
+        raise UserError(f"{given[0]}= {REFUSED[given[0]]}")
     for name in ("num_beams", "num_return_sequences"):
         if generation.get(name, 1) != 1:
             raise UserError(f"{name}={generation[name]}: grouped generation gives one sequence a prompt; leave it out")
@@ -126,11 +148,29 @@ def _answers(model, tokenizer, ids, batch_size: int, window: int, limit: float, 
     by_token = forced is None and kind_of(config).decides_for == "token" and not config.is_static_routing
     # Prompts of like lengths stand side by side, so little is padded.
     order = sorted(range(len(ids)), key=lambda index: (len(ids[index]), index))
-    if kind is None or by_token:
-        for start in range(0, len(order), batch_size):
-            group = order[start : start + batch_size]
-            yield from _decode(model, tokenizer, [ids[i] for i in group], group, None, pad, generation)
-        return
+    shared = shared_tokens(config)
+    alone = [] if shared is None else [i for i in order if len(ids[i]) + _new_tokens(model, generation) > shared]
+    parts = [order[: len(order) - len(alone)], *([index] for index in alone)]
+    for number, part in enumerate(parts):
+        if number:
+            _forget_lengths(model)
+        if kind is None or by_token:
+            for start in range(0, len(part), batch_size):
+                group = part[start : start + batch_size]
+                yield from _decode(model, tokenizer, [ids[i] for i in group], group, None, pad, generation)
+        else:
+            yield from _in_windows(
+                model, kind, tokenizer, ids, part, batch_size, window, limit, pad, forced, generation
+            )
+
+
+def _forget_lengths(model) -> None:
+    """Let dynamic positions begin anew: transformers keeps those of the longest text until a short one comes."""
+    device = model.device
+    model.model.rotary_emb(torch.zeros(1, 1, 1, device=device), torch.zeros(1, 1, dtype=torch.long, device=device))
+
+
+def _in_windows(model, kind, tokenizer, ids, order, batch_size, window, limit, pad, forced, generation):
     while order:
         rows, order = _prefilled(model, kind, ids, order, batch_size, window, limit, pad, forced)
         indices = [*rows]
@@ -172,12 +212,19 @@ def _decode(model, tokenizer, prompts, indices, rows: list[CachedRow] | None, pa
         rows.clear()
     elif rows is not None:
         more["routes"] = torch.tensor(routes)
-    output = model.generate(input_ids=tokens, attention_mask=mask, pad_token_id=pad, **more, **generation)
+    options = more | generation | {"use_cache": True}
+    output = model.generate(input_ids=tokens, attention_mask=mask, pad_token_id=pad, **options)
     ends = _ends(model, generation)
     for at, (index, new) in enumerate(zip(indices, output[:, tokens.shape[1] :].tolist(), strict=True)):
         last = next((place for place, token in enumerate(new) if token in ends), len(new))
         own = tuple(new[: last + 1])
         yield Generated(index, own, tokenizer.decode(own, skip_special_tokens=True), routes and routes[at])
+
+
+def _new_tokens(model, generation: dict) -> int | None:
+    """How many tokens are asked for, by argument or generation config."""
+    config = generation.get("generation_config") or model.generation_config
+    return generation.get("max_new_tokens") or config.max_new_tokens
 
 
 def _ends(model, generation: dict) -> set[int]:

@@ -7,18 +7,8 @@ from collections import Counter
 from collections.abc import Iterable
 
 from routing.common.errors import UserError
+from routing.models.context import context_tokens
 from routing.scoring.plain import Request
-
-
-def context_tokens(config) -> int:
-    """Tokens of the longest text whose every row a model computes as it would alone.
-
-    With longrope a text longer than the first context changes the positions of all rows beside it.
-    """
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "longrope":
-        return min(config.max_position_embeddings, rope["original_max_position_embeddings"])
-    return config.max_position_embeddings
 
 
 def needed_tokens(request: Request) -> int:

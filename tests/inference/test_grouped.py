@@ -170,6 +170,11 @@ def test_the_model_is_left_as_it_was():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        ({"use_cache": False}, "use_cache= is made by grouped generation itself"),
+        ({"max_length": 9}, "max_length= counts the padding of a group; give max_new_tokens"),
+        ({"return_dict_in_generate": True}, "return_dict_in_generate= gives what"),
+        ({"prompt_lookup_num_tokens": 2}, "prompt_lookup_num_tokens= decodes one row alone"),
+        ({"stop_strings": ["a"]}, "stop_strings= ends a group by texts"),
         ({"prompts": [[3], []]}, "prompt 1 has no token"),
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),
         ({"window": 3, "batch_size": 4}, "window=3 must be at least batch_size=4"),
@@ -184,6 +189,67 @@ def test_what_cannot_be_is_named(arguments, words):
     given = {"prompts": [[3]]} | arguments
     with pytest.raises(UserError, match=words):
         generate_grouped(None, Plain(), **given)
+
+
+def test_what_the_model_tells_is_checked():
+    _, model = varied(LLAMA)
+    with pytest.raises(UserError, match="how long may an answer be. give max_new_tokens"):
+        generate_grouped(model, Plain(), [[3]])
+    for route in ([1, 1], [1, 1, 1, 1, 3]):
+        with pytest.raises(UserError, match="route 0 is .* give 5 counts, each 0"):
+            generate_grouped(model, Plain(), [[3]], routes=[route], max_new_tokens=2)
+
+
+def test_a_generation_config_without_cache_changes_nothing():
+    _, model = varied(LLAMA)
+    rows = random_rows(LENGTHS)
+    expected = [alone(model, row)[0] for row in rows]
+    model.generation_config.use_cache = False
+    found = generate_grouped(model, Plain(), [row.tolist() for row in rows], 3, max_new_tokens=NEW)
+    assert [answer.tokens for answer in found] == expected
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+@pytest.mark.parametrize("routed", [True, False])
+def test_rows_beyond_the_first_context_change_no_others(kind, routed):
+    rope = {"rope_type": kind, "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
+    if kind == "longrope":
+        rope |= {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    fields = {"rope_parameters": rope, "max_position_embeddings": 16 if kind == "dynamic" else 64}
+    model = stock_model(LLAMA, **fields)
+    if routed:
+        model = routed_from(LLAMA, model, router_seed=1, **fields)
+    rows = random_rows([4, 9, 14, 20, 6, 18])
+
+    def each(row):
+        model.generate(row[None, :1], max_new_tokens=1, pad_token_id=0)  # Forgets the lengths of rows before.
+        output = model.generate(row[None], attention_mask=torch.ones(1, len(row)), max_new_tokens=NEW, pad_token_id=0)
+        return tuple(output[0, len(row) :].tolist())
+
+    expected = [each(row) for row in rows]
+    found = generate_grouped(model, Plain(), [row.tolist() for row in rows], 3, max_new_tokens=NEW)
+    assert [answer.tokens for answer in found] == expected
+
+
+def test_a_row_keeps_no_more_memory_than_its_own():
+    _, model = varied(LLAMA)
+    seen = []
+    real = module.taken_out
+
+    def told(cache, lengths):
+        seen.extend(real(cache, lengths))
+        return seen[-len(lengths) :]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "taken_out", told)
+        generate_grouped(model, Plain(), [row.tolist() for row in random_rows(LENGTHS)], 4, max_new_tokens=2)
+    held = {
+        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+        for row in seen
+        for p in row.states.values()
+        for t in p
+    }
+    assert sum(held.values()) == sum(row.bytes for row in seen)
 
 
 def test_a_tokenizer_without_padding_is_refused():
