@@ -97,7 +97,7 @@ def run(arguments: TrainArguments, epochs: int, model, tokenizer, data: Training
     set_seed(arguments.seed)
     model.model.init_routers()
     start = time.perf_counter()
-    sets = make_sets(arguments, model, None, data, tokenizer.pad_token_id, work)
+    sets = make_sets(arguments, model, data, tokenizer.pad_token_id, work)
     ready = time.perf_counter()
     trainer = train_routers(
         arguments, model.model.routers, torch.ones(3), *sets,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+LONGEST = 10_000  # layers of a range, where the model is not known yet
 EXAMPLE = "half-open ranges of layers as in mergekit, such as 0:20,24:30, or single layers, such as 0:5,4,5:8"
 
 
@@ -37,7 +38,10 @@ def parse_path(text: str, depth: int | None = None) -> list[int]:
                 f"the path {text!r} has layer {layers[-1]} in {part.strip()!r}, and the model has layers 0 to "
                 f"{depth - 1}; ranges are half-open, so the last one may end with {depth}"
             )
-        path += layers
+        if depth is not None or len(layers) <= LONGEST:
+            path += layers
+        else:  # Only the spelling is asked for, and no model has so many.
+            raise ValueError(f"the path {text!r} has {len(layers)} layers in {part.strip()!r}; no model has so many")
     return path
 
 

@@ -139,7 +139,8 @@ def problems_of(arguments: argparse.Namespace, name: str, targets: list[str]) ->
     found += unknown_names(arguments.dataset)
     found += below(arguments, num_samples=1, batch_size=1)
     found += flag_problems(arguments)
-    found += unwritable("--output", Path(getattr(arguments, "output", "") or arguments.checkpoint))
+    given = getattr(arguments, "output", "")  # frontier has one, calibrate writes into the checkpoint.
+    found += unwritable("--output" if given else "--checkpoint", Path(given or arguments.checkpoint))
     if not arguments.tolerance > 0:
         found.append(f"--tolerance {arguments.tolerance} must be above 0")
     return found

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import tempfile
 from pathlib import Path
 
 from data_models.path_notation import EXAMPLE, write_path
 from routing.common.devices import DTYPES
 from routing.common.errors import UserError, raise_all, run_command
-from routing.common.files import write_json, write_text
+from routing.common.files import unwritable, write_json, write_text
 from routing.common.parser import Parser
 from routing.common.run_info import made_with
 from routing.models.checkpoint import swap_in
@@ -70,19 +71,7 @@ def output_problems(folder: Path) -> list[str]:
     """What forbids to write an export there."""
     if folder.exists() and not ((folder / RECORD).is_file() or (folder / MANIFEST).is_file()):
         return [f"--output {folder} exists and is no export, so it is not replaced; give another folder"]
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        work = work_folder(folder)
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
-        work.rmdir()
-    except OSError as error:
-        return [f"--output {folder} cannot be written ({error}); give a folder that can"]
-    return []
-
-
-def work_folder(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.tmp")
+    return unwritable("--output", folder.parent)
 
 
 def config_problems(arguments: argparse.Namespace, source: Source, paths: list[list[int]]) -> list[str]:
@@ -101,22 +90,28 @@ def config_problems(arguments: argparse.Namespace, source: Source, paths: list[l
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
-    work = work_folder(arguments.output)
-    work.mkdir()
+    prepared = prepare(arguments)  # Nothing is made before all is known to be right.
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{arguments.output.name}.", dir=arguments.output.parent))
+    work.chmod(0o755)
     try:
-        export(arguments, work)
+        write(arguments, work, *prepared)
         swap_in(work, arguments.output)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     print(f"written to {arguments.output}")
 
 
-def export(arguments: argparse.Namespace, work: Path) -> None:
-    """Write the export into a folder that is empty and has another name."""
+def prepare(arguments: argparse.Namespace) -> tuple:
+    """The source, its model, the paths, and the base that a recipe names.
+
+    Raises:
+        UserError: if one of the paths cannot leave as asked.
+    """
     source = find_source(arguments.source, arguments.skip_action)
     paths = menu_of(source) if arguments.menu else [path_of(source, arguments.path)]
     raise_all(config_problems(arguments, source, paths))
-    base = frozen_base(source) if arguments.format != "hf" else ""
+    base = frozen_base(source) if arguments.format != "hf" else None
     model = load_model(source, "auto" if arguments.dtype == "auto" else DTYPES[arguments.dtype])
     raise_all(list(dict.fromkeys(problem for path in paths for problem in path_problems(source, model, path))))
     if arguments.format != "hf" and len(getattr(model.model, "stand_ins", ())):
@@ -124,6 +119,11 @@ def export(arguments: argparse.Namespace, work: Path) -> None:
             f"--format {arguments.format} names a base, which has no adapters; give --skip_action identity, or "
             "--format hf"
         )
+    return source, model, paths, base
+
+
+def write(arguments: argparse.Namespace, work: Path, source: Source, model, paths: list[list[int]], base) -> None:
+    """Write the export into a folder that is empty and has another name."""
     facts = {"arguments": {name: str(value) for name, value in vars(arguments).items()}} | made_with()
     if arguments.menu:
         export_menu(source, model, paths, work, facts)
@@ -146,16 +146,18 @@ def export_menu(source: Source, model, paths: list[list[int]], work: Path, facts
     write_json(work / MANIFEST, {"source": source.name, "of": source.depth, "paths": rows} | facts)
 
 
-def export_recipe(arguments, source: Source, model, path: list[int], base: str, work: Path, facts: dict) -> None:
+def export_recipe(
+    arguments, source: Source, model, path: list[int], base: tuple[str, str | None], work: Path, facts: dict
+) -> None:
     """The YAML of mergekit, or a PEFT folder."""
-    record = {"source": source.name, "base": base, "path": write_path(path), "layers": len(path), "of": source.depth}
-    record["format"] = arguments.format
+    record = {"source": source.name, "base": base[0], "base_revision": base[1], "format": arguments.format}
+    record |= {"path": write_path(path), "layers": len(path), "of": source.depth}
     if arguments.format == "mergekit":
         dtype = str(model.dtype).removeprefix("torch.")
-        write_text(work / MERGEKIT, mergekit_recipe(base, path, dtype))
+        write_text(work / MERGEKIT, mergekit_recipe(*base, path, dtype))
         print(f"{source.name}, path {write_path(path)}: {len(path)} of {source.depth} layers; run mergekit-yaml on it")
     else:
-        found = save_peft(source, base, model, path, arguments.rank, work)
+        found = save_peft(source, *base, model, path, arguments.rank, work)
         print(line(source, path, found))
         record["equality"] = found.record()
     write_json(work / RECORD, record | facts)

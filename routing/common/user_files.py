@@ -215,7 +215,9 @@ def read_text(path: Path) -> str:
     """
     try:
         with path.open("rb") as file:
-            content = file.read(LONGEST + 1)
+            content, part = b"", b" "
+            while part and len(content) <= LONGEST:  # To ask for all at once takes the memory of the longest file.
+                content += (part := file.read(1 << 20))
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from error
     return _decoded(content.removeprefix(BOM_UTF8), 1).replace("\r\n", "\n")

@@ -95,6 +95,8 @@ def load_base_config(name: str, revision: str | None = None) -> PreTrainedConfig
         check_no_lora(name, commit)
         config = AutoConfig.from_pretrained(place, revision=commit)
         config._commit_hash = commit
+        if commit is None and not Path(place).exists():
+            raise OSError("the hub does not say which commit it is at now, and results are tied to a commit.")
     except (OSError, ValueError) as error:
         spelled = "" if Path(place).exists() else "Is it spelled right? "
         reason = str(error).splitlines()[0]
@@ -126,6 +128,21 @@ def _told(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def no_tokenizer(name: str, revision: str | None, error: Exception) -> str:
+    """Why a tokenizer cannot be loaded and what to do about it, where transformers says it with `error`."""
+    reason = f"{str(error).splitlines()[0].rstrip(' .:')}. {to_make_whole(name)}"
+    if base_file(name, "tokenizer.json", revision) is None:
+        pieces = base_file(name, "tokenizer.model", revision) is not None
+        if pieces and importlib.util.find_spec("sentencepiece") is None:
+            reason = (
+                "it has a tokenizer.model and no tokenizer.json, and the package that reads it is not installed. "
+                "Install it: pip install sentencepiece"
+            )
+        elif not pieces:  # transformers lists all the classes that it could not make.
+            reason = f"there is no tokenizer.json. {to_make_whole(name)}"
+    return f"the tokenizer of the model {name!r} cannot be loaded: {reason}"
+
+
 def load_tokenizer(name: str, revision: str | None = None):
     """Tokenizer of a model, with a pad token that the model has an embedding for (eos where it has none).
 
@@ -136,17 +153,7 @@ def load_tokenizer(name: str, revision: str | None = None):
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
     except (OSError, ValueError, ImportError) as error:
-        reason = f"{str(error).splitlines()[0].rstrip(' .:')}. {to_make_whole(name)}"
-        if base_file(name, "tokenizer.json", revision) is None:
-            pieces = base_file(name, "tokenizer.model", revision) is not None
-            if pieces and importlib.util.find_spec("sentencepiece") is None:
-                reason = (
-                    "it has a tokenizer.model and no tokenizer.json, and the package that reads it is not installed. "
-                    "Install it: pip install sentencepiece"
-                )
-            elif not pieces:  # transformers lists all the classes that it could not make.
-                reason = f"there is no tokenizer.json. {to_make_whole(name)}"
-        raise UserError(f"the tokenizer of the model {name!r} cannot be loaded: {reason}") from error
+        raise UserError(no_tokenizer(name, revision, error)) from error
     rows = vocabulary_rows(name, revision)
     if tokenizer.pad_token_id is not None and rows is not None and tokenizer.pad_token_id >= rows:
         _told(

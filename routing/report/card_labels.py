@@ -34,7 +34,7 @@ SCHEMA: dict[str, tuple[str | dict, str]] = {
     "choices": ({"list": "string"}, "texts of the choices; empty for open questions"),
     "accepted": ({"list": "string"}, "further right answers of an open question"),
     "gold": ("int64", "index of the right choice; null for open questions"),
-    "checker": ("string", "how a generated answer is checked: letter, number, boxed, exact, regex"),
+    "checker": ("string", "how a generated answer is checked: letter, number, boxed, exact, regex, solution, calls"),
     "tools": ("string", "functions that may be called, as JSON; null where there are none"),
     "scoring": ("string", "generate (greedy answer and checker) or a comparison of the choices' loglikelihoods"),
     "base_correct": ("bool", "whether the full path, every layer once, answers right (and passes the re-test, if any)"),

@@ -98,19 +98,6 @@ def find_runs(folders: list[Path]) -> tuple[list[Path], list[str]]:
     return list(chosen.values()), empty
 
 
-def read_runs(folders: list[Path]) -> tuple[list[Run], list[str]]:
-    """The runs of folders as `find_runs` takes them.
-
-    Returns:
-        runs, and names of folders of sweeps that hold no metrics yet.
-
-    Raises:
-        UserError: naming every folder without metrics.csv, or the file and line that are wrong.
-    """
-    chosen, empty = find_runs(folders)
-    return [read_run(folder) for folder in chosen], empty
-
-
 def read_run(folder: Path) -> Run:
     """One run.
 

@@ -87,10 +87,9 @@ def make_request(
 def request_of(
     example: Example, scoring: str, tokenizer, chat: bool = False, tools_in_template: bool = False
 ) -> Request:
-    """The request of an example; `scoring` may be auto (see `scoring_of`, and `build_prompt` beside it)."""
-    kind = scoring_of(example, scoring)
-    prompt = build_prompt(example, kind, tokenizer, chat, tools_in_template)
-    return make_request(example, kind, prompt, tokenizer, chat)
+    """`prompted` for a record that says no more than this; `scoring` may be auto."""
+    asked = Prompting(scoring=scoring, apply_chat_template=chat, tools_in_template=tools_in_template)
+    return prompted(example, tokenizer, asked)
 
 
 def prompted(example: Example, tokenizer, prompting: Prompting) -> Request:

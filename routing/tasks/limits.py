@@ -6,6 +6,8 @@ An answer's limit is one of its data set, never of the question: it must tell no
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from itertools import islice, takewhile
 from pathlib import Path
 
 from routing.common.errors import UserError
@@ -17,18 +19,30 @@ from routing.tasks.prompts import AS_PUBLISHED, expected_answers, max_new_tokens
 
 # A limit that is exact for the longest answer would leave no token by which its end shows.
 END = 1
+TOGETHER = 1024  # questions whose answers are tokenized at a time
 FOLLOWING = ("number", "exact", "boxed", "solution")  # checkers whose answers say how long an answer may be
 
 
-def answer_tokens(example: Example, tokenizer, chat: bool) -> int:
-    """Tokens of the shortest text that a right answer is expected to be; 0 where none is known."""
+def _right(example: Example, chat: bool) -> list[str]:
+    """Texts that a right answer is expected to be; none where none is known."""
     right = expected_answers(example, chat)
     if example.checker == "letter":
         right = [text for text in right if text.endswith("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[example.gold])]
     if example.checker in ("exact", "solution"):
         right = [example.answer, *example.accepted]
     # With the space that is before it in most texts, so that the chat form has no limit of its own.
-    return min((len(tokenizer.encode(f" {text}", add_special_tokens=False)) for text in right), default=0)
+    return [f" {text}" for text in right]
+
+
+def answer_tokens(examples: Iterable[Example], tokenizer, chat: bool) -> Iterator[tuple[Example, int]]:
+    """Each question with the tokens of the shortest text that is a right answer to it; 0 where none is known."""
+    examples = iter(examples)
+    while part := list(islice(examples, TOGETHER)):
+        texts = [_right(example, chat) for example in part]
+        flat = [text for own in texts for text in own]
+        lengths = map(len, tokenizer(flat, add_special_tokens=False).input_ids if flat else ())
+        for example, own in zip(part, texts, strict=True):
+            yield example, min((next(lengths) for _ in own), default=0)
 
 
 def _whole(name: str) -> Iterator[Example]:
@@ -52,14 +66,21 @@ def limits_of(names: str, tokenizer) -> dict[str, int]:
     """
     found: dict[str, int] = {}
     for name in expand_names(names):
-        for example in _whole(name):
-            if not follows(example):
-                if name in OFFLINE:
-                    break  # Its questions are all of one kind.
-                continue
-            need = answer_tokens(example, tokenizer, chat=False) + END
-            if need > max(max_new_tokens(example, chat=False), found.get(example.dataset, 0)):
-                found[example.dataset] = need
+        own = name not in OFFLINE and name not in HUB
+        stat = Path(name).stat() if own else None
+        found |= _limits(name, stat and (stat.st_size, stat.st_mtime_ns), tokenizer)
+    return found
+
+
+@lru_cache(maxsize=64)
+def _limits(name: str, stamp: tuple[int, int] | None, tokenizer) -> dict[str, int]:
+    """Of one data set; `stamp` tells that a file is another one now."""
+    found: dict[str, int] = {}
+    # Those that come with the toolkit hold questions of one kind each: the first one tells.
+    stopping = takewhile if name in OFFLINE else filter
+    for example, need in answer_tokens(stopping(follows, _whole(name)), tokenizer, chat=False):
+        if need + END > max(max_new_tokens(example, chat=False), found.get(example.dataset, 0)):
+            found[example.dataset] = need + END
     return found
 
 
@@ -73,11 +94,10 @@ def misfits(
         limit_of: of a data set, None for the usual.
     """
     found: dict[str, list[tuple[Example, int, int]]] = {}
-    for example in examples:
-        if scoring_of(example, scoring) != "generate":
-            continue
+    generating = (example for example in examples if scoring_of(example, scoring) == "generate")
+    for example, need in answer_tokens(generating, tokenizer, chat):
         limit = limit_of(example.dataset) or max_new_tokens(example, chat)
-        if (need := answer_tokens(example, tokenizer, chat)) > limit:
+        if need > limit:
             found.setdefault(example.dataset, []).append((example, need, limit))
     return found
 

@@ -22,9 +22,12 @@ from routing.commands.export import main
 from routing.common.errors import UserError
 from routing.models.bases import stored_tensors
 from routing.models.checkpoint import save_checkpoint
+from routing.models.default_model import DEFAULT_MODEL
 from routing.models.export import hf
 from routing.models.export.config import cut_config
 from routing.models.export.gguf import gguf_problems
+from routing.models.export.recipes import mergekit_recipe
+from routing.models.export.source import find_source, frozen_base
 
 TOKENIZER = make_tokenizer()
 IDS = torch.randint(1, len(TOKENIZER), (2, 24), generator=torch.Generator().manual_seed(3))
@@ -203,7 +206,8 @@ BAD = [name for name, animal in ANIMALS.items() if animal.refused and not animal
 
 @pytest.mark.parametrize("name", BAD)
 def test_bases_that_cannot_be_used_are_refused(tmp_path, name):
-    assert refused(bring(name), "--path", "0,2", "--output", tmp_path / "a" / "out")
+    assert re.search(ANIMALS[name].refused, refused(bring(name), "--path", "0,2", "--output", tmp_path / "a" / "out"))
+    assert not [*tmp_path.glob("a/*"), *tmp_path.glob("a/.*")]
 
 
 def test_a_wrong_export_gets_no_name(bases, tmp_path, monkeypatch):
@@ -345,7 +349,8 @@ def test_who_must_say_the_path(bases, tmp_path):
     assert "is a base, which has no adapters" in refused(
         base, "--path", "0", "--skip_action", "identity", "--output", output
     )
-    assert "cannot be written" in refused(base, "--path", "0", "--output", tmp_path / "routed" / "config.json" / "x")
+    output = tmp_path / "routed" / "config.json" / "x"
+    assert "so nothing can be written below it" in refused(base, "--path", "0", "--output", output)
 
 
 # GGUF.
@@ -387,6 +392,13 @@ def test_mergekit_recipe(bases, tmp_path):
     assert [part["sources"] for part in recipe["slices"]] == [
         [{"model": str(base), "layer_range": bounds}] for bounds in ([0, 2], [1, 2], [3, 5])
     ]
+
+
+def test_recipes_name_the_default_model_by_its_folder():
+    name, commit = frozen_base(find_source(DEFAULT_MODEL, ""))
+    assert AutoConfig.from_pretrained(name).num_hidden_layers == 30 and commit is None
+    assert "@" not in mergekit_recipe(name, commit, [0, 1], "float32")
+    assert "model: o/m@abc\n" in mergekit_recipe("o/m", "abc", [0, 1], "float32")
 
 
 def test_mergekit_itself_reads_the_recipe(bases, tmp_path):

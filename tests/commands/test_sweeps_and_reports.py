@@ -88,7 +88,7 @@ def test_a_task_that_fails_leaves_the_others_their_results(tmp_path, monkeypatch
 
     found = []
     monkeypatch.setattr(evaluate, "parse", lambda kind: EvaluationArguments(checkpoint="c", tasks="a,bad,b"))
-    monkeypatch.setattr(evaluate, "check_tasks", lambda names: None)
+    monkeypatch.setattr(evaluate, "check_tasks", lambda names, checkpoint: None)
     monkeypatch.setattr(evaluate, "members", lambda names, manager: names)
     monkeypatch.setattr(evaluate, "training_record", lambda folder: {})
     monkeypatch.setattr(evaluate, "Comparison", Comparison)

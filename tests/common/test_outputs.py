@@ -104,7 +104,9 @@ def test_an_error_of_all_processes_is_told_once(monkeypatch, capsys, tmp_path):
 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert fail("alone") == fail("alone") == "error: alone\n"
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as schedulers set it; a launcher sets LOCAL_RANK too
+    assert fail("alone") == fail("alone") == "error: alone\n"
+    monkeypatch.setenv("LOCAL_RANK", "0")
     assert [fail("all"), fail("all"), fail("one's own"), fail("all")] == ["error: all\n", "", "error: one's own\n", ""]
     for path in tmp_path.iterdir():  # of a launch long ago
         os.utime(path, (0, 0))

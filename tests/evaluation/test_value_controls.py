@@ -94,7 +94,7 @@ def checkpoints(tmp_path_factory):
 def run(monkeypatch, *words) -> None:
     # To read the names of all of lm-eval's own tasks takes most of the time.
     own = TaskManager(include_path=str(CONFIGS), include_defaults=False)
-    monkeypatch.setattr(evaluation, "check_tasks", lambda names: own)
+    monkeypatch.setattr(evaluation, "check_tasks", lambda names, checkpoint: own)
     monkeypatch.setattr(sys, "argv", ["evaluation.py", *map(str, words)])
     evaluation.main()
 

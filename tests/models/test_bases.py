@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 from zoo import ANIMALS, COMMITS, bring, copy_of, edit_config, edit_weights, put_into_hub
 
 from routing.common.errors import UserError
+from routing.models import families
 from routing.models.bases import load_base, load_stock, stored_tensors, weight_stamps
 from routing.models.checkpoint import load_checkpoint, save_checkpoint
 from routing.models.families import load_base_config, load_tokenizer, routed_class
@@ -100,10 +101,11 @@ def test_what_a_lora_needs_is_said():
 
 
 def test_padding_without_an_embedding_is_replaced_and_told(capsys):
+    families._told.cache_clear()
     tokenizer = load_tokenizer(bring("pad_outside"))
     assert tokenizer.pad_token_id == tokenizer.eos_token_id < load_base_config(bring("pad_outside")).vocab_size
     load_tokenizer(bring("pad_outside"))
-    assert capsys.readouterr().err.count("no embedding for its pad token '[PAD]'") <= 1  # once a process
+    assert capsys.readouterr().err.count("no embedding for its pad token '[PAD]'") == 1  # once a process
 
 
 @pytest.mark.parametrize("name", SHAPES + FILES)
@@ -184,11 +186,12 @@ def test_routers_decide_in_float32_when_the_model_is_cast_or_runs_under_autocast
     assert torch.equal(cast.last_routes, right.last_routes)
     exact = loaded(folder)
     exact(ids)
-    if kind != "token":  # Its decisions read states, which autocast changes.
-        with torch.autocast("cpu", torch.bfloat16):
-            found = exact.model.decide  # The decision itself does not fail, whatever dtype the states have.
-            exact(ids)
-        assert found is not None and exact.last_routes.shape == (64, 4)
+    routes = exact.last_routes
+    with torch.autocast("cpu", torch.bfloat16):
+        exact(ids)
+    # States of float32 models differ under autocast, so decisions near a tie may; those that read embeddings do not.
+    same = (exact.last_routes == routes).float().mean()
+    assert same == 1 if kind == "embedding" else same > 0.9
 
 
 def test_predictions_under_the_stock_trainer_are_the_logits_alone(tmp_path):

@@ -25,10 +25,16 @@ from routing.report.run_plots import (
     plot_quality,
     plot_speed,
 )
-from routing.report.runs import CONTROLS, METHODS, METRICS, read_run, read_runs
+from routing.report.runs import CONTROLS, METHODS, METRICS, find_runs, read_run
 from routing.training.end_to_end.training import COLUMNS as WRITTEN_METRICS
 
 T2 = 4.3027  # 0.975 quantile of Student's t with 2 degrees of freedom
+
+
+def read_runs(folders):
+    """All runs of folders, and the folders without."""
+    chosen, empty = find_runs(folders)
+    return [read_run(folder) for folder in chosen], empty
 
 
 def write_csv(path: Path, columns, rows: list[dict]) -> None:

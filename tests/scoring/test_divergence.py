@@ -19,7 +19,7 @@ from routing.common.errors import UserError
 from routing.labels import menus
 from routing.labels.reading import read_header
 from routing.scoring.divergence import Answer, AnswerDivergence, Remembered, answers_of, greedy_order
-from routing.scoring.plain import request_of
+from routing.scoring.plain import draw_requests, request_of
 from routing.search.menu import nested_routes
 from routing.search.routes import full_route
 from routing.tasks import load_examples
@@ -102,17 +102,12 @@ def test_a_menu_by_divergence_of_a_real_model_with_adapters(base, adapted, tmp_p
     folder, model, tokenizer = adapted
     options = ("--adapters", folder, "--menu_samples", 6, "--num_samples", 2)
     generate(monkeypatch, *words(base, "arithmetic", tmp_path, "divergence:0,1,3", *options))
-    requests = [request_of(e, "auto", tokenizer) for e in load_examples("arithmetic", "search", 6, 0)]
+    requests = draw_requests("arithmetic", "search", 6, tokenizer)
     rows = answers_of(model, tokenizer, requests, 4)
     assert len(rows) == 6 and all(len(row.tokens) > row.prompt for row in rows)
-    order = []
-    while len(order) < 3:
-        order.append(
-            min(
-                {1, 2, 3, 4} - {*order},
-                key=lambda one: plain_divergence(model, rows, nested_routes([*order, one], [len(order) + 1], 5)[0]),
-            )
-        )
+    order = greedy_order(
+        [1, 2, 3, 4], 3, lambda gone: plain_divergence(model, rows, tuple(int(layer not in gone) for layer in range(5)))
+    )
     assert read_header(tmp_path)["menu"]["routes"] == [list(route) for route in nested_routes(order, (0, 1, 3), 5)]
 
 

@@ -452,6 +452,7 @@ def test_records_of_a_tree_search_are_refused(tmp_path):
 
 def test_only_the_arguments_of_a_search_are_in_its_header():
     config = AutoConfig.for_model("llama", num_hidden_layers=4)
+    config._commit_hash = None  # of a folder
 
     def chosen(**arguments):
         return data_generation.make_header(DataGenerationArguments(**arguments), config)["arguments"]

@@ -17,6 +17,7 @@ from routing.models.export.config import cut_config, stock_config
 from routing.models.export.equality import Equality, measure
 from routing.models.export.source import Source, along, stored_weights
 from routing.models.export.weights import EMBEDDING, cut_model, leading_adapters, take_stored
+from routing.models.families import no_tokenizer
 
 RECORD = "export.json"
 CARD = """---
@@ -79,13 +80,10 @@ def save_tokenizer(source: Source, folder: Path) -> None:
     Raises:
         UserError: if it cannot be loaded: a model without one cannot be served.
     """
+    # With a stock config beside it transformers has no reason to run a checkpoint's own code.
+    config, commit = stock_config(source.config), getattr(source.config, "_commit_hash", None)
+    where = {"revision": commit} if commit else {}
     try:
-        # With a stock config beside it transformers has no reason to run a checkpoint's own code.
-        config, commit = stock_config(source.config), getattr(source.config, "_commit_hash", None)
-        where = {"revision": commit} if commit else {}
         AutoTokenizer.from_pretrained(source.place, config=config, **where).save_pretrained(folder)
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(
-            f"the tokenizer of {source.name} cannot be loaded ({str(error).splitlines()[0]}). Put its files beside the "
-            "weights; a model without a tokenizer cannot be served."
-        ) from error
+        raise UserError(no_tokenizer(source.name, commit, error)) from error

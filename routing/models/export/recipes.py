@@ -36,17 +36,20 @@ def recipe_problems(source: Source, path: Sequence[int], kind: str) -> list[str]
     return []
 
 
-def mergekit_recipe(base: str, path: Sequence[int], dtype: str) -> str:
+def mergekit_recipe(base: str, commit: str | None, path: Sequence[int], dtype: str) -> str:
     """YAML of a passthrough merge; ranges are half-open."""
-    slices = [{"sources": [{"model": base, "layer_range": [start, end]}]} for start, end in ranges_of(path)]
+    named = f"{base}@{commit}" if commit else base
+    slices = [{"sources": [{"model": named, "layer_range": [start, end]}]} for start, end in ranges_of(path)]
     return yaml.safe_dump({"slices": slices, "merge_method": "passthrough", "dtype": dtype}, sort_keys=False)
 
 
-def save_peft(source: Source, base: str, model, path: Sequence[int], rank: int, folder: Path) -> Equality:
+def save_peft(
+    source: Source, base: str, commit: str | None, model, path: Sequence[int], rank: int, folder: Path
+) -> Equality:
     """A LoRA folder that changes nothing yet, over the layers of a path; repeats share the base's weights.
 
     Args:
-        base: name of the stock model it belongs to.
+        base, commit: the stock model it belongs to.
         model: of `load_model`, for the comparison.
         rank: of the LoRA, in front of training.
 
@@ -55,11 +58,11 @@ def save_peft(source: Source, base: str, model, path: Sequence[int], rank: int, 
     """
 
     def stock():
-        return load_stock(base, model.dtype)
+        return load_stock(base, model.dtype, commit)
 
     config = LoraConfig(
         task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
-        layer_replication=ranges_of(path), base_model_name_or_path=base,
+        layer_replication=ranges_of(path), base_model_name_or_path=base, revision=commit,
     )  # fmt: skip
     torch.manual_seed(0)
     get_peft_model(stock(), config).save_pretrained(folder)

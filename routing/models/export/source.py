@@ -187,20 +187,20 @@ def along(source: Source, model: nn.Module, path: Sequence[int]) -> nn.Module:
     return given.eval()
 
 
-def frozen_base(source: Source) -> str:
-    """The name of a stock model with the very weights of a source, for recipes that name one.
+def frozen_base(source: Source) -> tuple[str, str | None]:
+    """A stock model with the very weights of a source, for recipes that name one: folder or hub id, and its commit.
 
     Raises:
         UserError: for a checkpoint whose weights were trained.
     """
-    if not source.is_checkpoint:
-        return source.name
-    if source.config.base_model:
-        return source.config.base_model
-    given = training_record(Path(source.place))["arguments"]
-    if given.get("trainable") == "lora":
-        raise UserError(
-            f"{source.name} has LoRA merged into its weights, so no stock model has them. Export it with --format hf "
-            "first, --path 0: for all of its layers, and give that folder."
-        )
-    return given["model_id"]
+    name, commit = source.name, getattr(source.config, "_commit_hash", None)
+    if source.is_checkpoint:
+        record = training_record(Path(source.place))
+        if record["arguments"].get("trainable") == "lora":
+            raise UserError(
+                f"{source.name} has LoRA merged into its weights, so no stock model has them. Export it with --format "
+                "hf first, --path 0: for all of its layers, and give that folder."
+            )
+        name = source.config.base_model or record["arguments"]["model_id"]
+        commit = source.config.base_revision or record.get("base_revision")
+    return locate_model(name), commit  # Others do not know the default model by its name here.
