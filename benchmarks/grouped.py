@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from routing.common.devices import DTYPES
 from routing.common.errors import UserError, run_command
-from routing.common.files import write_json
+from routing.common.files import write_json, write_text
 from routing.common.run_info import git_commit, hardware, today, versions
 from routing.evaluation.budget import decided_routes, find_bias, mean_layers
 from routing.inference import generate_grouped
@@ -80,7 +80,10 @@ def write_routes(checkpoint: Path, shares: list[float]) -> None:
         found[f"{share:g}"] = [list(route) for route in decided_routes(model, tokenizer, prompts, 32)]
         print(f"{share}: {mean_layers(found[f'{share:g}']):.2f} layers")
     trained = training_record(checkpoint)
-    write_json(ROUTES, {"model": trained["arguments"]["model_id"], "questions": "procedural", "routes": found})
+    lines = {share: ",\n".join(map(str, routes)) for share, routes in found.items()}  # a route a line
+    routes = ",\n".join(f'"{share}": [\n{text}\n]' for share, text in lines.items())
+    about = json.dumps({"model": trained["arguments"]["model_id"], "questions": "procedural"})[:-1]
+    write_text(ROUTES, f'{about}, "routes": {{\n{routes}\n}}}}\n')
 
 
 def routes_of(kind: str, depth: int, count: int, share: float) -> list[tuple[int, ...]]:

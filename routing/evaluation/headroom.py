@@ -378,8 +378,8 @@ def measure(
         "repeated_questions": 0 if again is None else len(parts[0].ids),
         "datasets": {name: table.datasets.count(name) for name in names},
         "paths": [
-            {"layers": int(length), "reward": float(mean), "route": list(route)}
-            for length, mean, route in zip(table.layers, means, table.routes, strict=True)
+            {"layers": int(length), "reward": float(mean), "route": list(route)} | minus_full(table, at)
+            for at, (length, mean, route) in enumerate(zip(table.layers, means, table.routes, strict=True))
         ],
         "by_dataset": {name: table.rewards[np.asarray(table.datasets) == name].mean(0).tolist() for name in names},
         "variance": shares,
@@ -392,6 +392,13 @@ def measure(
     report["route"] = bool(best["gain_lower_bound"] > 1e-6)  # More than the last digits of floats.
     report["sentence"] = sentence(report, best, table)
     return report
+
+
+def minus_full(table: Table, path: int) -> dict:
+    """Mean difference of the rewards along a path and the full one, of the same questions, with Wald's interval."""
+    gains = table.rewards[:, path] - table.rewards[:, 0]
+    mean, half = float(gains.mean()), float(norm.ppf(0.975) * gains.std(ddof=1) / len(gains) ** 0.5)
+    return {"minus_full": mean, "minus_full_ci95": [mean - half, mean + half]}
 
 
 def sentence(report: dict, best: dict, table: Table) -> str:

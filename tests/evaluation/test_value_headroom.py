@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from routing.evaluation.headroom import (
     hull,
     matched,
     measure,
+    minus_full,
     mixed,
     shortest_safe,
     simultaneous_bounds,
@@ -210,6 +212,15 @@ def test_text_features_know_words_and_lengths():
     # "rare" is left out, so the last prompt is told by its other words.
     assert set(np.unique(found[:, :-3])) == {0.0, 1.0} and 10 < found.shape[1] < 40
     assert text_features(["all alike"] * 9).shape == (9, 3)
+
+
+def test_each_path_is_compared_with_the_full_one_question_by_question():
+    rewards = np.array([[1, 1], [0, 1], [1, 0], [1, 0], [0, 0], [1, 0], [1, 1], [1, 1.0]])
+    table = SimpleNamespace(rewards=rewards)
+    found, gains = minus_full(table, 1), rewards[:, 1] - rewards[:, 0]
+    assert found["minus_full"] == gains.mean() == -0.25
+    assert found["minus_full_ci95"] == pytest.approx(-0.25 + np.array([-1, 1]) * 1.959964 * gains.std(ddof=1) / 8**0.5)
+    assert minus_full(table, 0) == {"minus_full": 0.0, "minus_full_ci95": [0.0, 0.0]}
 
 
 def test_paths_in_words():
