@@ -28,7 +28,7 @@ COMMANDS = {
     "analysis": "which tokens run which layers",
     "show_tokens": "the route of each token of a text",
     "card": "write the card of a checkpoint, upload it",
-    "fetch": "fetch the default model",
+    "fetch": "fetch a model that comes without a hub",
 }
 
 

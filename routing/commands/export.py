@@ -30,6 +30,7 @@ from routing.models.export.gguf import gguf_problems
 from routing.models.export.hf import RECORD, export_path
 from routing.models.export.recipes import MERGEKIT, mergekit_recipe, recipe_problems, save_peft
 from routing.models.export.source import Source, find_source, frozen_base, load_model, menu_of, path_of, path_problems
+from routing.models.wheel_models import ANY_BASE
 
 FORMATS = ("hf", "mergekit", "peft")
 MANIFEST = "menu.json"
@@ -37,7 +38,7 @@ MANIFEST = "menu.json"
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="dlr export", description=__doc__)
-    parser.add_argument("source", help="base (hub id, folder or the default model), or folder of a routed checkpoint")
+    parser.add_argument("source", help=f"base ({ANY_BASE}), or folder of a routed checkpoint")
     parser.add_argument("--path", default="", help=f"layers to run, in order: {EXAMPLE}; default a checkpoint's own")
     parser.add_argument("--menu", action="store_true", help="every path of a menu router, a folder each, and menu.json")
     parser.add_argument(

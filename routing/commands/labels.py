@@ -26,6 +26,7 @@ from routing.labels.polar_export import export_polar
 from routing.labels.polar_import import ImportSettings, check_output, import_polar
 from routing.labels.reading import LABELS, read_header
 from routing.models.families import load_base_config, load_tokenizer
+from routing.models.wheel_models import ANY_BASE
 from routing.report.card_labels import CARD, check_card, push, write_card
 from routing.tasks.examples import SPLITS
 
@@ -79,7 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
     bring.add_argument("path", type=Path, help="root, folder of a model, folder of a level, or one file")
     bring.add_argument("output", type=Path, help="folder for the labels; an earlier import there is replaced")
     bring.add_argument("--format", choices=("polar",), required=True, help="format to read")
-    bring.add_argument("--model", required=True, help="model of the paths: hub id, local folder or the default model")
+    bring.add_argument("--model", required=True, help=f"model of the paths: {ANY_BASE}")
     bring.add_argument("--dataset", help="name of the data set, for a single file; default from its folder")
     bring.add_argument(
         "--split",

@@ -13,6 +13,7 @@ from routing.labels.problems import pool_problems
 from routing.models.default_model import DEFAULT_MODEL
 from routing.models.families import load_base_config
 from routing.models.problems import adapter_problems, model_problems
+from routing.models.wheel_models import ANY_BASE
 from routing.search.exploration import EXPLORATIONS
 from routing.search.mcts import MOVE_ORDERS
 from routing.search.menu import spec_problems
@@ -28,7 +29,7 @@ from routing.tasks.prompts import SCORINGS
 class DataGenerationArguments:
     """Search layer paths and write labels. Run it again to continue after an interruption."""
 
-    model: str = option(DEFAULT_MODEL, "base model: hub id, local folder, or the default, fetched without a hub")
+    model: str = option(DEFAULT_MODEL, f"base model: {ANY_BASE}")
     dataset: str = option("arc,dart", "comma-separated data sets: names, groups (arc, dart), paths of JSONL files")
     split: str = option("search", "split to draw from; all of them are disjoint", SPLITS)
     num_samples: int | None = option(None, "examples drawn from each data set; default all")

@@ -14,7 +14,8 @@ from transformers.utils import cached_file
 from transformers.utils.hub import resolve_revision
 
 from routing.common.errors import UserError
-from routing.models.default_model import DEFAULT_MODEL, default_model_folder
+from routing.models.default_model import DEFAULT_MODEL
+from routing.models.wheel_models import WHEEL_MODELS, wheel_model_folder
 
 # model_type of the base -> (module of data_models and train_models, prefix of the class names)
 FAMILIES = {
@@ -27,8 +28,8 @@ FAMILIES = {
 
 
 def locate_model(name: str) -> str:
-    """What from_pretrained takes: the folder of the default model for its name, other names unchanged."""
-    return str(default_model_folder()) if name == DEFAULT_MODEL else name
+    """What from_pretrained takes: the folder of a model that comes without a hub, other names unchanged."""
+    return str(wheel_model_folder(name)) if name in WHEEL_MODELS else name
 
 
 def commit_of(name: str, revision: str | None = None) -> str | None:

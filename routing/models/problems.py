@@ -6,8 +6,8 @@ from pathlib import Path
 
 from routing.common.errors import UserError
 from routing.models.checkpoint import check_adapters
-from routing.models.default_model import DEFAULT_MODEL
 from routing.models.families import load_base_config, load_tokenizer
+from routing.models.wheel_models import WHEEL_MODELS
 
 
 def check_base(name: str) -> None:
@@ -21,8 +21,8 @@ def check_base(name: str) -> None:
 
 
 def model_problems(name: str) -> list[str]:
-    """What is wrong with a base model, see `check_base`; the default model is known to fit."""
-    if name == DEFAULT_MODEL:
+    """What is wrong with a base model, see `check_base`; those that come without a hub are known to fit."""
+    if name in WHEEL_MODELS:
         return []
     try:
         check_base(name)

@@ -10,8 +10,8 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from routing.common.tables import markdown_table
 from routing.evaluation.promise import promise_words
-from routing.models.default_model import DEFAULT_MODEL
 from routing.models.hub import is_repo_id
+from routing.models.wheel_models import WHEEL_MODELS
 from routing.report.card_end_to_end import COLUMNS as TEXT_COLUMNS
 from routing.report.card_end_to_end import facts as end_to_end_facts
 from routing.report.card_end_to_end import introduction as end_to_end_introduction
@@ -45,8 +45,8 @@ WIDE = 0.1  # An interval of accuracy that is wider than this is worth a word.
 
 
 def hub_base(model: str) -> str | None:
-    """The base model's name on the hub; None for a local folder and the default model, which the hub lacks as it is."""
-    return None if model == DEFAULT_MODEL or Path(model).exists() or not is_repo_id(model) else model
+    """The base model's name on the hub; None for a local folder, and for what the hub lacks as it is."""
+    return None if model in WHEEL_MODELS or Path(model).exists() or not is_repo_id(model) else model
 
 
 def base_name(model: str) -> str:

@@ -10,7 +10,8 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from data_models.modeling_llama import PathLlamaForCausalLM
 from routing.evaluation.lm import Key, PromptRoutedLM
-from routing.models.default_model import check_tokenizer, default_model_folder
+from routing.models.default_model import DEFAULT_MODEL, default_model_folder
+from routing.models.wheel_models import WHEEL_MODELS, check_tokenizer
 from routing.scoring.plain import Evaluator, make_request
 from routing.search.routes import to_path
 from routing.tasks import load_examples
@@ -47,7 +48,7 @@ def routed(folder):
 
 
 def test_converted_tokenizer(tokenizer):
-    check_tokenizer(tokenizer)
+    check_tokenizer(tokenizer, WHEEL_MODELS[DEFAULT_MODEL])
     text = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
     assert text.startswith("<|im_start|>system")
 

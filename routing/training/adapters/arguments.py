@@ -10,6 +10,7 @@ from routing.common.cli import below, checkpoint_problems, option, outside
 from routing.common.devices import DTYPES
 from routing.models.default_model import DEFAULT_MODEL
 from routing.models.problems import model_problems
+from routing.models.wheel_models import ANY_BASE
 from routing.tasks import expand_names, unknown_names
 from routing.tasks.examples import SPLITS
 from routing.tasks.problems import template_problems
@@ -27,7 +28,7 @@ class AdapterArguments(RunArguments):
     skipped layers. Run it again with --resume to continue. (`train.py --help` without --objective shows the arguments
     of training on labels.)"""
 
-    model_id: str = option(DEFAULT_MODEL, "base model: hub id, local folder, or the default, fetched without a hub")
+    model_id: str = option(DEFAULT_MODEL, f"base model: {ANY_BASE}")
     objective: str = option("adapters", "training objective", ("adapters",))
     dataset: str = option("arithmetic", "comma-separated data sets: names, groups, paths of JSONL files")
     split: str = option("search", "split of the questions", SPLITS)

@@ -11,6 +11,7 @@ from routing.common.cli import below, checkpoint_problems, option, outside
 from routing.common.devices import DTYPES
 from routing.models.default_model import DEFAULT_MODEL
 from routing.models.problems import adapter_problems, model_problems
+from routing.models.wheel_models import ANY_BASE
 from routing.objectives.end_to_end import Objective
 from routing.objectives.table import END_TO_END
 from routing.tasks.corpora import corpus_problems
@@ -27,7 +28,7 @@ class EndToEndArguments(RunArguments):
     """Train a router, LoRA or both end to end on text and write a checkpoint. Run it again with --resume to
     continue. (`train.py --help` without --objective shows the arguments of training on labels.)"""
 
-    model_id: str = option(DEFAULT_MODEL, "base model: hub id, local folder, or the default, fetched without a hub")
+    model_id: str = option(DEFAULT_MODEL, f"base model: {ANY_BASE}")
     objective: str = option("gumbel", "training objective", tuple(END_TO_END))
     adapters: str = option(
         "", "folder of a checkpoint of --model_id with adapters, which stand in for skipped layers; default none"

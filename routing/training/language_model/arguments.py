@@ -11,6 +11,7 @@ from routing.common.cli import below, checkpoint_problems, option, outside
 from routing.common.errors import UserError
 from routing.models.default_model import DEFAULT_MODEL
 from routing.models.problems import model_problems
+from routing.models.wheel_models import ANY_BASE
 from routing.tasks.corpora import corpus_problems
 from routing.tasks.sequences import LAYOUTS
 from routing.training.language_model.configurations import PATTERNS, SUFFIXES, field_problems, pattern_of, read_fields
@@ -32,7 +33,7 @@ class LanguageModelArguments(RunArguments):
         "three of four blocks linear, the last softmax; dynamic: linear, two routed, softmax; random: as dynamic, the "
         "choice drawn (control)",
     )
-    model_id: str = option(DEFAULT_MODEL, "model whose tokenizer is used: hub id, local folder, or the default")
+    model_id: str = option(DEFAULT_MODEL, f"model whose tokenizer is used: {ANY_BASE}")
     hidden_size: int = option(768, "width D of the model")
     num_layers: int = option(4, "blocks")
     num_heads: int = option(12, "heads of either mechanism")
