@@ -13,48 +13,26 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_CACHE"] = tempfile.mkdtemp(prefix="hf_hub_")
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
+import importlib
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
+import transformers
 from hypothesis import settings
-from transformers import (
-    AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-    SmolLM3Config,
-    SmolLM3ForCausalLM,
-)
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from data_models.modeling_llama import PathLlamaForCausalLM
-from data_models.modeling_mistral import PathMistralForCausalLM
-from data_models.modeling_qwen2 import PathQwen2ForCausalLM
-from data_models.modeling_qwen3 import PathQwen3ForCausalLM
-from data_models.modeling_smollm3 import PathSmolLM3ForCausalLM
+from routing.models import families
 from routing.models.checkpoint import save_checkpoint
 from routing.models.default_model import default_model_folder
-from train_models.configuration_llama import RoutedLlamaConfig
-from train_models.configuration_mistral import RoutedMistralConfig
-from train_models.configuration_qwen2 import RoutedQwen2Config
-from train_models.configuration_qwen3 import RoutedQwen3Config
-from train_models.configuration_smollm3 import RoutedSmolLM3Config
 from train_models.modeling_llama import RoutedLlamaForCausalLM
-from train_models.modeling_mistral import RoutedMistralForCausalLM
-from train_models.modeling_qwen2 import RoutedQwen2ForCausalLM
-from train_models.modeling_qwen3 import RoutedQwen3ForCausalLM
-from train_models.modeling_smollm3 import RoutedSmolLM3ForCausalLM
 
 # Models take longer than hypothesis' deadline on a busy core; every run tries the same examples.
 settings.register_profile("models", deadline=None, database=None, derandomize=True, max_examples=6)
 settings.load_profile("models")
 
 LAYERS, VOCAB, WINDOW = 5, 97, 4
+WIDE = 64  # tokens of a window that no test fills
 TOLERANCE = 1e-4
 
 
@@ -63,7 +41,7 @@ LONG_FILES = ("test_stages.py", "test_sharding.py", "test_end_to_end_training.py
 
 
 # Families that add little to the code of the others run all shared tests in the slow run, and these in every run.
-LATE_FAMILIES = ("mistral", "smollm3")
+LATE_FAMILIES = ("mistral", "smollm3", "gemma3")
 EVERY_FAMILY = ("test_routed_models.py", "test_data_models.py", "test_export.py", "test_grouped.py")
 
 
@@ -71,7 +49,8 @@ EVERY_FAMILY = ("test_routed_models.py", "test_data_models.py", "test_export.py"
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name not in LONG_FILES)
     for item in items:
-        late = any(name in item.name.lower() for name in LATE_FAMILIES)
+        parameters = item.name.lower().partition("[")[2]
+        late = any(name in parameters for name in LATE_FAMILIES)
         if late and item.path.name not in EVERY_FAMILY:
             item.add_marker(pytest.mark.slow)
 
@@ -99,35 +78,46 @@ class Family:
         return self.name
 
 
-LLAMA = Family("llama", LlamaConfig, LlamaForCausalLM, RoutedLlamaConfig, RoutedLlamaForCausalLM, PathLlamaForCausalLM)
-QWEN2 = Family("qwen2", Qwen2Config, Qwen2ForCausalLM, RoutedQwen2Config, RoutedQwen2ForCausalLM, PathQwen2ForCausalLM)
-QWEN3 = Family("qwen3", Qwen3Config, Qwen3ForCausalLM, RoutedQwen3Config, RoutedQwen3ForCausalLM, PathQwen3ForCausalLM)
-MISTRAL = Family(
-    "mistral", MistralConfig, MistralForCausalLM, RoutedMistralConfig, RoutedMistralForCausalLM, PathMistralForCausalLM,
-    (("sliding_window", None),),
-)  # fmt: skip
+def known(model_type: str, **overrides) -> Family:
+    """A family of the toolkit by its row in the table of families."""
+    module, prefix = families.FAMILIES[model_type]
+    stock, routed = getattr(transformers, f"{prefix}ForCausalLM"), families.routed_class(model_type)
+    path = getattr(importlib.import_module(f"data_models.{module}"), f"Path{prefix}ForCausalLM")
+    name = module.removeprefix("modeling_")
+    return Family(name, stock.config_class, stock, routed.config_class, routed, path, tuple(overrides.items()))
+
+
+LLAMA, QWEN2, QWEN3 = known("llama"), known("qwen2"), known("qwen3")
+MISTRAL = known("mistral", sliding_window=None)
 # Layers 1 and 3 have no rotary embedding.
-SMOLLM3 = Family(
-    "smollm3", SmolLM3Config, SmolLM3ForCausalLM, RoutedSmolLM3Config, RoutedSmolLM3ForCausalLM, PathSmolLM3ForCausalLM,
-    (("no_rope_layers", [1, 0, 1, 0, 1]), ("layer_types", ["full_attention"] * LAYERS)),
+SMOLLM3 = known("smollm3", no_rope_layers=[1, 0, 1, 0, 1], layer_types=["full_attention"] * LAYERS)
+KINDS = {"f": "full_attention", "s": "sliding_attention"}
+# A rotary embedding for each type of layer, a cap on logits.
+GEMMA3 = known(
+    "gemma3_text", sliding_window=WIDE, layer_types=[KINDS[letter] for letter in "ssfsf"],
+    final_logit_softcapping=20.0, query_pre_attn_scalar=16,
 )  # fmt: skip
-FAMILIES = (LLAMA, QWEN2, QWEN3, MISTRAL, SMOLLM3)
+FAMILIES = (LLAMA, QWEN2, QWEN3, MISTRAL, SMOLLM3, GEMMA3)
 
 
 def sliding(family: Family, layer_types: str) -> Family:
     """A variant with one letter a layer: f for full and s for sliding-window attention."""
-    kinds = {"f": "full_attention", "s": "sliding_attention"}
     overrides = (
         ("use_sliding_window", True),
         ("sliding_window", WINDOW),
-        ("layer_types", [kinds[letter] for letter in layer_types]),
+        ("layer_types", [KINDS[letter] for letter in layer_types]),
     )
     return Family(f"{family.name}-{layer_types}", *list(vars(family).values())[1:6], overrides)
 
 
-# A window in every layer, and no list of layer types.
-MISTRAL_WINDOW = replace(MISTRAL, name="mistral-window", overrides=(("sliding_window", WINDOW),))
-SLIDING_FAMILIES = (sliding(QWEN2, "fssfs"), sliding(QWEN3, "sfsfs"), MISTRAL_WINDOW)
+def narrow(family: Family) -> Family:
+    """A variant whose windows are shorter than the tests' texts."""
+    overrides = dict(family.overrides) | {"sliding_window": WINDOW}
+    return replace(family, name=f"{family.name}-window", overrides=tuple(overrides.items()))
+
+
+# Mistral has a window in every layer, and no list of layer types.
+SLIDING_FAMILIES = (sliding(QWEN2, "fssfs"), sliding(QWEN3, "sfsfs"), narrow(MISTRAL), narrow(GEMMA3))
 # No layer whose cache knows the whole length; tested where the cache is, not everywhere.
 ALL_SLIDING = sliding(QWEN3, "sssss")
 
@@ -261,29 +251,60 @@ def kinds_of_attention(config) -> list[str]:
     return getattr(config, "layer_types", None) or [alike] * config.num_hidden_layers
 
 
+def rotary_of(stock, hidden: torch.Tensor, positions: torch.Tensor) -> list:
+    """(cos, sin) for each layer."""
+    rotary, kinds = stock.model.rotary_emb, kinds_of_attention(stock.config)
+    if not hasattr(rotary, "layer_types"):
+        return [rotary(hidden, positions)] * len(kinds)
+    return [rotary(hidden, positions, kind) for kind in kinds]
+
+
+def entering(stock, embeddings: torch.Tensor) -> torch.Tensor:
+    """What the first layer gets, of what the embedding gives."""
+    return embeddings * getattr(stock.config, "embedding_multiplier", 1.0)
+
+
+def logits_of(stock, states: torch.Tensor) -> torch.Tensor:
+    """Logits of normalised states."""
+    logits = stock.lm_head(states) / getattr(stock.config, "logits_scaling", 1.0)
+    cap = getattr(stock.config, "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def naive_layers(model, tokens: int) -> list:
+    """The layers as functions of states [1, T, D], with their own positions and masks: no cache, no batch."""
+    positions = torch.arange(tokens)[None]
+    distance = positions.T - positions
+
+    def runs(layer: int):
+        visible = distance >= 0
+        if kinds_of_attention(model.config)[layer] == "sliding_attention":
+            visible = visible & (distance < model.config.sliding_window)
+        mask = torch.zeros(1, 1, tokens, tokens).masked_fill(~visible, torch.finfo(torch.float32).min)
+        arguments = {"attention_mask": mask, "position_ids": positions}
+
+        def run(hidden: torch.Tensor) -> torch.Tensor:
+            rotary = rotary_of(model, hidden, positions)[layer]
+            return model.model.layers[layer](hidden, position_embeddings=rotary, **arguments)
+
+        return run
+
+    return [runs(layer) for layer in range(model.config.num_hidden_layers)]
+
+
 def oracle_states(stock, embeddings: torch.Tensor, path) -> list[torch.Tensor]:
     """What enters each step of a path and the normalised end, [1, T, D] each: no cache, no batch, no padding."""
-    tokens = embeddings.shape[1]
-    positions = torch.arange(tokens)[None]
-    rotary = stock.model.rotary_emb(embeddings, positions)
-    distance = positions.T - positions
-    kinds = kinds_of_attention(stock.config)
-    hidden, states = embeddings, []
+    layers = naive_layers(stock, embeddings.shape[1])
+    hidden, states = entering(stock, embeddings), []
     for layer in path:
-        visible = distance >= 0
-        if kinds[layer] == "sliding_attention":
-            visible = visible & (distance < stock.config.sliding_window)
-        mask = torch.zeros(1, 1, tokens, tokens).masked_fill(~visible, torch.finfo(torch.float32).min)
         states.append(hidden)
-        hidden = stock.model.layers[layer](
-            hidden, attention_mask=mask, position_ids=positions, position_embeddings=rotary
-        )
+        hidden = layers[layer](hidden)
     return [*states, stock.model.norm(hidden)]
 
 
 def oracle_logits(stock, row: torch.Tensor, path) -> torch.Tensor:
     """Logits [T, V] of one row of tokens [T] along a path."""
-    return stock.lm_head(oracle_states(stock, stock.model.embed_tokens(row[None]), path)[-1])[0]
+    return logits_of(stock, oracle_states(stock, stock.model.embed_tokens(row[None]), path)[-1])[0]
 
 
 @torch.no_grad()

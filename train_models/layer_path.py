@@ -4,8 +4,9 @@ A path is a list of layer indices; a route is its equivalent vector of counts in
 when the order of layers is kept. Rows of a batch may have different routes: rows that run a layer are
 gathered, run and scattered back, and nothing is gathered where all rows run.
 
-The forward mirrors the input preparation of transformers' Llama and Qwen models (embedding, masks by
-`layer_types`, rotary embeddings, final norm); a parity test against the stock classes guards it.
+The forward mirrors the input preparation of transformers' decoders (embedding and its scale; masks and rotary
+embeddings, one for all layers or one for each type of layer; final norm); a parity test against the stock classes
+guards it. A layer's type is that of the model it comes from, wherever in a path it runs.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.masking_utils import create_masks_for_generate
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import MoeModelOutputWithPast
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
 from .attention_shapes import changing_shapes
+from .decoder_parts import of_type, rotary_embeddings, scaled
 from .path_cache import PathCache, Step, checked_cache
 
 
@@ -88,7 +90,7 @@ class LayerRunner:
         cache: PathCache to read and extend, or None.
         masks: attention mask for each layer type, or one for all; each has B rows, 1 row, or is None.
         position_ids: [1 or B, T].
-        position_embeddings: (cos, sin), each [1 or B, T, D_head].
+        position_embeddings: (cos, sin), each [1 or B, T, D_head], for each layer type, or one for all.
         extra: further keyword arguments of the decoder layers.
         scales: factor of each layer's change to the state, or None.
         adapters: what stands in for each layer where it is skipped; none: the identity.
@@ -104,13 +106,17 @@ class LayerRunner:
         self.layers, self.layer_types, self.cache, self.extra = layers, layer_types, cache, extra
         self.masks, self.position_ids, self.position_embeddings = masks, position_ids, position_embeddings
         self._gathered: dict[tuple, dict] = {}
-        self._rotary: torch.Tensor | None = None
+        self._rotary: dict[str | None, torch.Tensor] = {}
         self._own: torch.Tensor | None = None
         self._causal: torch.Tensor | None = None
         self._indices: dict[tuple, torch.Tensor] = {} if cache is None else cache.row_indices
 
     def _mask(self, layer: int):
-        return self.masks[self.layer_types[layer]] if isinstance(self.masks, dict) else self.masks
+        return of_type(self.masks, self.layer_types, layer)
+
+    def rotary(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(cos, sin) of a layer."""
+        return of_type(self.position_embeddings, self.layer_types, layer)
 
     def query_mask(self, layer: int, hidden: torch.Tensor, keys: int) -> torch.Tensor | None:
         """[1 or B, 1, T, T_kv], which keys each token of [B, T, D] attends to; None for one token that attends to all.
@@ -133,23 +139,24 @@ class LayerRunner:
 
     def _row_arguments(self, step: Step, index: torch.Tensor) -> dict:
         """Layer arguments of a step over some rows; made once for each set of rows."""
-        key = (step.rows, index.device, self.layer_types[step.layer] if isinstance(self.masks, dict) else None)
+        key = (step.rows, index.device, self.layer_types and self.layer_types[step.layer])
         if key not in self._gathered:
             self._gathered[key] = {
                 "attention_mask": _take(self._mask(step.layer), index),
                 "position_ids": _take(self.position_ids, index),
-                "position_embeddings": self._row_rotary(index),
+                "position_embeddings": self._row_rotary(index, step.layer),
             }
         return self._gathered[key]
 
-    def _row_rotary(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _row_rotary(self, index: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(cos, sin) of some rows, taken together: on a GPU a decoded token costs as much as it has kernels."""
-        cos, sin = self.position_embeddings
+        cos, sin = self.rotary(layer)
         if cos.shape[0] == 1:
             return cos, sin
-        if self._rotary is None:
-            self._rotary = torch.stack([cos, sin])
-        return self._rotary.index_select(1, index.to(cos.device)).unbind(0)
+        kind = self.layer_types[layer] if isinstance(self.position_embeddings, dict) else None
+        if kind not in self._rotary:
+            self._rotary[kind] = torch.stack([cos, sin])
+        return self._rotary[kind].index_select(1, index.to(cos.device)).unbind(0)
 
     def _put_rows(self, hidden: torch.Tensor, rows: tuple[int, ...], output: torch.Tensor) -> torch.Tensor:
         """Hidden states [B, T, D] with those of some rows replaced."""
@@ -171,7 +178,7 @@ class LayerRunner:
                 hidden,
                 attention_mask=self._mask(step.layer),
                 position_ids=self.position_ids,
-                position_embeddings=self.position_embeddings,
+                position_embeddings=self.rotary(step.layer),
                 **arguments,
             )
             return output if scale is None else torch.lerp(hidden.to(output.device), output, scale)
@@ -233,8 +240,9 @@ class LayerPathModel:
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        output_router_logits: bool | None = None,
         **kwargs,
-    ) -> BaseModelOutputWithPast:
+    ) -> MoeModelOutputWithPast:
         """The stock forward, with `execute` in place of the loop over all layers.
 
         Args:
@@ -243,8 +251,8 @@ class LayerPathModel:
             others: as in transformers.
 
         Raises:
-            ValueError: for wrong inputs, and when compiled as a whole; attention maps are refused, since a skipped
-                layer has none.
+            ValueError: for wrong inputs, and when compiled as a whole; attention maps and the logits of experts'
+                routers are refused, since a skipped layer has none.
             TypeError: for a cache that is no PathCache.
         """
         if torch.compiler.is_compiling():
@@ -253,8 +261,14 @@ class LayerPathModel:
             raise ValueError("give exactly one of input_ids and inputs_embeds.")
         if output_attentions or (output_attentions is None and getattr(self.config, "output_attentions", False)):
             raise ValueError("output_attentions is not available along a path: a skipped layer has no attention.")
+        if output_router_logits:
+            raise ValueError(
+                "output_router_logits is not available along a path: a skipped layer has no experts' router. Set "
+                "output_router_logits=False, in the config too."
+            )
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
+        inputs_embeds = scaled(self, inputs_embeds)
         cache = checked_cache(past_key_values, self.config, use_cache)
         if position_ids is None:
             start = 0 if cache is None else cache.get_seq_length()
@@ -272,7 +286,7 @@ class LayerPathModel:
             cache=cache,
             masks=masks,
             position_ids=position_ids,
-            position_embeddings=self.rotary_emb(inputs_embeds, position_ids),
+            position_embeddings=rotary_embeddings(self, inputs_embeds, position_ids),
             extra=kwargs | {"use_cache": use_cache},
             # Like dropout, it evens out what training does at random.
             scales=None if self.training else getattr(self.config, "residual_scale", None),
@@ -289,7 +303,7 @@ class LayerPathModel:
         hidden = self.norm(execute(inputs_embeds, runner, states))
         if cache is not None:
             cache.advance(inputs_embeds.shape[1])
-        return BaseModelOutputWithPast(
+        return MoeModelOutputWithPast(  # Stock models of experts ask for its fields; of others it is the same.
             last_hidden_state=hidden,
             past_key_values=cache,
             hidden_states=None if states is None else (*states, hidden),

@@ -49,8 +49,9 @@ from transformers.models.qwen3_next.modeling_qwen3_next import (
 )
 
 from .attention_shapes import changing_shapes
+from .decoder_parts import rotated
 from .gdn_hybrid_cache import GdnHybridCache
-from .token_layers import Gathering, gatherings, pick, query_masks, rotated
+from .token_layers import Gathering, gatherings, pick, query_masks
 
 QUERIES = 256  # of a row, which attend together
 

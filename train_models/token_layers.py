@@ -3,8 +3,7 @@
 Keys and values of all tokens are computed, so what the others attend to does not change; the query, the attention
 output and the MLP are computed for the tokens that run alone: gathered, run, scattered. The obvious form, which
 computes the layer for all tokens and keeps it for some, is `blend`; training needs it, since its gates have gradients,
-and the tests compare with it. Works for layers built like those of Llama: Mistral, Qwen2 (biases), Qwen3 (norms of
-heads), SmolLM3 (some without rotary embedding).
+and the tests compare with it. How layers of each family are built is in `decoder_parts.py`.
 """
 
 from __future__ import annotations
@@ -12,10 +11,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import nn
-from transformers.models.llama.modeling_llama import ALL_ATTENTION_FUNCTIONS, eager_attention_forward, rotate_half
 
 from .attention_shapes import changing_shapes
+from .decoder_parts import LayerParts, attend, heads, turned
 from .path_cache import Step
 
 ATTENTION = ("sdpa", "eager")  # What takes a mask for each query.
@@ -88,41 +86,33 @@ def run_tokens(runner, hidden: torch.Tensor, layer: int, some: Gathering | None)
     if some is None:
         return runner.run(hidden, step)
     block = runner.layers[layer]
-    attention = block.self_attn
-    place = block.input_layernorm.weight.device
+    attention, parts = block.self_attn, LayerParts.of(block)
+    place = block.post_attention_layernorm.weight.device
     if place.type != "meta":  # Weights that were offloaded come when they are called.
         hidden = hidden.to(place)
     some = _on(some, hidden.device)
-    cos, sin = (t.to(hidden.device) for t in runner.position_embeddings)
-    normed = block.input_layernorm(hidden)
-    key = turned(attention, _heads(attention, "k", normed), cos, sin)
-    value = _heads(attention, "v", normed)
+    cos, sin = (t.to(hidden.device) for t in runner.rotary(layer))
+    normed = parts.before_attention(hidden)
+    key, value = heads(attention, "kv", normed)
+    key = turned(attention, key, cos, sin)
     if runner.cache is not None:
         key, value = runner.cache.slot(step).update(key, value)
     others = runner.stand_in(hidden, layer)  # Of all tokens: an adapter is cheaper than picking those that skip.
     if not some.count:
         return others
-    query = turned(attention, _heads(attention, "q", pick(normed, some)), pick(cos, some), pick(sin, some))
+    (query,) = heads(attention, "q", pick(normed, some))
+    query = turned(attention, query, pick(cos, some), pick(sin, some))
     if some.rows is not None:
         key, value = key.index_select(0, some.rows), value.index_select(0, some.rows)
-    attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
+    mask = query_masks(runner.query_mask(layer, hidden, key.shape[2]), some)
     with changing_shapes(query):
-        attended = attend(
-            attention,
-            query,
-            key,
-            value,
-            query_masks(runner.query_mask(layer, hidden, key.shape[2]), some),
-            dropout=attention.attention_dropout if attention.training else 0.0,
-            scaling=attention.scaling,
-            sliding_window=getattr(attention, "sliding_window", None),
-        )[0]
+        attended = attend(attention, query, key, value, mask)
     attended = attended.flatten(2).flatten(0, 1)
     attended = attended if some.chosen is None else attended.index_select(0, some.chosen)
     # From here on one row of all tokens that run: no place is filled up.
     states = hidden.flatten(0, 1)
-    own = states.index_select(0, some.flat) + attention.o_proj(attended)
-    own = own + block.mlp(block.post_attention_layernorm(own))
+    own = parts.with_attention(states.index_select(0, some.flat), attention.o_proj(attended))
+    own = parts.with_mlp(own, block.mlp(parts.before_mlp(own)[None])[0])
     return others.flatten(0, 1).to(own.device).index_copy(0, some.flat, own).view_as(hidden)
 
 
@@ -133,22 +123,6 @@ def blend(runner, hidden: torch.Tensor, layer: int, gate: torch.Tensor) -> torch
     """
     gate = gate.to(hidden.dtype).reshape(*gate.shape, *[1] * (3 - gate.ndim))
     return gate * runner.run(hidden, Step(layer, 0)) + (1 - gate) * runner.stand_in(hidden, layer)
-
-
-def _heads(attention: nn.Module, name: str, states: torch.Tensor) -> torch.Tensor:
-    """Queries, keys or values by head, [B, H, T, D_head]."""
-    heads = getattr(attention, f"{name}_proj")(states).unflatten(-1, (-1, attention.head_dim))
-    norm = getattr(attention, f"{name}_norm", None)
-    return (heads if norm is None else norm(heads)).transpose(1, 2)
-
-
-def turned(attention: nn.Module, heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Heads with their rotary embedding, which some layers of SmolLM3 have not."""
-    return rotated(heads, cos, sin) if getattr(attention, "use_rope", True) else heads
-
-
-def rotated(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    return heads * cos[:, None] + rotate_half(heads) * sin[:, None]
 
 
 def _on(some: Gathering, device: torch.device) -> Gathering:

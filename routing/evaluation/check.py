@@ -14,6 +14,7 @@ from routing.evaluation.lm import PromptRoutedLM
 from routing.models.config_fields import attention_windows, config_with
 from routing.search.routes import Route
 from routing.tasks.prompts import left_pad
+from train_models.decoder_parts import of_type, rotary_embeddings, scaled
 from train_models.global_routers import LEARNED, TOKEN_ROUTERS
 from train_models.routers import REPEAT
 
@@ -60,9 +61,9 @@ def plain_route(base, routed, prompt: list[int]) -> tuple[Route, float]:
 
     Also how near a tie its decisions came: the least by which the logits of a choice exceed the next ones.
     """
-    hidden = base.model.embed_tokens(torch.tensor([prompt], device=base.device))
+    hidden = scaled(base.model, base.model.embed_tokens(torch.tensor([prompt], device=base.device)))
     positions = torch.arange(len(prompt), device=base.device)[None]
-    rotary = base.model.rotary_emb(hidden, positions)
+    rotary, kinds = rotary_embeddings(base.model, hidden, positions), getattr(base.config, "layer_types", None)
     windows = min(routed.config.num_windows, len(prompt))
     cuts = [-(-window * len(prompt) // windows) for window in range(windows + 1)]
     mask = torch.full((len(prompt),) * 2, torch.finfo(base.dtype).min, dtype=base.dtype, device=base.device).triu(1)
@@ -83,7 +84,8 @@ def plain_route(base, routed, prompt: list[int]) -> tuple[Route, float]:
         if not route[-1] and len(routed.model.stand_ins):
             hidden = routed.model.stand_ins[len(route) - 1](hidden)
         for _ in range(route[-1]):
-            hidden = layer(hidden, attention_mask=seen[None, None], position_ids=positions, position_embeddings=rotary)
+            turns = of_type(rotary, kinds, len(route) - 1)
+            hidden = layer(hidden, attention_mask=seen[None, None], position_ids=positions, position_embeddings=turns)
     return tuple(route), margin
 
 

@@ -6,6 +6,7 @@ import torch
 
 from routing.models.config_fields import attention_windows
 from routing.search.routes import Route
+from train_models.decoder_parts import of_type, rotary_embeddings, scaled
 from train_models.global_routers import TOKEN_ROUTERS
 
 
@@ -29,9 +30,9 @@ def plain_global_route(stock, routed, prompt: list[int], tolerance: float) -> tu
             does not move another decision.
     """
     config, routers = routed.config, routed.model.routers
-    hidden = stock.model.embed_tokens(torch.tensor([prompt], device=stock.device))
+    hidden = scaled(stock.model, stock.model.embed_tokens(torch.tensor([prompt], device=stock.device)))
     positions = torch.arange(len(prompt), device=stock.device)[None]
-    rotary = stock.model.rotary_emb(hidden, positions)
+    rotary, kinds = rotary_embeddings(stock.model, hidden, positions), getattr(stock.config, "layer_types", None)
     distance = positions.T - positions
     lowest = torch.finfo(stock.dtype).min
     logits = routers(hidden.float().mean(1)) if config.router == "embedding" else None
@@ -48,7 +49,8 @@ def plain_global_route(stock, routed, prompt: list[int], tolerance: float) -> tu
         if window is not None:
             hidden_from = hidden_from | (distance >= window)
         mask = torch.zeros_like(distance, dtype=stock.dtype).masked_fill(hidden_from, lowest)[None, None]
-        ran = layer(hidden, attention_mask=mask, position_ids=positions, position_embeddings=rotary)
+        turns = of_type(rotary, kinds, number)
+        ran = layer(hidden, attention_mask=mask, position_ids=positions, position_embeddings=turns)
         if gates is not None:
             other = routed.model.stand_ins[number](hidden) if len(routed.model.stand_ins) else hidden
             ran = torch.where(gates[..., number - config.kept_layers, None], ran, other)

@@ -22,6 +22,7 @@ from routing.inference.cached_rows import CachedRow, cache_class, joined, taken_
 from routing.inference.groups import grouped
 from routing.models.context import shared_tokens
 from routing.tasks.prompts import left_pad
+from train_models.decoder_parts import rotary_embeddings
 from train_models.router_kinds import kind_of
 
 WINDOW = 16  # batches whose prompts are prefilled before any is decoded
@@ -167,7 +168,8 @@ def _answers(model, tokenizer, ids, batch_size: int, window: int, limit: float, 
 def _forget_lengths(model) -> None:
     """Let dynamic positions begin anew: transformers keeps those of the longest text until a short one comes."""
     device = model.device
-    model.model.rotary_emb(torch.zeros(1, 1, 1, device=device), torch.zeros(1, 1, dtype=torch.long, device=device))
+    zeros = torch.zeros(1, 1, 1, device=device), torch.zeros(1, 1, dtype=torch.long, device=device)
+    rotary_embeddings(model.model, *zeros)
 
 
 def _in_windows(model, kind, tokenizer, ids, order, batch_size, window, limit, pad, forced, generation):

@@ -6,8 +6,14 @@ from __future__ import annotations
 CHANGING = ("dynamic", "longrope")
 
 
-def _rope(config) -> dict:
-    return getattr(config, "rope_parameters", None) or {}
+def _ropes(config) -> list[dict]:
+    """How positions are told: once, or once for each type of layer."""
+    found = getattr(config, "rope_parameters", None) or {}
+    return [own for own in found.values() if own] if found and "rope_type" not in found else [found]
+
+
+def _types(config) -> set[str]:
+    return {rope.get("rope_type") for rope in _ropes(config)}
 
 
 def context_tokens(config) -> int:
@@ -15,11 +21,10 @@ def context_tokens(config) -> int:
 
     With longrope a text longer than the first context changes the positions of all rows beside it.
     """
-    if _rope(config).get("rope_type") == "longrope":
-        return min(config.max_position_embeddings, _rope(config)["original_max_position_embeddings"])
-    return config.max_position_embeddings
+    first = [rope["original_max_position_embeddings"] for rope in _ropes(config) if rope.get("rope_type") == "longrope"]
+    return min([config.max_position_embeddings, *first])
 
 
 def shared_tokens(config) -> int | None:
     """Tokens up to which rows of one batch have the positions of each alone; None where they always have."""
-    return context_tokens(config) if _rope(config).get("rope_type") in CHANGING else None
+    return context_tokens(config) if _types(config) & set(CHANGING) else None

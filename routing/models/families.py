@@ -24,6 +24,7 @@ FAMILIES = {
     "qwen3": ("modeling_qwen3", "Qwen3"),
     "mistral": ("modeling_mistral", "Mistral"),
     "smollm3": ("modeling_smollm3", "SmolLM3"),
+    "gemma3_text": ("modeling_gemma3", "Gemma3"),
 }
 
 
@@ -102,19 +103,31 @@ def load_base_config(name: str, revision: str | None = None) -> PreTrainedConfig
         spelled = "" if Path(place).exists() else "Is it spelled right? "
         reason = str(error).splitlines()[0]
         raise UserError(f"the model {name!r} cannot be loaded: {reason} {spelled}{to_make_whole(name)}") from error
-    supported = ", ".join(FAMILIES)
     if config.model_type.startswith("routed_"):
         raise UserError(
             f"the model {name!r} is a routed checkpoint ({config.model_type}). Give the base model it was made from."
         )
-    if config.model_type not in FAMILIES:
-        layers = getattr(config, "num_hidden_layers", None)
-        why = "has no decoder layers to route" if not layers or config.is_encoder_decoder else "is not supported"
-        raise UserError(
-            f"the model {name!r} is of type {config.model_type!r}, which {why}. Supported families: {supported}. "
-            "train_models/README.md shows how to add one in about 30 lines."
-        )
+    if problem := family_problem(config):
+        raise UserError(f"the model {name!r} is of type {config.model_type!r}, {problem}")
     return config
+
+
+def family_problem(config: PreTrainedConfig) -> str:
+    """Why models of a config cannot be routed; "" where they can."""
+    supported = f"Supported families: {', '.join(FAMILIES)}."
+    text = config.get_text_config(decoder=True)
+    if not getattr(text, "num_hidden_layers", None) or config.is_encoder_decoder:
+        return f"which has no decoder layers to route. {supported}"
+    if config.model_type not in FAMILIES:
+        whole = "" if text is config else f"which holds a decoder of text ({text.model_type}) among others, and "
+        return (
+            f"{whole}which is not supported. {supported} docs/add_a_family.md shows how to add one in about 30 lines."
+        )
+    if getattr(config, "use_bidirectional_attention", None):
+        return (
+            "and its tokens attend to later ones (use_bidirectional_attention), so it does not generate. Give another."
+        )
+    return ""
 
 
 def routed_class(model_type: str) -> type:

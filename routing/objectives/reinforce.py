@@ -12,18 +12,19 @@ import torch
 
 from routing.objectives.end_to_end import Objective, TrainingStep
 from routing.objectives.losses import bernoulli_log_probability, cross_entropy, policy_gradient
+from train_models.decoder_parts import scaled
 from train_models.global_routers import masked_mean
 
 DECAY = 0.9  # of the moving average
 
 
 def policy_logits(step: TrainingStep) -> torch.Tensor:
-    """[R], of the mean embedding of all prompt tokens of the batch."""
+    """[R], of the mean embedding (as the first layer gets it) of all prompt tokens of the batch."""
     batch = step.batch
     prompt = batch.mask.bool() & (
         torch.arange(batch.ids.shape[1], device=batch.ids.device) < batch.prompt_lengths[:, None]
     )
-    embedded = step.model.get_input_embeddings()(batch.ids)
+    embedded = scaled(step.model.model, step.model.get_input_embeddings()(batch.ids))
     return step.model.model.routers(masked_mean(embedded.flatten(0, 1)[None], prompt.flatten()[None]))[0]
 
 

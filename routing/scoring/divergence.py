@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from routing.common.files import write_json
+from routing.models.head import Head
 from routing.objectives.divergence import divergence
 from routing.scoring.own_answers import own_answers
 from routing.scoring.packed import SHORTEST_SHARED, PathEvaluator, shared_length
@@ -75,7 +76,7 @@ class AnswerDivergence:
     def __call__(self, route: Route) -> float:
         """Of one route."""
         sums = [
-            float(divergence(self._states(part, route), full, self.model.lm_head))
+            float(divergence(self._states(part, route), full, Head.of(self.model)))
             for part, full in zip(self.parts, self.full, strict=True)
         ]
         return math.fsum(sums) / self.tokens

@@ -169,7 +169,7 @@ class PathEvaluator:
         while running:
             self.runner.compute([(d.node.segment, d.path) for d in running.values()])
             hidden = self.runner.last_hidden([(d.node, d.path) for d in running.values()])
-            best = self.runner.lm_head(hidden).float().topk(2)
+            best = self.runner.head(hidden).float().topk(2)
             gaps = (best.values[:, 0] - best.values[:, 1]).tolist()
             check_finite(gaps, self.model.dtype)
             for (index, decoding), token, gap in zip(list(running.items()), best.indices[:, 0].tolist(), gaps):
@@ -229,7 +229,7 @@ class PathEvaluator:
         rows, tokens = rows.to(hidden.device), tokens.to(hidden.device)
         result = torch.empty(len(rows), device=hidden.device)
         for start in range(0, len(hidden), LOGIT_ROWS):
-            logits = self.runner.lm_head(hidden[start : start + LOGIT_ROWS]).float()
+            logits = self.runner.head(hidden[start : start + LOGIT_ROWS]).float()
             normal = torch.logsumexp(logits, dim=-1)
             inside = ((rows >= start) & (rows < start + LOGIT_ROWS)).nonzero()[:, 0]
             at = rows[inside] - start

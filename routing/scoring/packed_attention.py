@@ -137,7 +137,7 @@ class PackedStep:
     values: torch.Tensor | None = None
 
 
-def attend(module, query, key, value, attention_mask, scaling=None, packed: PackedStep = None, **kwargs):
+def attend(module, query, key, value, attention_mask, scaling=None, packed: PackedStep = None, softcap=None, **kwargs):
     """An attention function of transformers for [1, H, n, D_head] packed tokens.
 
     Query heads that share a key head are laid one behind the other, as further queries of that head.
@@ -147,11 +147,11 @@ def attend(module, query, key, value, attention_mask, scaling=None, packed: Pack
     if packed.context is not None:
         keys, values = torch.cat([packed.context[0], keys]), torch.cat([packed.context[1], values])
     query = query[0].transpose(0, 1)
-    outputs = [_attend_batch(batch, query, keys, values, scaling) for batch in packed.layout.batches]
+    outputs = [_attend_batch(batch, query, keys, values, scaling, softcap) for batch in packed.layout.batches]
     return torch.cat(outputs).index_select(0, packed.layout.unpad).unsqueeze(0), None
 
 
-def _attend_batch(batch: Batch, query, keys, values, scaling) -> torch.Tensor:
+def _attend_batch(batch: Batch, query, keys, values, scaling, softcap) -> torch.Tensor:
     """[S * Q, H, D_head], for query [n, H, D_head] and keys, values [C + n, H_kv, D_head]."""
     rows, _, longest, widest = batch.mask.shape
     heads, groups, size = keys.shape[1], query.shape[1] // keys.shape[1], query.shape[-1]
@@ -160,10 +160,20 @@ def _attend_batch(batch: Batch, query, keys, values, scaling) -> torch.Tensor:
     keys = keys.index_select(0, batch.keys).view(rows, widest, heads, size).transpose(1, 2)
     values = values.index_select(0, batch.keys).view(rows, widest, heads, size).transpose(1, 2)
     mask = batch.mask.expand(rows, groups, longest, widest).reshape(rows, 1, groups * longest, widest)
-    with changing_shapes(query):
-        output = scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scaling)
+    if softcap is None:
+        with changing_shapes(query):
+            output = scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scaling)
+    else:
+        output = _capped(query, keys, values, mask, scaling, softcap)
     output = output.view(rows, heads, groups, longest, size).permute(0, 3, 1, 2, 4)
     return output.reshape(rows * longest, heads * groups, size)
+
+
+def _capped(query, keys, values, mask, scaling, softcap) -> torch.Tensor:
+    """Attention whose weights go through c tanh(x / c) in front of the softmax (Gemma 2)."""
+    weights = torch.tanh(query @ keys.transpose(2, 3) * scaling / softcap) * softcap
+    weights = weights.masked_fill(~mask, -torch.inf).softmax(-1, dtype=torch.float32)
+    return weights.to(query.dtype) @ values
 
 
 AttentionInterface.register(NAME, attend)

@@ -9,7 +9,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 
+from routing.models.head import Head
 from routing.scoring.packed_attention import NAME, PackedStep
+from train_models.decoder_parts import LayerParts
 
 # Weights in the processor's own order take as much memory again, so only for models up to this size (bytes).
 LARGEST_PREPACKED = 4 * 2**30
@@ -49,30 +51,32 @@ class FusedMLP(nn.Module):
 
 
 class PackedLayer(nn.Module):
-    """A pre-norm decoder layer (Llama, Qwen2, Qwen3) over packed tokens.
+    """A decoder layer over packed tokens.
 
     The MLP runs on the tokens alone whose state is asked for; keys and values are those of all.
     """
 
     def __init__(self, layer: nn.Module):
         super().__init__()
-        self.input_layernorm, self.self_attn = layer.input_layernorm, layer.self_attn
-        self.post_attention_layernorm, self.mlp = layer.post_attention_layernorm, layer.mlp
-        self.fused = FusedMLP(layer.mlp) if FusedMLP.fits(layer.mlp) else None
+        for name, child in layer.named_children():
+            self.add_module(name, child)
+        self.parts = LayerParts.of(layer)
+        self.fused = FusedMLP(layer.mlp) if FusedMLP.fits(layer.mlp) and self.parts.is_plain else None
 
     def forward(self, hidden: torch.Tensor, packed: PackedStep, **kwargs) -> torch.Tensor:
         """States [1, n, D] to [1, m, D], of the tokens `packed.kept`, or of all."""
-        attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden), packed=packed, **kwargs)
-        hidden = hidden + attended
+        parts = self.parts
+        attended, _ = self.self_attn(hidden_states=parts.before_attention(hidden), packed=packed, **kwargs)
         if packed.kept is not None:
-            hidden = hidden[:, packed.kept]
+            hidden, attended = hidden[:, packed.kept], attended[:, packed.kept]
+        hidden = parts.with_attention(hidden, attended)
         if not hidden.shape[1]:
             return hidden
-        normed = self.post_attention_layernorm(hidden)
-        return hidden + self.mlp(normed) if self.fused is None else self.fused(normed, hidden)
+        normed = parts.before_mlp(hidden)
+        return parts.with_mlp(hidden, self.mlp(normed)) if self.fused is None else self.fused(normed, hidden)
 
 
-def packed_layers(model: PreTrainedModel) -> tuple[nn.ModuleList, nn.Module]:
+def packed_layers(model: PreTrainedModel) -> tuple[nn.ModuleList, Head]:
     """Decoder layers that attend within segments of packed tokens, and the language-model head.
 
     They share the model's weights, but for reordered copies in fp32 on a processor.
@@ -87,7 +91,7 @@ def packed_layers(model: PreTrainedModel) -> tuple[nn.ModuleList, nn.Module]:
                 if type(module) is nn.Linear:
                     layer.set_submodule(name, PrepackedLinear(module))
         head = PrepackedLinear(head)
-    return nn.ModuleList(map(PackedLayer, layers)), head
+    return nn.ModuleList(map(PackedLayer, layers)), Head.of(model, head)
 
 
 def _prepackable(model: PreTrainedModel) -> bool:

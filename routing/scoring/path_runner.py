@@ -11,6 +11,7 @@ from routing.scoring.packed_attention import PackedStep, make_layout
 from routing.scoring.packed_layers import packed_layers
 from routing.scoring.prefix_store import Prefix, PrefixStore, State
 from routing.scoring.segments import Node, Segment
+from train_models.decoder_parts import rotary_embeddings, scaled
 from train_models.layer_path import LayerRunner, path_steps
 from train_models.path_cache import Step
 
@@ -25,14 +26,14 @@ class PathRunner:
     several paths of the batch have in common, are computed once.
 
     Args:
-        model: a Llama, Qwen2 or Qwen3 `...ForCausalLM`, in eval mode.
+        model: a `...ForCausalLM` of one of the families, in eval mode.
         store: where the states are kept.
         max_tokens: tokens in one call of a layer, at most (a longer segment goes alone).
     """
 
     def __init__(self, model, store: PrefixStore, max_tokens: int = 2048):
         self.model, self.store, self.max_tokens = model, store, max_tokens
-        self.layers, self.lm_head = packed_layers(model)
+        self.layers, self.head = packed_layers(model)
         self.layer_types = getattr(model.config, "layer_types", None)
         self.scales = getattr(model.config, "residual_scale", None)
         self.windows = attention_windows(model.config)
@@ -99,7 +100,8 @@ class PathRunner:
                 return length
         if () not in segment.states:
             ids = torch.tensor([segment.tokens], device=self.model.device)
-            self.store.put(State(segment, (), self.model.model.embed_tokens(ids)[0], None, None))
+            decoder = self.model.model
+            self.store.put(State(segment, (), scaled(decoder, decoder.embed_tokens(ids))[0], None, None))
         return 0
 
     def _portions(self, items: Iterable[tuple[Segment, Prefix]]) -> Iterable[list[tuple[Segment, Prefix]]]:
@@ -154,7 +156,7 @@ class PathRunner:
         positions = [position for segment in segments for position in segment.positions[segment.start :]]
         position_ids = torch.tensor([positions], device=hidden.device)
         layout = make_layout(segments, sources, window).to(hidden.device)
-        return layout, position_ids, self.model.model.rotary_emb(hidden[None], position_ids)
+        return layout, position_ids, rotary_embeddings(self.model.model, hidden[None], position_ids)
 
 
 def _between(prefix: Prefix, layer: int) -> range:

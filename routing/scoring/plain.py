@@ -14,6 +14,7 @@ import torch
 
 from routing.common.errors import UserError, raise_all
 from routing.models.ends import before_end, end_ids
+from routing.models.head import Head
 from routing.models.templates import filling_problems
 from routing.scoring.certainty import is_right
 from routing.scoring.finite import FiniteLogits, check_finite
@@ -220,10 +221,10 @@ class Evaluator:
             use_cache=False,
         ).last_hidden_state
         executed = [tuple(route) for route in self.model.last_routes.tolist()]
-        scores = []
+        scores, head = [], Head.of(self.model)
         for hidden, (prompt, choice) in zip(output, rows, strict=True):
             # Logits where a choice token is predicted only: the vocabulary is the widest layer of a small model.
-            logits = self.model.lm_head(hidden[len(prompt) - 1 : len(prompt) + len(choice) - 1])
+            logits = head(hidden[len(prompt) - 1 : len(prompt) + len(choice) - 1])
             logprobs = torch.log_softmax(logits.float(), dim=-1)
             scores.append(float(logprobs.gather(1, torch.tensor(choice, device=device)[:, None]).sum()))
         check_finite(scores, self.model.dtype)

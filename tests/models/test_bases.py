@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3Config,
+    Gemma3TextConfig,
+    StableLmConfig,
+    T5Config,
+    Trainer,
+    TrainingArguments,
+)
 from zoo import ANIMALS, COMMITS, bring, copy_of, edit_config, edit_weights, put_into_hub
 
 from routing.common.errors import UserError
@@ -49,6 +57,23 @@ def loaded(folder: Path, **arguments):
 def test_a_base_that_no_stage_can_work_on_is_refused_by_its_small_files(name):
     with pytest.raises(UserError, match=ANIMALS[name].refused):
         check_base(bring(name))
+
+
+@pytest.mark.parametrize(
+    "config, words",
+    [
+        (StableLmConfig(), "is of type 'stablelm', which is not supported.*docs/add_a_family.md"),
+        (Gemma3Config(), r"holds a decoder of text \(gemma3_text\) among others.*docs/add_a_family.md"),
+        (Gemma3TextConfig(use_bidirectional_attention=True), "attend to later ones"),
+        (T5Config(), "no decoder layers to route"),
+    ],
+    ids=lambda value: getattr(value, "model_type", ""),
+)
+def test_a_family_that_is_not_there_is_refused_with_the_page_that_adds_one(tmp_path, config, words):
+    config.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=words):
+        check_base(str(tmp_path))
+    assert (Path(__file__).parents[2] / "docs" / "add_a_family.md").exists()
 
 
 @pytest.mark.parametrize("name", ["prefixed_weights", "missing_weights"])

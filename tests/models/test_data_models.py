@@ -12,6 +12,8 @@ from conftest import (
     LLAMA,
     SLIDING_FAMILIES,
     assert_near,
+    entering,
+    logits_of,
     models,
     oracle_generate,
     oracle_logits,
@@ -90,7 +92,9 @@ def test_the_empty_path_feeds_embeddings_to_the_head(family):
     model = path_from(family, stock)
     model.model.layer_indices = []
     ids = torch.stack(random_rows([6, 6]))
-    assert torch.equal(model(ids).logits, stock.lm_head(stock.model.norm(stock.model.embed_tokens(ids))))
+    assert torch.equal(
+        model(ids).logits, logits_of(stock, stock.model.norm(entering(stock, stock.model.embed_tokens(ids))))
+    )
 
 
 def test_a_path_may_be_written_as_ranges():

@@ -431,14 +431,14 @@ def test_weights_are_shared_or_reordered():
     layers, head = packed_layers(model)
     linear = [name for name, module in model.model.layers.named_modules() if isinstance(module, nn.Linear)]
     assert all(isinstance(layers.get_submodule(name), PrepackedLinear) for name in linear)
-    assert isinstance(head, PrepackedLinear)
+    assert isinstance(head.linear, PrepackedLinear)
     assert all(layer.fused is not None for layer in layers)
     assert layers[0].self_attn.q_proj.bias is not None and layers[0].self_attn.o_proj.bias is None
     own = {parameter.data_ptr() for parameter in model.parameters()}
     assert all(parameter.data_ptr() in own for parameter in layers.parameters())
     half = stock_model(QWEN2).to(torch.bfloat16)
     layers, head = packed_layers(half)
-    assert head is half.lm_head
+    assert head.linear is half.lm_head
     assert not any(isinstance(module, PrepackedLinear) for module in layers.modules())
     assert all(layer.fused is None for layer in layers)
     shared = dict(half.model.layers.named_parameters())
@@ -450,5 +450,5 @@ def test_large_models_are_not_copied(monkeypatch):
     monkeypatch.setattr(packing, "LARGEST_PREPACKED", 1000)
     model = stock_model(LLAMA)
     layers, head = packed_layers(model)
-    assert head is model.lm_head
+    assert head.linear is model.lm_head
     assert {id(p) for p in layers.parameters()} == {id(p) for p in model.model.layers.parameters()}

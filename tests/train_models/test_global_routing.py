@@ -10,7 +10,9 @@ from conftest import (
     QWEN2,
     assert_near,
     config_fields,
-    kinds_of_attention,
+    entering,
+    logits_of,
+    naive_layers,
     padded,
     random_rows,
     route_path,
@@ -42,22 +44,12 @@ def global_model(family, kind: str, seed: int = 3, **fields):
 
 def masked_logits(model, row: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
     """The oracle: logits [T, V] of one row, each layer run for all tokens and kept where the gate [T, R] is on."""
-    inner = model.model
-    hidden = inner.embed_tokens(row[None])
-    tokens = len(row)
-    positions = torch.arange(tokens)[None]
-    rotary = inner.rotary_emb(hidden, positions)
-    distance = positions.T - positions
-    kinds = kinds_of_attention(model.config)
+    inner, tokens = model.model, len(row)
+    hidden, layers = entering(model, inner.embed_tokens(row[None])), naive_layers(model, tokens)
     for layer in range(LAYERS):
-        visible = distance >= 0
-        if kinds[layer] == "sliding_attention":
-            visible = visible & (distance < model.config.sliding_window)
-        mask = torch.zeros(1, 1, tokens, tokens).masked_fill(~visible, torch.finfo(torch.float32).min)
-        ran = inner.layers[layer](hidden, attention_mask=mask, position_ids=positions, position_embeddings=rotary)
         gate = torch.ones(tokens, dtype=torch.bool) if layer < KEPT else gates[:, layer - KEPT]
-        hidden = torch.where(gate[None, :, None], ran, hidden)
-    return model.lm_head(inner.norm(hidden))[0]
+        hidden = torch.where(gate[None, :, None], layers[layer](hidden), hidden)
+    return logits_of(model, inner.norm(hidden))[0]
 
 
 @pytest.mark.parametrize("attention", ("sdpa", "eager"))

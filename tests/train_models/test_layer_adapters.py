@@ -10,7 +10,9 @@ from conftest import (
     LAYERS,
     LLAMA,
     assert_near,
-    kinds_of_attention,
+    entering,
+    logits_of,
+    naive_layers,
     padded,
     random_rows,
     routed_from,
@@ -76,26 +78,15 @@ def routed_with_adapters(family, stock, **fields):
 @torch.no_grad()
 def oracle(model, row: torch.Tensor, route) -> torch.Tensor:
     """Logits [T, V] of one row: layers one by one, adapters where the route says skip; no cache, no batch."""
-    inner = model.model
-    hidden = inner.embed_tokens(row[None])
-    tokens = len(row)
-    positions = torch.arange(tokens)[None]
-    rotary = inner.rotary_emb(hidden, positions)
-    distance = positions.T - positions
-    kinds = kinds_of_attention(model.config)
+    inner, layers = model.model, naive_layers(model, len(row))
+    hidden = entering(model, inner.embed_tokens(row[None]))
     for layer, count in enumerate(route):
-        visible = distance >= 0
-        if kinds[layer] == "sliding_attention":
-            visible = visible & (distance < model.config.sliding_window)
-        mask = torch.zeros(1, 1, tokens, tokens).masked_fill(~visible, torch.finfo(torch.float32).min)
         if not count:
             own = inner.adapters[layer]
             hidden = hidden + torch.relu(hidden @ own.down.weight.T + own.down.bias) @ own.up.weight.T + own.up.bias
         for _ in range(count):
-            hidden = inner.layers[layer](
-                hidden, attention_mask=mask, position_ids=positions, position_embeddings=rotary
-            )
-    return model.lm_head(inner.norm(hidden))[0]
+            hidden = layers[layer](hidden)
+    return logits_of(model, inner.norm(hidden))[0]
 
 
 def test_an_adapter_by_hand():
@@ -211,14 +202,12 @@ def test_global_routers_skip_by_adapters_too(family, kind):
     assert 0.1 < gates.float().mean() < 0.9
     # The obvious form runs layer and adapter for all tokens and keeps one of them.
     inner, tokens = model.model, len(row)
-    hidden, positions = inner.embed_tokens(row[None]), torch.arange(tokens)[None]
-    rotary = inner.rotary_emb(hidden, positions)
-    mask = torch.zeros(1, 1, tokens, tokens).masked_fill(positions > positions.T, torch.finfo(torch.float32).min)
+    hidden, layers = entering(model, inner.embed_tokens(row[None])), naive_layers(model, tokens)
     for layer in range(LAYERS):
-        ran = inner.layers[layer](hidden, attention_mask=mask, position_ids=positions, position_embeddings=rotary)
+        ran = layers[layer](hidden)
         gate = torch.ones(tokens, dtype=torch.bool) if layer < 2 else gates[:, layer - 2]
         hidden = torch.where(gate[None, :, None], ran, inner.adapters[layer](hidden))
-    assert_near(found, model.lm_head(inner.norm(hidden))[0])
+    assert_near(found, logits_of(model, inner.norm(hidden))[0])
 
 
 def test_blended_gates_reach_the_adapters(family):
@@ -237,7 +226,7 @@ def test_the_evaluator_of_the_search_runs_them(any_family):
     runner = PathRunner(model, PrefixStore(2**30))
     nodes = [(TokenTree(row.tolist(), []).root, tuple(to_path(route))) for row in rows for route in ROUTES]
     runner.compute([(node.segment, path) for node, path in nodes])
-    found = model.lm_head(runner.last_hidden(nodes))
+    found = runner.head(runner.last_hidden(nodes))
     expected = torch.stack([oracle(model, row, route)[-1] for row in rows for route in ROUTES])
     assert_near(found, expected)
 
@@ -329,8 +318,8 @@ def test_states_are_what_enters_each_layer_and_what_leaves_the_last(family):
         assert states.shape == (len(row), LAYERS + 1, 32)
         with torch.no_grad():
             # The target of the last adapter is in front of the final norm.
-            assert_near(stock.lm_head(stock.model.norm(states[:, -1])), stock(torch.tensor([row])).logits[0])
-            assert_near(states[:, 0], stock.model.embed_tokens(torch.tensor(row)))
+            assert_near(logits_of(stock, stock.model.norm(states[:, -1])), stock(torch.tensor([row])).logits[0])
+            assert_near(states[:, 0], entering(stock, stock.model.embed_tokens(torch.tensor(row))))
         normed = stock.model.norm(states[:, -1])
         assert (normed - states[:, -1]).abs().max() > 0.1
 

@@ -500,7 +500,7 @@ def test_a_base_loads_with_its_weights_and_fresh_routers(family, tied, tmp_path)
         assert all(torch.equal(state[name], tensor) for name, tensor in stock.state_dict().items())
         assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
         assert (model.config.num_windows, model.config.router_hidden_size) == (5, 12)
-        assert model.config.model_type == f"routed_{family.name}"
+        assert model.config.model_type == f"routed_{family.config.model_type}"
         drawn.append(model.model.routers[0].up.weight)
         assert drawn[-1].shape == (12, 32) and drawn[-1].any()
     assert not torch.equal(*drawn)

@@ -23,6 +23,7 @@ from routing.common.errors import UserError
 from routing.models.checkpoint import adapter_weights
 from routing.models.config_fields import config_with
 from routing.models.families import load_base_config, load_tokenizer
+from routing.models.head import Head
 from routing.objectives.divergence import divergence
 from routing.scoring.context import needed_tokens
 from routing.search.routes import SKIP
@@ -208,9 +209,10 @@ def test_the_divergence_counts_real_tokens_alone(any_family, monkeypatch):
     assert float(alone.detach()) == pytest.approx(expected[0], rel=1e-3)
 
 
-def test_the_divergence_has_the_gradient_of_the_plain_formula():
+@pytest.mark.parametrize("scaling, softcap", [(1.0, None), (3.0, None), (1.0, 0.7)])
+def test_the_divergence_has_the_gradient_of_the_plain_formula(scaling, softcap):
     torch.manual_seed(0)
-    head, teacher = torch.nn.Linear(6, 9, bias=False), torch.randn(600, 6)
+    head, teacher = Head(torch.nn.Linear(6, 9, bias=False), scaling, softcap), torch.randn(600, 6)
     grads = []
     for chunked in (True, False):
         student = torch.randn(600, 6, generator=torch.Generator().manual_seed(1)).requires_grad_()

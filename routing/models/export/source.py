@@ -67,7 +67,10 @@ def find_source(name: str, skip_action: str = "") -> Source:
             raise UserError(f"--skip_action {skip_action}: {name} is a base, which has no adapters; leave it out")
         return Source(name, place, config, routed_class(config.model_type))
     if family.removeprefix("routed_") not in FAMILIES:
-        raise UserError(f"{name} is of type {family!r}. Supported families: {', '.join(FAMILIES)}.")
+        raise UserError(
+            f"{name} is of type {family!r}, which is not supported. Supported families: {', '.join(FAMILIES)}. "
+            "docs/add_a_family.md shows how to add one."
+        )
     routed = routed_class(family.removeprefix("routed_"))
     config = routed.config_class.from_pretrained(place, **({"skip_action": skip_action} if skip_action else {}))
     return Source(name, place, config, routed)
@@ -182,7 +185,8 @@ def along(source: Source, model: nn.Module, path: Sequence[int]) -> nn.Module:
         },
         assign=True,
     )
-    given.model.rotary_emb = model.model.rotary_emb  # Its frequencies are no weights.
+    # What they hold besides weights: frequencies, and a scale in the families that have one.
+    given.model.rotary_emb, given.model.embed_tokens = model.model.rotary_emb, model.model.embed_tokens
     given.model.layer_indices = list(path)
     return given.eval()
 

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
 from routing.common.errors import UserError
+from train_models.decoder_parts import embedding_scale
 
 LAYER = re.compile(r"^(model\.layers\.)(\d+)(\..+)$")
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -27,7 +28,7 @@ def cut_model(model: nn.Module, config: PreTrainedConfig, path: Sequence[int]) -
     before = leading_adapters(model, path)
     if before:
         state[HEAD] = state[HEAD].clone()
-        state[EMBEDDING] = through_adapters(state[EMBEDDING], before)
+        state[EMBEDDING] = through_adapters(state[EMBEDDING], before, embedding_scale(model.model))
         config.tie_word_embeddings = False
     with torch.device("meta"):
         cut = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
@@ -103,11 +104,16 @@ def _is_identity(adapter: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def through_adapters(embedding: torch.Tensor, adapters: Sequence[nn.Module]) -> torch.Tensor:
-    """An embedding table [V, D] behind a chain of adapters, in its own dtype."""
+def through_adapters(embedding: torch.Tensor, adapters: Sequence[nn.Module], scale: float = 1.0) -> torch.Tensor:
+    """An embedding table [V, D] behind a chain of adapters, in its own dtype.
+
+    Args:
+        scale: what the model multiplies the table's rows by; adapters see them so.
+    """
     parts = []
     for rows in embedding.split(ROWS):
+        rows = rows * scale
         for adapter in adapters:
             rows = adapter(rows)
-        parts.append(rows)
+        parts.append(rows / scale)
     return torch.cat(parts)

@@ -21,6 +21,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
+from routing.models.head import Head
 from routing.objectives.divergence import divergence
 from routing.search.routes import Route, full_route
 from routing.training.adapters.arguments import AdapterArguments
@@ -98,7 +99,7 @@ class Healing(nn.Module):
         with torch.no_grad():
             teacher = last_states(model, ids, mask, full_route(len(route)))
         student = last_states(model, ids, mask, route)
-        return {"loss": divergence(student, teacher, model.lm_head) / len(student)}
+        return {"loss": divergence(student, teacher, Head.of(model)) / len(student)}
 
 
 @torch.no_grad()
@@ -116,7 +117,7 @@ def path_divergences(
         teacher = last_states(model, **own, route=full_route(len(routes[0])))
         tokens += len(teacher)
         for at, route in enumerate(routes):
-            sums[at] += float(divergence(last_states(model, **own, route=route), teacher, model.lm_head))
+            sums[at] += float(divergence(last_states(model, **own, route=route), teacher, Head.of(model)))
     shares = gather_object([(sums.tolist(), tokens)]) if processes > 1 else [(sums.tolist(), tokens)]
     total = sum(count for _, count in shares)
     return [sum(own[at] for own, _ in shares) / total for at in range(len(routes))]
