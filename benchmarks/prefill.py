@@ -22,7 +22,7 @@ class RouterClock:
     """Reads a prompt while the routers decide, and notes the share of the time that their decisions take."""
 
     def __init__(self, models: Models, read):
-        self.models, self.read, self.shares = models, read, []
+        self.models, self.read, self.shares, self.times = models, read, [], []
         self.inner = models.routed.model
         self.decide = self.inner.decide
 
@@ -48,11 +48,16 @@ class RouterClock:
             self.models.synchronize()
         finally:
             del self.inner.decide
-        self.shares.append(self.spent / (time.perf_counter() - start))
+        self.times.append(time.perf_counter() - start)
+        self.shares.append(self.spent / self.times[-1])
 
     @property
     def share(self) -> float:
         return statistics.median(self.shares[1:])  # The first warms up.
+
+    @property
+    def seconds(self) -> float:
+        return statistics.median(self.times[1:])
 
 
 @torch.inference_mode()

@@ -51,10 +51,13 @@ class RouterBlock(nn.Module):
             windows: [B, W] bool, which windows hold a token.
             shares: [B, 1, W], `window_shares` of them, where all routers of a forward share it.
         """
+        up, down = self.up, self.down
         shares = window_shares(windows) if shares is None else shares
-        features = nn.functional.gelu(self.up(pooled.to(self.up.weight.dtype)))
+        # Short prompts: a decision costs what it takes to call something. So neither modules nor matmul, which are ways
+        # to these functions.
+        features = nn.functional.gelu(nn.functional.linear(pooled.to(up.weight.dtype), up.weight, up.bias))
         # The mean of what a linear layer gives is what it gives for the mean, at a W-th of the work.
-        return self.down((shares @ features)[:, 0])
+        return nn.functional.linear(torch.bmm(shares, features)[:, 0], down.weight, down.bias)
 
 
 def is_padding(input_ids: torch.LongTensor, padding_ids: tuple[int, ...]) -> torch.BoolTensor:
@@ -152,4 +155,4 @@ def pool_windows(hidden: torch.Tensor, weights: torch.Tensor, padded: bool = Tru
     weights, hidden = weights.to(hidden.device), hidden.float()
     if padded:
         hidden = torch.where(weights.any(1)[..., None], hidden, 0.0)
-    return weights @ hidden
+    return torch.bmm(weights, hidden)

@@ -9,6 +9,7 @@ import decode
 import prefill
 import pytest
 import routed_speed
+import router_share
 import token_routing
 import torch
 from conftest import LAYERS, SLIDING_FAMILIES, VOCAB, Family, stock_model
@@ -52,6 +53,25 @@ def test_every_route_is_measured(phase, tmp_path):
         assert [row["cache_share"] for row in rows] == pytest.approx([1.0, 0.6, 0.6], abs=0.15)
     else:
         assert "router_share" in rows[0]
+
+
+@pytest.mark.parametrize("kind", ["per_layer", "menu"])
+def test_shares_of_decisions_are_measured_where_these_are_right(kind, tmp_path, monkeypatch):
+    fields = router_share.menu_fields(LAYERS) if kind == "menu" else {}
+    models = models_of(SLIDING_FAMILIES[0], tmp_path, **fields)
+    torch.manual_seed(0)
+    router_share.draw(models, kind)
+    for tokens in (9, 5):
+        router_share.check(models, models.prompts(3, tokens), kind)
+    assert len(set(models.routed.last_routes.flatten().tolist())) > 1
+    name = "menu_route" if kind == "menu" else "layer_counts"
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=f"decisions of {kind} routers differ"):
+        patch.setattr(router_share, name, lambda *others: None)
+        router_share.check(models, models.prompts(3, 9), kind)
+    router_share.run_all_layers(models, kind)
+    (row,) = router_share.measure({kind: models}, 2, 6, 2, 9.0)
+    assert 0 < row["router_share"] < 1 and row["prefills"] == 2 and row["prefill_seconds"] > 0
+    assert models.routed.last_routes.tolist() == [[1] * LAYERS] * 2
 
 
 def test_pruned_models_share_the_weights(family, tmp_path):
