@@ -2,12 +2,17 @@
 
     OMP_NUM_THREADS=2 .venv/bin/python benchmarks/router_training.py --json benchmarks/results/router_training.json
 
-Both ways are those of train.py (`--features cached` and `live`), held-out loss and agreement included. Left out is what
-costs both the same: loading the model, and answering the held-out questions. The time of the cached way includes the
-pass that computes the features, which is stated on its own too. Since live training runs the base once an epoch, no
-cache can be faster than that pass: with E epochs the ratio stays near E at best (more only where the pass pads less
-than shuffled batches do). There is no ratio if the losses of the first epochs differ. A hundred AdamW steps amplify
-what rounding differs, so those of later epochs may; by how much is told.
+All ways are those of train.py (`--features cached` and `live`), held-out loss and agreement included. Left out is what
+costs all the same: loading the model, and answering the held-out questions. Cached training is timed twice:
+- on what a search left beside its labels (`data_generation.py --store_features 8`): `ratio`. Its time includes taking
+  the features from the states of the evaluator and writing them, which the search does as it ends;
+- on labels without that: `ratio_with_pass`. Its time includes the pass of the base that computes the features. Since
+  live training runs the base once an epoch, with E epochs this ratio stays near E at best (more only where the pass
+  computes less than live training does).
+
+Live training runs --live_epochs epochs, and its time is scaled to --epochs. There is no ratio if the losses of the
+first epochs differ. A hundred AdamW steps amplify what rounding differs, so those of later epochs may; by how much is
+told.
 
 Without --labels the examples are questions of the offline data sets with random routes near the identity: what is
 timed depends on prompts and routes, not on whether a route answers right. Prompts are those of data_generation.py with
@@ -18,6 +23,7 @@ tokens long: then the routers, which see 8 windows of any prompt, weigh more bes
 from __future__ import annotations
 
 import argparse
+import shutil
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -36,9 +42,13 @@ from routing.labels.reading import FORMAT, HEADER, LABELS
 from routing.labels.records import label_line
 from routing.models.default_model import DEFAULT_MODEL
 from routing.models.families import load_base_config, load_tokenizer, locate_model, routed_class
+from routing.scoring.path_runner import PathRunner
 from routing.scoring.plain import request_of
+from routing.scoring.prefix_store import PrefixStore
+from routing.scoring.router_inputs import StoredInputs, inputs_along
+from routing.scoring.segments import TokenTree
 from routing.search.results import SearchResult, Verdict
-from routing.search.routes import full_route
+from routing.search.routes import full_route, to_path
 from routing.tasks import load_examples
 from routing.training.features import feature_bytes
 from routing.training.routers.arguments import TrainArguments
@@ -94,6 +104,7 @@ def first_examples(data: TrainingData, count: int) -> TrainingData:
 
 def run(arguments: TrainArguments, epochs: int, model, tokenizer, data: TrainingData, work: Path) -> Run:
     """Train routers from the same start as any other call does, for the first `epochs` of the schedule."""
+    work.mkdir(exist_ok=True)
     set_seed(arguments.seed)
     model.model.init_routers()
     start = time.perf_counter()
@@ -112,6 +123,23 @@ def run(arguments: TrainArguments, epochs: int, model, tokenizer, data: Training
         if name in entry
     }
     return Run(losses, end - start, ready - start, (end - ready) / epochs)
+
+
+def leave_inputs(arguments: TrainArguments, model, data: TrainingData) -> float:
+    """Write what a search would leave of the labelled paths; seconds of what it does for that when it ends."""
+    (folder,) = arguments.data_folders()
+    stored = StoredInputs(folder, arguments.model_id, arguments.num_windows, arguments.dtype, arguments.adapters)
+    store = PrefixStore(2**40)
+    runner, seconds = PathRunner(model, store), 0.0
+    for example in data.examples:
+        segment = TokenTree(example.prompt_ids, ()).segment
+        runner.compute([(segment, tuple(to_path(example.route)))])  # The search has done this.
+        start = time.perf_counter()
+        inputs = inputs_along(runner, segment, example.prompt_ids, example.route, arguments.num_windows)
+        stored.write(example.prompt_ids, example.route, inputs)
+        seconds += time.perf_counter() - start
+        store.forget(segment)
+    return seconds
 
 
 def differences(cached: Run, live: Run, last: int, half: bool) -> tuple[int, float, float]:
@@ -142,6 +170,8 @@ def problems(arguments: argparse.Namespace) -> list[str]:
              if getattr(arguments, name) < low]  # fmt: skip
     if arguments.live_epochs > arguments.epochs:
         found.append(f"--live_epochs {arguments.live_epochs} must be at most --epochs {arguments.epochs}")
+    if "," in (arguments.labels or ""):
+        found.append(f"--labels {arguments.labels!r} must be one folder")
     return found
 
 
@@ -149,7 +179,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=DEFAULT_MODEL, help="base model: hub id, folder or the default")
     parser.add_argument("--epochs", type=int, default=25, help="epochs over the training examples")
-    parser.add_argument("--live_epochs", type=int, help="epochs that live training runs, its time scaled to all; all")
+    parser.add_argument(
+        "--live_epochs",
+        type=int,
+        help=f"epochs that live training runs, its time scaled to all; default {FIRST}, whose losses are compared",
+    )
     parser.add_argument("--examples", type=int, default=64, help="examples, training and held-out together")
     parser.add_argument("--batch_size", type=int, default=16, help="examples a step")
     parser.add_argument("--labels", help="folder of labels made with --model; default: offline prompts, random routes")
@@ -158,12 +192,17 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="torch device; auto: cuda if there is one, else cpu")
     parser.add_argument("--json", help="file for the results")
     arguments = parser.parse_args()
-    arguments.live_epochs = arguments.epochs if arguments.live_epochs is None else arguments.live_epochs
+    if arguments.live_epochs is None:
+        arguments.live_epochs = min(FIRST, arguments.epochs)
     raise_all(problems(arguments))
     config, tokenizer = load_base_config(arguments.model), load_tokenizer(arguments.model)
     with tempfile.TemporaryDirectory() as work:
-        labels = Path(arguments.labels or Path(work) / "labels")
-        if not arguments.labels:
+        labels = Path(work) / "labels"
+        if arguments.labels:  # A copy: what searches leave is written beside it.
+            labels.mkdir()
+            for name in (HEADER, LABELS):
+                shutil.copy(Path(arguments.labels) / name, labels)
+        else:
             depth, count = config.num_hidden_layers, arguments.examples
             write_labels(labels, arguments.model, depth, tokenizer, count, arguments.plain)
         settings = TrainArguments(
@@ -176,18 +215,23 @@ def main() -> None:
             locate_model(arguments.model), num_windows=settings.num_windows
         )
         model.to(pick_device(arguments.device)).eval().requires_grad_(False)
-        cached = run(settings, arguments.epochs, model, tokenizer, data, Path(work))
+        passed = run(settings, arguments.epochs, model, tokenizer, data, Path(work) / "pass")
+        storing = leave_inputs(settings, model, data)
+        cached = run(settings, arguments.epochs, model, tokenizer, data, Path(work) / "stored")
         live_settings = replace(settings, features="live")
-        live = run(live_settings, arguments.live_epochs, model, tokenizer, data, Path(work))
+        live = run(live_settings, arguments.live_epochs, model, tokenizer, data, Path(work) / "live")
     steps = -(-len(data.train_indices) // arguments.batch_size)
     half = arguments.features_dtype != "float32"
-    compared, worst, later = differences(cached, live, FIRST * steps, half)
+    found = [differences(one, live, FIRST * steps, half) for one in (cached, passed)]
+    compared, worst, later = (max(numbers) for numbers in zip(*found))
     live_seconds = live.seconds * arguments.epochs / arguments.live_epochs
+    cached_seconds = storing + cached.seconds
     size = feature_bytes(
         config.num_hidden_layers, settings.num_windows, config.hidden_size, DTYPES[arguments.features_dtype]
     )
     result = {
-        "ratio": live_seconds / cached.seconds,
+        "ratio": live_seconds / cached_seconds,
+        "ratio_with_pass": live_seconds / passed.seconds,
         "max_loss_difference": worst,
         "max_loss_difference_of_all_epochs": later,
         "epochs": arguments.epochs,
@@ -196,8 +240,10 @@ def main() -> None:
         "prompt_tokens": sum(len(example.prompt_ids) for example in data.examples) / len(data.examples),
         "batch_size": arguments.batch_size,
         "live_seconds": live_seconds,
-        "cached_seconds": cached.seconds,
-        "feature_pass_seconds": cached.pass_seconds,
+        "cached_seconds": cached_seconds,
+        "storing_seconds": storing,
+        "cached_with_pass_seconds": passed.seconds,
+        "feature_pass_seconds": passed.pass_seconds,
         "live_epoch_seconds": live.epoch_seconds,
         "cached_epoch_seconds": cached.epoch_seconds,
         "losses_compared": compared,
@@ -212,10 +258,11 @@ def main() -> None:
     }
     print(
         f"{result['examples']} examples of {result['prompt_tokens']:.0f} prompt tokens, {arguments.epochs} epochs: "
-        f"live {live_seconds:.1f} s, cached {cached.seconds:.1f} s (of it {cached.pass_seconds:.1f} s the pass), ratio "
-        f"{result['ratio']:.1f}; an epoch {live.epoch_seconds:.2f} s and {cached.epoch_seconds:.3f} s; "
-        f"{result['losses_compared']} losses of the first {FIRST} epochs differ by at most {worst:.1g}, "
-        f"those of all by {later:.1g}; {size} bytes an example"
+        f"live {live_seconds:.1f} s (of {arguments.live_epochs} epochs, scaled); on what a search left "
+        f"{cached_seconds:.1f} s (of it {storing:.2f} s to leave it), ratio {result['ratio']:.1f}; with a pass "
+        f"{passed.seconds:.1f} s (of it {passed.pass_seconds:.1f} s the pass), ratio {result['ratio_with_pass']:.1f}; "
+        f"an epoch {live.epoch_seconds:.2f} s and {cached.epoch_seconds:.3f} s; {compared} losses of the first "
+        f"{FIRST} epochs differ by at most {worst:.1g}, those of all by {later:.1g}; {size} bytes an example"
     )
     if arguments.json:
         write_json(Path(arguments.json), result)

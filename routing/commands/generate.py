@@ -35,10 +35,12 @@ from routing.scoring.context import Fitting, fitting
 from routing.scoring.packed import PathEvaluator
 from routing.scoring.plain import Request, prompted
 from routing.scoring.prompting import Prompting, prompting_in, prompting_of
+from routing.scoring.router_inputs import StoredInputs
 from routing.scoring.verification import Scorer, StableScorer, VerifiedScorer
 from routing.search.exploration import EXPLORATIONS, ExplorationSettings
 from routing.search.mcts import SearchSettings, search
 from routing.search.menu import MenuSettings, along_menu, parse_spec
+from routing.search.results import SearchResult
 from routing.tasks import load_examples
 from routing.tasks.calls import score_problems
 from routing.tasks.drawn import draw
@@ -48,7 +50,7 @@ from routing.tasks.prompts import max_new_tokens, scoring_of
 from routing.tasks.variants import permuted, rephrased
 
 # A run may be continued with others of these.
-NOT_IN_HEADER = ("output_dir", "device", "batch_size", "cache_gib")
+NOT_IN_HEADER = ("output_dir", "device", "batch_size", "cache_gib", "store_features")
 # Arguments that matter to one kind of search alone: those of the others are in no header either.
 OF_SEARCH = {
     "mcts": (
@@ -230,6 +232,34 @@ def make_scorer(arguments: DataGenerationArguments, model, tokenizer, make) -> t
     return VerifiedScorer(evaluator, lambda example: make(changed(example))), evaluator
 
 
+def keeper(arguments: DataGenerationArguments, evaluator: PathEvaluator, folder: LabelFolder) -> dict:
+    """What lets a labeller keep the inputs of routers along labelled paths, if that is asked for.
+
+    Raises:
+        UserError: if the disk has too little room.
+    """
+    if not arguments.store_features:
+        return {}
+    made_with = arguments.model, arguments.store_features, arguments.dtype, arguments.adapters
+    stored = StoredInputs(folder.folder, *made_with)
+    config = evaluator.model.config
+    size = 4 * config.num_hidden_layers * arguments.store_features * config.hidden_size
+    needed, free = size * (len(folder) - folder.finished()), shutil.disk_usage(folder.folder).free
+    if needed > free:
+        raise UserError(
+            f"--store_features {arguments.store_features} needs up to {needed} bytes ({size} a question) and "
+            f"{folder.folder} has {free} free. Give an --output_dir on a larger disk, or leave the argument out: "
+            "training then computes what it needs."
+        )
+
+    def keep(request: Request, result: SearchResult) -> None:
+        if result.best is not None:  # Training leaves the others out.
+            inputs = evaluator.router_inputs(request, result.best, arguments.store_features)
+            stored.write(request.prompt_ids, result.best, inputs)
+
+    return {"on_result": keep}
+
+
 def main() -> None:
     arguments = parse(DataGenerationArguments)
     config = load_base_config(arguments.model)
@@ -282,6 +312,7 @@ def main() -> None:
         replays=arguments.reward == "binary" and arguments.dtype == "float32",
         search=method,
         margins=arguments.reward == "margin",
+        **keeper(arguments, evaluator, folder),
     )
     counts = label_all(folder, make, labeller, show=is_first_process())
     print(

@@ -143,13 +143,23 @@ class DataGenerationArguments:
         64, "examples searched side by side; what one process claims at a time, at most (less near the end)"
     )
     cache_gib: float = option(2.0, "states of paths kept between batches for paths that share them, GiB at most")
+    store_features: int = option(
+        0,
+        "mcts: number of windows (train.py's --num_windows, 8) by which what routers read along each labelled path is "
+        "pooled and kept beside the labels: training on them need not run the base then; 0: keep nothing",
+    )
     seed: int = option(0, "seed of the drawing of examples and of every search")
     output_dir: str = option("data/mcts_paths", "folder of the label file")
 
     def problems(self) -> list[str]:
         found = unknown_names(self.dataset)
         found += below(self, num_simulations=1, budget=1, exploration_constant=0, length_penalty=0, stop_saving=1)
-        found += below(self, batch_size=1, group_size=1, cache_gib=0)
+        found += below(self, batch_size=1, group_size=1, cache_gib=0, store_features=0)
+        if self.store_features > 0 and self.search != "mcts":
+            found.append(
+                f"--store_features {self.store_features} keeps what routers read along the path that a tree search "
+                f"labels, and --search {self.search} labels none; leave it out, or use --search mcts"
+            )
         given = [name for name in ("num_samples", "max_new_tokens") if getattr(self, name) is not None]
         found += below(self, **dict.fromkeys(given, 1))
         found += outside(self, random_prob=(0, 1), widening=(0, 1))

@@ -66,6 +66,7 @@ class Labeller:
         prior: for each request of a group the influence of each layer [L], or None.
         counts: of what was found.
         on_round: called after each round of evaluations and each finished search.
+        on_result: told a request and the result of its search, before the scorer forgets the request.
         replays: whether a group that was interrupted goes on from its journal. It starts over where results hang on
             what else was evaluated: half precision, and the last digits of margins.
         search: which search is run, called as `routing.search.mcts.search` is, with settings of its own kind.
@@ -79,6 +80,7 @@ class Labeller:
     prior: Prior = no_prior
     counts: Counts = field(default_factory=Counts)
     on_round: Callable[[], None] = lambda: None
+    on_result: Callable[[Request, SearchResult], None] = lambda request, result: None
     replays: bool = True
     search: Callable[..., Generator[Route, Verdict, SearchResult]] = search
     margins: bool = False
@@ -114,6 +116,7 @@ class Labeller:
                 except StopIteration as stop:
                     results[index] = stop.value
                     del running[index]
+                    self.on_result(requests[index], stop.value)
                     self.scorer.finish(requests[index])
                     self.counts.add(stop.value)
             self.on_round()

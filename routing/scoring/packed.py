@@ -26,6 +26,7 @@ from routing.scoring.finite import check_finite
 from routing.scoring.path_runner import PathRunner
 from routing.scoring.plain import Evaluator, Request, answer_verdict, best_choice, choice_lengths, choice_verdict
 from routing.scoring.prefix_store import PrefixStore
+from routing.scoring.router_inputs import inputs_along
 from routing.scoring.segments import Node, Segment, TokenTree, chain
 from routing.search.results import Verdict
 from routing.search.routes import Route, to_path
@@ -131,6 +132,12 @@ class PathEvaluator:
             results += [self._influence(request, full) for request in part]
             self.store.trim()
         return results
+
+    def router_inputs(self, request: Request, route: Route, windows: int) -> dict[str, torch.Tensor]:
+        """What routers read along a route, see `inputs_along`; a request that is not finished is cheap."""
+        found = inputs_along(self.runner, self._tree(request).segment, request.prompt_ids, route, windows)
+        self.store.trim()
+        return found
 
     def _influence(self, request: Request, full: tuple[int, ...]) -> list[float]:
         tree = self._tree(request)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -72,6 +73,12 @@ class PrefixStore:
         """Drop all states of a segment."""
         for state in list(segment.states.values()):
             self._drop(state)
+
+    def keep(self, segment: Segment, prefixes: Collection[Prefix]) -> None:
+        """Drop all states of a segment but those of some prefixes."""
+        for prefix, state in list(segment.states.items()):
+            if prefix not in prefixes:
+                self._drop(state)
 
     def _drop(self, state: State) -> None:
         del self._by_use[state]

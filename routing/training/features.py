@@ -10,8 +10,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -22,7 +23,9 @@ from tqdm import tqdm
 from routing.common.errors import UserError
 from routing.common.files import write_json
 from routing.common.locks import held
+from routing.scoring.router_inputs import StoredInputs
 from routing.tasks.prompts import left_pad
+from routing.training.packed_inputs import PackedInputs
 from train_models.routers import pool_windows, window_weights
 
 MANIFEST = "features.json"
@@ -103,6 +106,7 @@ def cache_features(
     show: bool = True,
     inputs: Callable[..., dict[str, torch.Tensor]] | None = None,
     size: int | None = None,
+    stores: Sequence[StoredInputs] = (),
 ) -> None:
     """Write the features of all examples as safetensors shards; shards that are there are kept.
 
@@ -114,9 +118,11 @@ def cache_features(
         key: from `fingerprint`.
         dtype: of the stored features; float32 is exact.
         show: whether to show progress.
-        inputs: what computes them, called and answering as `router_inputs` does, which is the default; tensors may be
-            others, but for `features`.
+        batch_size: examples that `inputs` is given at once.
+        inputs: what computes them, called and answering as `router_inputs` does; tensors may be others, but for
+            `features`. None: what `router_inputs` gives, to float tolerance, by `PackedInputs`, a shard at once.
         size: bytes of an example on disk; None: as those of `router_inputs`.
+        stores: of label folders; what a search left there is not computed again.
 
     Raises:
         UserError: before anything is computed, if the disk has too little room; for features beyond float16.
@@ -126,17 +132,37 @@ def cache_features(
     with held(folder / ".lock", wait=True):
         _prepare(folder, len(examples), key, size)
     starts = range(0, len(examples), SHARD_SIZE)
+    at_once = SHARD_SIZE if inputs is None else batch_size
+    packed = cache(lambda: PackedInputs(model))  # Made where a shard is missing only: it reorders the weights.
 
     def compute(part: list[RouterExample]) -> dict[str, torch.Tensor]:
-        return (inputs or router_inputs)(model, part, pad_id)
+        if inputs is not None:
+            return inputs(model, part, pad_id)
+        return with_stored(part, stores, lambda rest: packed()(model, rest, pad_id))
 
     with tqdm(total=len(examples), desc="router inputs", unit="example", disable=not show) as progress:
         # First what is free, then what another process had: it is finished by now, or its maker died.
         for wait in (False, True):
             for start in starts:
                 part = examples[start : start + SHARD_SIZE]
-                _make_shard(shard_path(folder, start), compute, part, batch_size, dtype, wait)
+                _make_shard(shard_path(folder, start), compute, part, at_once, dtype, wait)
                 progress.update(len(part) if not wait else 0)
+
+
+def with_stored(
+    examples: list[RouterExample], stores: Sequence[StoredInputs], compute: Callable
+) -> dict[str, torch.Tensor]:
+    """What `router_inputs` gives, some of it stored; `compute` is given the other examples, if any are left."""
+    found = [
+        next((kept for store in stores if (kept := store.read(e.prompt_ids, e.route)) is not None), None)
+        for e in examples
+    ]
+    if missing := [at for at, kept in enumerate(found) if kept is None]:
+        computed = compute([examples[at] for at in missing])
+        for row, at in enumerate(missing):
+            found[at] = {name: computed[name][row] for name in ("features", "windows")}
+    parts = {name: torch.stack([kept[name] for kept in found]) for name in ("features", "windows")}
+    return parts | {"labels": torch.tensor([example.route for example in examples])}
 
 
 def _prepare(folder: Path, count: int, key: str, size: int) -> None:

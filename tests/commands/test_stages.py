@@ -17,8 +17,9 @@ from conftest import save_tiny_base
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from routing.commands import train
+from routing.commands import generate, train
 from routing.common.errors import UserError
+from routing.labels.arguments import DataGenerationArguments
 from routing.labels.reading import HEADER, LABELS
 from routing.labels.writing import PARTS
 from routing.training.features import CachedFeatures, LiveExamples, cache_features, fingerprint, live_collator
@@ -371,6 +372,52 @@ def test_cached_features_give_the_losses_of_live_training(base, labels, tmp_path
     assert len(losses["live"]) > 6
     assert losses["cached"] == pytest.approx(losses["live"], abs=1e-5)
     assert losses["cached"][0] != pytest.approx(losses["cached"][-1], abs=1e-3)
+
+
+def test_searches_keep_what_training_reads(base, questions, labels, tmp_path, monkeypatch):
+    """The labels are the same; training on them runs no base, and has the inputs that the base would give."""
+    from routing.models.families import load_base_config, load_tokenizer
+    from routing.training import features
+    from routing.training.routers.data import load_training_data
+    from routing.training.routers.run import make_sets
+
+    words = [*generation(base, questions, tmp_path / "labels"), "--store_features", 8]
+    monkeypatch.setattr(sys, "argv", ["data_generation.py", *map(str, words)])
+    generate.main()
+    assert (tmp_path / "labels" / LABELS).read_bytes() == (labels / LABELS).read_bytes()
+
+    def data_of(windows: int, work: Path):
+        arguments = TrainArguments(
+            run_name="r", model_id=str(base), data=str(tmp_path / "labels"), eval_fraction=0.3, num_windows=windows
+        )
+        tokenizer = load_tokenizer(str(base))
+        data = load_training_data(arguments, load_base_config(str(base)), tokenizer)
+        model = RoutedLlamaForCausalLM.from_pretrained(base, num_windows=windows).eval()
+        work.mkdir()
+        return make_sets(arguments, model, data, tokenizer.pad_token_id, work)[0], data, model
+
+    def refuse(model):
+        raise AssertionError("the base is run")
+
+    monkeypatch.setattr(features, "PackedInputs", refuse)
+    found, data, model = data_of(8, tmp_path / "work")
+    live = live_collator(model, 2)([data.examples[at] for at in data.train_indices])
+    for name, tensor in found.__getitems__(list(range(len(found)))).items():
+        torch.testing.assert_close(tensor, live[name], rtol=1e-4, atol=1e-4)
+    with pytest.raises(AssertionError, match="the base is run"):
+        data_of(4, tmp_path / "other")
+
+
+def test_a_disk_without_room_for_inputs_is_noticed_before_the_search(base, questions, tmp_path, monkeypatch):
+    words = [*generation(base, questions, tmp_path), "--store_features", 10**15]
+    monkeypatch.setattr(sys, "argv", ["data_generation.py", *map(str, words)])
+    with pytest.raises(UserError, match=r"--store_features 1000000000000000 needs up to \d+ bytes .* has \d+ free"):
+        generate.main()
+
+
+def test_inputs_are_kept_along_labelled_paths_alone():
+    arguments = DataGenerationArguments(store_features=8, search="dfs")
+    assert any("--store_features 8 keeps" in problem for problem in arguments.problems())
 
 
 def test_cached_features_resume_and_notice_other_settings(base, tmp_path):

@@ -38,6 +38,7 @@ from routing.training.features import (
     router_inputs,
     shard_path,
 )
+from routing.training.packed_inputs import PackedInputs
 from routing.training.routers.arguments import TrainArguments
 from routing.training.routers.trainer import IGNORED, RouterStack, train_routers, training_arguments
 from train_models.routers import RouterBlock
@@ -155,6 +156,43 @@ def test_features_are_read_as_they_were_computed(routed, tmp_path):
     assert [tuple(row) for row in batch["labels"].tolist()] == [examples[index].route for index in chosen]
 
 
+def with_adapters(bare):
+    """The same model, and adapters that change what they are given in the place of skipped layers."""
+    model = type(bare)(type(bare.config)(**bare.config.to_dict() | {"skip_action": "adapter", "adapter_size": 6}))
+    model.load_state_dict(bare.state_dict(), strict=False)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.model.adapters.parameters():
+            parameter.normal_(0.0, 0.1)
+    return model.eval()
+
+
+@pytest.mark.parametrize("skip_action", ["identity", "adapter"])
+def test_packed_inputs_are_those_of_the_model(any_family, skip_action):
+    """Other prompts and the same ones, below a common beginning, along the same paths and others; padding at an end."""
+    model = routed_from(any_family, stock_model(any_family), num_windows=3)
+    if skip_action == "adapter":
+        model = with_adapters(model)
+        assert len(model.model.stand_ins) == LAYERS
+    start = (5, 9, 3, 7, 2)
+    prompts = [(*start, 4, 8, 6), (*start, 4), (*start, 11, 12, 13, 14, 15, 16), (*start, 4, 8, 6), (*start, 4, 0, 0)]
+    examples = [RouterExample(p, e.route) for p, e in zip(prompts * 2, make_examples(10))]
+    examples += [RouterExample(p, (1,) * LAYERS) for p in prompts] + [RouterExample(prompts[0], (0,) * LAYERS)]
+    packed = PackedInputs(model)
+    for part in (examples, examples[:3], examples[2:3]):
+        found = packed(model, part, 0)
+        assert not packed.store.bytes
+        for name, tensor in router_inputs(model, part, 0).items():
+            torch.testing.assert_close(found[name], tensor, atol=1e-4, rtol=1e-4)
+
+
+def test_packed_inputs_compute_once_what_rows_share(routed):
+    """Two rows of one prompt that part behind layer 2; the last layer, which no router reads, is not run."""
+    packed, prompt = PackedInputs(routed), (5, 9, 3, 7)
+    packed(routed, [RouterExample(prompt, route) for route in ((1, 1, 1, 1, 1), (1, 1, 0, 2, 1))], 0)
+    assert packed.runner.layer_tokens == len(prompt) * (2 + 2 + 2)
+
+
 def test_size_on_disk_is_the_stated_one(routed, tmp_path):
     for dtype in (torch.float32, torch.bfloat16):
         folder = tmp_path / str(dtype)
@@ -165,7 +203,7 @@ def test_size_on_disk_is_the_stated_one(routed, tmp_path):
     assert feature_bytes(28, 8, 3072, torch.float32) * 4000 == 11_010_976_000
 
 
-def test_half_precision_features_are_near_and_overflow_is_refused(routed, tmp_path, monkeypatch):
+def test_half_precision_features_are_near_and_overflow_is_refused(routed, tmp_path):
     examples = make_examples(6)
     exact = router_inputs(routed, examples, 0)["features"]
     for dtype, error in ((torch.float16, 2**-11), (torch.bfloat16, 2**-8)):
@@ -176,15 +214,13 @@ def test_half_precision_features_are_near_and_overflow_is_refused(routed, tmp_pa
         assert stored.dtype == torch.float32
         torch.testing.assert_close(stored, exact, rtol=error, atol=1e-4)
         assert not torch.allclose(stored, exact, rtol=0, atol=1e-6)
-    real = features.router_inputs
 
     def huge(*arguments):
-        found = real(*arguments)
+        found = router_inputs(*arguments)
         return found | {"features": found["features"] * 1e6}
 
-    monkeypatch.setattr(features, "router_inputs", huge)
     with pytest.raises(UserError, match="--features_dtype bfloat16 or float32"):
-        cache_features(tmp_path, routed, examples, 0, 6, "key", torch.float16, show=False)
+        cache_features(tmp_path, routed, examples, 0, 6, "key", torch.float16, show=False, inputs=huge)
 
 
 def test_a_full_disk_is_noticed_before_anything_is_computed(routed, tmp_path, monkeypatch):
@@ -193,7 +229,7 @@ def test_a_full_disk_is_noticed_before_anything_is_computed(routed, tmp_path, mo
     needed = len(examples) * size
     usage = shutil.disk_usage(tmp_path)
     calls = []
-    monkeypatch.setattr(features, "router_inputs", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(features, "PackedInputs", calls.append)
     monkeypatch.setattr(features.shutil, "disk_usage", lambda folder: usage._replace(free=needed - 1))
     with pytest.raises(UserError, match=rf"need {needed} more bytes \({size} an example\).* has {needed - 1} free"):
         cache_features(tmp_path, routed, examples, 0, 8, "key", show=False)
@@ -211,18 +247,15 @@ def test_several_processes_make_each_shard_once(routed, tmp_path, monkeypatch):
     monkeypatch.setattr(features, "SHARD_SIZE", 2)
     examples = make_examples(9)
     made, errors = [], []
-    real = features.router_inputs
 
     def slow(model, part, pad_id):
         made.append(part[0].prompt_ids)
         time.sleep(0.02)
-        return real(model, part, pad_id)
-
-    monkeypatch.setattr(features, "router_inputs", slow)
+        return router_inputs(model, part, pad_id)
 
     def work():
         try:
-            cache_features(tmp_path, routed, examples, 0, 2, "key", show=False)
+            cache_features(tmp_path, routed, examples, 0, 2, "key", show=False, inputs=slow)
             assert all(shard_path(tmp_path, start).exists() for start in range(0, 9, 2))
         except BaseException as error:
             errors.append(error)
@@ -444,7 +477,9 @@ def test_the_benchmark_reports(base, labels, tmp_path, monkeypatch):
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["epochs"] == result["live_epochs"] == 2 and result["examples"] == 50
     assert result["ratio"] == pytest.approx(result["live_seconds"] / result["cached_seconds"])
-    assert 0 < result["feature_pass_seconds"] < result["cached_seconds"]
+    assert result["ratio_with_pass"] == pytest.approx(result["live_seconds"] / result["cached_with_pass_seconds"])
+    assert 0 < result["feature_pass_seconds"] < result["cached_with_pass_seconds"]
+    assert 0 < result["storing_seconds"] < result["cached_seconds"] and not (labels / "features").exists()
     assert 0 <= result["max_loss_difference"] < 1e-4 and result["losses_compared"] > 6
     assert result["max_loss_difference_of_all_epochs"] >= result["max_loss_difference"]
     assert {"model", "hardware", "date", "versions", "git_commit"} <= result.keys()

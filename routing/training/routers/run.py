@@ -13,6 +13,7 @@ from routing.models.checkpoint import adapter_fields, adapter_hashes, load_adapt
 from routing.models.families import load_base_config, load_tokenizer
 from routing.objectives.supervised import CLASSES, class_counts, class_weights
 from routing.scoring.prompting import common_prompting, recorded
+from routing.scoring.router_inputs import StoredInputs
 from routing.training.features import (
     CachedFeatures,
     LiveExamples,
@@ -46,7 +47,10 @@ def make_sets(arguments: TrainArguments, model, data: TrainingData, pad_id: int,
     folder = work / "features"
     folder.mkdir(parents=True, exist_ok=True)
     stored = DTYPES[arguments.features_dtype]
-    cache_features(folder, model, data.examples, pad_id, arguments.batch_size, key, stored, is_first_process())
+    made_with = arguments.model_id, arguments.num_windows, arguments.dtype, arguments.adapters
+    stores = [StoredInputs(labels, *made_with) for labels in arguments.data_folders()]
+    shown = is_first_process()
+    cache_features(folder, model, data.examples, pad_id, arguments.batch_size, key, stored, shown, stores=stores)
     return CachedFeatures(folder, train), CachedFeatures(folder, held_out), read_batch
 
 
