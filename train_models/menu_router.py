@@ -26,7 +26,6 @@ from transformers import initialization as init
 
 from .decisions import Prompt, RowDecision
 from .float32 import StaysFloat32
-from .global_routers import masked_mean
 from .routers import RouterLinear
 
 UNTRAINED = (
@@ -43,12 +42,16 @@ def prompt_features(states: list[torch.Tensor], mask: torch.BoolTensor, device: 
         mask: [B, T], the prompt's tokens; a row without any gives zeros for the mean.
         device: of the result.
     """
-    place = torch.arange(mask.shape[1], device=mask.device)
-    last = torch.where(mask, place, 0).amax(1)
+    # What all depths share is computed once: at short prompts a decision costs what its operations cost to call.
+    size = mask.sum(1, keepdim=True).clamp(min=1)
+    tokens, means = mask[..., None], (mask.float() / size)[:, None]
+    rows = torch.arange(len(mask), device=mask.device)
+    last = torch.where(mask, torch.arange(mask.shape[1], device=mask.device), 0).amax(1)
     parts = []
     for state in states:
-        rows = torch.arange(len(state), device=state.device)
-        parts += [masked_mean(state, mask), state[rows, last.to(state.device)].float()]
+        place = state.device
+        real = torch.where(tokens.to(place), state.float(), 0.0)
+        parts += [torch.bmm(means.to(place), real)[:, 0], state[rows.to(place), last.to(place)].float()]
     return torch.cat([part.to(device) for part in parts], dim=1)
 
 
