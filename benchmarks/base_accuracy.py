@@ -5,6 +5,8 @@
         --json benchmarks/results/base_accuracy_calls.json
     .venv/bin/python benchmarks/base_accuracy.py --datasets procedural --limit 1000 \\
         --json benchmarks/results/value/base_accuracy_procedural.json
+    .venv/bin/python benchmarks/base_accuracy.py --model gemma3-270m --datasets piqa,openbookqa,arithmetic,procedural \\
+        --json benchmarks/results/base_accuracy_gemma3_270m.json
 
 Uses validation questions, which are neither searched on nor tested on. Prints accuracy, its 95 % interval and
 the accuracy of guessing; for function calls, the mean of each of their scores too, and for the procedural task the
@@ -57,8 +59,9 @@ def main() -> None:
     chosen = arguments.datasets.split(",") if arguments.datasets else known
     if unknown := [name for name in chosen if name not in known]:
         raise UserError(f"--datasets {','.join(unknown)}: no case for it; there are {', '.join(known)}")
-    cases = [case for case in CASES if case[0] in chosen]
     config, tokenizer = load_base_config(arguments.model), load_tokenizer(arguments.model)
+    # A model that was only pretrained has no chat template, so it is not asked in one.
+    cases = [case for case in CASES if case[0] in chosen and not (case[2] and not tokenizer.chat_template)]
     model = routed_class(config.model_type).from_pretrained(locate_model(arguments.model)).eval()
     # With a score, verdicts come with the answers, of which the scores of function calls are computed.
     evaluator = Evaluator(model, tokenizer, batch_size=16, score="accuracy")

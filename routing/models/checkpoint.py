@@ -21,7 +21,7 @@ from routing.common.errors import UserError
 from routing.common.files import sha256, write_json
 from routing.models.bases import take_stored_dtypes, weight_files
 from routing.models.ends import ends_of
-from routing.models.families import load_base_config, load_tokenizer, locate_model, routed_class
+from routing.models.families import copy_notice, load_base_config, load_tokenizer, locate_model, routed_class
 from routing.models.query_encoder import encoder_tokenizer
 from routing.models.templates import fix_time
 from train_models.checkpoint_card import CARD
@@ -84,6 +84,7 @@ def save_checkpoint(
     fix_time(tokenizer, run_info.get("prompting", {}).get("template_time", ""))
     tokenizer.save_pretrained(work)
     save_ends(work, place, config, tokenizer, where)
+    copy_notice(base, work, commit)
     if encoder is not None:
         encoder_tokenizer(encoder).save_pretrained(work / ENCODER_FOLDER)
     write_json(work / "training.json", run_info | {"base_revision": commit})

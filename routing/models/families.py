@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import shutil
 import sys
 from functools import cache
 from pathlib import Path
@@ -15,7 +16,7 @@ from transformers.utils.hub import resolve_revision
 
 from routing.common.errors import UserError
 from routing.models.default_model import DEFAULT_MODEL
-from routing.models.wheel_models import WHEEL_MODELS, wheel_model_folder
+from routing.models.wheel_models import NOTICE, WHEEL_MODELS, wheel_model_folder
 
 # model_type of the base -> (module of data_models and train_models, prefix of the class names)
 FAMILIES = {
@@ -46,6 +47,13 @@ def base_file(name: str, file: str, revision: str | None = None) -> Path | None:
         _raise_exceptions_for_connection_errors=False, _raise_exceptions_for_gated_repo=False,
     )  # fmt: skip
     return None if found is None else Path(found)
+
+
+def copy_notice(name: str, folder: Path, revision: str | None = None) -> None:
+    """The NOTICE of a model, where it has one, goes with what is derived from it: terms such as Gemma's ask for it."""
+    found = base_file(name, NOTICE, revision)
+    if found is not None:
+        shutil.copyfile(found, folder / NOTICE)
 
 
 def to_make_whole(name: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -234,24 +233,6 @@ def test_an_older_export_is_replaced_and_other_folders_are_not(bases, tmp_path):
     assert "is no export, so it is not replaced" in refused(base, "--path", "0", "--output", other)
 
 
-@pytest.mark.slow
-def test_it_runs_where_this_project_is_not(bases, tmp_path):
-    """The stock model generates what the routed one does, with the project's packages barred."""
-    import subprocess
-
-    folder = export(bases(QWEN3), "--path", "0:2,4", "--output", tmp_path / "out")
-    code = (
-        "import sys; sys.modules.update(dict.fromkeys(('routing', 'train_models', 'data_models')))\n"
-        "import torch; from transformers import AutoModelForCausalLM as A\n"
-        f"m = A.from_pretrained({str(folder)!r}); i = torch.tensor({IDS[:1].tolist()})\n"
-        "print(m.generate(i, max_new_tokens=5, do_sample=False)[0, i.shape[1]:].tolist())"
-    )
-    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    routed = QWEN3.routed.from_pretrained(bases(QWEN3), router="none", fixed_route=[1, 1, 0, 0, 1]).eval()
-    tokens = routed.generate(IDS[:1], max_new_tokens=5, do_sample=False)[0, IDS.shape[1] :]
-    assert json.loads(run.stdout.splitlines()[-1]) == tokens.tolist()
-
-
 # Routed checkpoints.
 
 
@@ -399,16 +380,6 @@ def test_recipes_name_the_default_model_by_its_folder():
     assert AutoConfig.from_pretrained(name).num_hidden_layers == 30 and commit is None
     assert "@" not in mergekit_recipe(name, commit, [0, 1], "float32")
     assert "model: o/m@abc\n" in mergekit_recipe("o/m", "abc", [0, 1], "float32")
-
-
-def test_mergekit_itself_reads_the_recipe(bases, tmp_path):
-    reading = pytest.importorskip("mergekit.config")
-    base = bases(FAMILIES[0])
-    folder = export(base, "--format", "mergekit", "--path", "0:2,1,3:", "--output", tmp_path / "out")
-    recipe = yaml.safe_load((folder / "mergekit.yaml").read_text())
-    read = reading.MergeConfiguration.model_validate(recipe)
-    assert [part.sources[0].layer_range for part in read.slices] == [(0, 2), (1, 2), (3, 5)]
-    assert [part.sources[0].model.model.path for part in read.slices] == [str(base)] * 3
 
 
 def is_mixed(family) -> bool:

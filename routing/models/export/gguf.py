@@ -41,7 +41,7 @@ def gguf_problems(config: PreTrainedConfig, path: Sequence[int]) -> list[str]:
                 f"{period - 1} modulo {period} for {value!r} and all others not. In the cut layer {wrong[0]} is layer "
                 f"{path[wrong[0]]} of the model, with {values[wrong[0]]!r}"
                 f"{f', and so are {len(wrong) - 1} others wrong' if len(wrong) > 1 else ''}. Cut whole periods of "
-                f"{period} layers, such as 0:{2 * period},{3 * period}:{4 * period}, or serve the folder without GGUF."
+                f"{period} layers, such as 0:{period},{2 * period}:{3 * period}, or serve the folder without GGUF."
             )
     elif "sliding_attention" in kinds or (not kinds and getattr(config, "sliding_window", None)):
         found.append(

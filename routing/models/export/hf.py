@@ -17,7 +17,7 @@ from routing.models.export.config import cut_config, stock_config
 from routing.models.export.equality import Equality, measure
 from routing.models.export.source import Source, along, stored_weights
 from routing.models.export.weights import EMBEDDING, cut_model, leading_adapters, take_stored
-from routing.models.families import no_tokenizer
+from routing.models.families import copy_notice, no_tokenizer
 
 RECORD = "export.json"
 CARD = """---
@@ -58,6 +58,7 @@ def export_path(source: Source, model: nn.Module, path: Sequence[int], folder: P
     kind = type(cut).__name__
     del cut
     save_tokenizer(source, folder)
+    copy_notice(source.place, folder, getattr(source.config, "_commit_hash", None))
     written = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype).eval()
     found = measure(along(source, model, path), written)
     if not found.holds:
