@@ -114,8 +114,6 @@ def test_the_notice_goes_with_checkpoints_and_exports(tmp_path):
     (base / "NOTICE").write_text("Do good.\n")
     facts = {"arguments": {"model_id": str(base)}}
     save_checkpoint(tmp_path / "made", str(base), {}, {"router": "none"}, "copy", facts)
-        tmp_path / "made", str(base), {}, {"router": "none"}, "copy", {"arguments": {"model_id": str(base)}}
-    )
     export([str(tmp_path / "made"), "--path", "0:2", "--output", str(tmp_path / "out")])
     assert [(tmp_path / name / "NOTICE").read_text() for name in ("made", "out")] == ["Do good.\n"] * 2
 
