@@ -170,8 +170,16 @@ def main() -> None:
             f"{found['ratio']:.1f} a path, labels the same for {found['agreement']:.0%}",
             flush=True,
         )
+        if arguments.json:
+            write_json(Path(arguments.json), summary(rows, arguments))
+    result = summary(rows, arguments)
+    print(f"the lowest ratio is {result['ratio']:.1f}, labels the same for {result['agreement']:.1%} of the searches")
+
+
+def summary(rows: list[dict], arguments: argparse.Namespace) -> dict:
+    """Results so far: the lowest ratio of all scorings, and the agreement over all searches of both sides."""
     searched = sum(row["naive_questions"] for row in rows)
-    result = {
+    return {
         "ratio": min(row["ratio"] for row in rows),
         "agreement": sum(row["agreement"] * row["naive_questions"] for row in rows) / searched,
         "rows": rows,
@@ -181,9 +189,6 @@ def main() -> None:
         "versions": versions(),
         "git_commit": git_commit(),
     }
-    print(f"the lowest ratio is {result['ratio']:.1f}, agreement {result['agreement']:.1%} of {searched} searches")
-    if arguments.json:
-        write_json(Path(arguments.json), result)
 
 
 if __name__ == "__main__":

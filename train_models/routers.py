@@ -53,9 +53,10 @@ class RouterBlock(nn.Module):
         """
         up, down = self.up, self.down
         shares = window_shares(windows) if shares is None else shares
-        # Short prompts: a decision costs what it takes to call something. So neither modules nor matmul, which are ways
-        # to these functions.
-        features = nn.functional.gelu(nn.functional.linear(pooled.to(up.weight.dtype), up.weight, up.bias))
+        # At short prompts a decision costs what its operations cost to call. So functions in the place of modules and
+        # of matmul; and a transposed tensor for gelu: on a CPU a contiguous one goes to oneDNN, which is slow to call.
+        features = nn.functional.linear(pooled.to(up.weight.dtype), up.weight, up.bias)
+        features = nn.functional.gelu(features.mT).mT
         # The mean of what a linear layer gives is what it gives for the mean, at a W-th of the work.
         return nn.functional.linear(torch.bmm(shares, features)[:, 0], down.weight, down.bias)
 
