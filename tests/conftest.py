@@ -40,9 +40,9 @@ TOLERANCE = 1e-4
 LONG_FILES = ("test_stages.py", "test_sharding.py", "test_end_to_end_training.py", "test_evaluation.py")
 
 
-# Families that add little to the code of the others run all shared tests in the slow run, and these in every run.
-LATE_FAMILIES = ("mistral", "smollm3", "gemma3")
-EVERY_FAMILY = ("test_routed_models.py", "test_data_models.py", "test_export.py", "test_grouped.py")
+# Families that add little to the code of the others run all shared tests in the slow run, a short form in every run.
+LATE_FAMILIES = ("mistral", "smollm3", "gemma", "granite", "olmo", "phi3", "qwen3_moe")
+SHORT_FORM = "test_families.py"
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         parameters = item.name.lower().partition("[")[2]
         late = any(name in parameters for name in LATE_FAMILIES)
-        if late and item.path.name not in EVERY_FAMILY:
+        if late and item.path.name != SHORT_FORM:
             item.add_marker(pytest.mark.slow)
 
 
@@ -97,7 +97,34 @@ GEMMA3 = known(
     "gemma3_text", sliding_window=WIDE, layer_types=[KINDS[letter] for letter in "ssfsf"],
     final_logit_softcapping=20.0, query_pre_attn_scalar=16,
 )  # fmt: skip
-FAMILIES = (LLAMA, QWEN2, QWEN3, MISTRAL, SMOLLM3, GEMMA3)
+GRANITE = known(
+    "granite", embedding_multiplier=3.0, residual_multiplier=0.5, attention_multiplier=0.3, logits_scaling=2.0
+)
+OLMO2 = known("olmo2")
+# Caps on attention and logits; eager attention alone knows the former.
+GEMMA2 = known(
+    "gemma2", sliding_window=WIDE, layer_types=[KINDS[letter] for letter in "sfsfs"], attn_logit_softcapping=5.0,
+    final_logit_softcapping=20.0, query_pre_attn_scalar=16,
+)  # fmt: skip
+# One map for queries, keys and values; half of each head is turned.
+PHI3 = known("phi3", rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5})
+OLMO3 = known(
+    "olmo3", sliding_window=WIDE, layer_types=[KINDS[letter] for letter in "ssfsf"],
+    rope_parameters={
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        "full_attention": {
+            "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32,
+        },
+    },
+)  # fmt: skip
+# Layer 1 has no experts.
+QWEN3_MOE = known(
+    "qwen3_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, mlp_only_layers=[1],
+    norm_topk_prob=True,
+)  # fmt: skip
+OLMOE = known("olmoe", num_experts=4, num_experts_per_tok=2, clip_qkv=3.0)
+LATE = (MISTRAL, SMOLLM3, GEMMA3, GRANITE, OLMO2, GEMMA2, PHI3, OLMO3, QWEN3_MOE, OLMOE)
+FAMILIES = (LLAMA, QWEN2, QWEN3, *LATE)
 
 
 def sliding(family: Family, layer_types: str) -> Family:
@@ -149,7 +176,17 @@ def config_fields(family: Family, **overrides) -> dict:
         "tie_word_embeddings": False,
         "attn_implementation": "sdpa",
     }
-    return fields | dict(family.overrides) | overrides
+    fields |= dict(family.overrides) | overrides
+    if not family.stock._supports_sdpa:  # Its softcap is in eager attention alone.
+        fields["attn_implementation"] = "eager"
+    return fields
+
+
+def four_dimensional(visible: torch.Tensor, model) -> torch.Tensor:
+    """A mask [B, 1, T, T] as a model's attention takes it, of which tokens are visible."""
+    if model.config._attn_implementation != "eager":
+        return visible
+    return torch.zeros_like(visible, dtype=torch.float).masked_fill(~visible, torch.finfo(torch.float32).min)
 
 
 def stock_model(family: Family, seed: int = 0, **overrides):
@@ -200,7 +237,7 @@ def routed_from(family: Family, stock, router_seed: int | None = None, **overrid
     fields["attn_implementation"] = stock.config._attn_implementation
     model = family.routed(family.routed_config(**(fields | {"router_hidden_size": 16} | overrides))).eval()
     missing, unexpected = model.load_state_dict(stock.state_dict(), strict=False)
-    assert not unexpected and all(".routers." in name for name in missing)
+    assert not unexpected and all(".routers." in name or ".adapters." in name for name in missing)
     if router_seed is not None:
         torch.manual_seed(router_seed)
         with torch.no_grad():

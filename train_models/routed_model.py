@@ -335,6 +335,9 @@ class RoutedForCausalLM(CardOfCheckpoint, RouterWeights, LayerPathForCausalLM):
         inputs = super().prepare_inputs_for_generation(
             input_ids, *args, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
+        cache = kwargs.get("past_key_values")
+        if cache is not None and inputs.get("past_key_values") is None and cache.routes is not None:
+            inputs["routes"] = cache.routes  # Phi-3 drops the cache where its positions change; the route stays.
         if prompt_lengths is not None and is_first_iteration:
             inputs["prompt_lengths"] = prompt_lengths
         return inputs

@@ -23,13 +23,13 @@ class Flops:
 
     def __init__(self, model, all_logits: bool):
         config = model.config
-        matrices = [module for module in model.model.layers[0].modules() if isinstance(module, nn.Linear)]
-        self.layer = 2 * sum(matrix.in_features * matrix.out_features for matrix in matrices)  # a token
+        self.layers = [_of_layer(layer) for layer in model.model.layers]  # a token
         head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.attention = 4 * config.num_attention_heads * head_size  # a query and key
         self.logits = 2 * config.hidden_size * config.vocab_size  # a token
         attention = model.model.layers[0].self_attn
-        key_value = 2 * sum(part.in_features * part.out_features for part in (attention.k_proj, attention.v_proj))
+        fused = getattr(attention, "qkv_proj", None)
+        key_value = _of_linears(nn.ModuleList([attention.k_proj, attention.v_proj] if fused is None else [fused]))
         kind = kind_of(config)
         # A token that skips a layer gives keys and values there all the same.
         self.skipped = key_value if kind.decides_for == "token" else 0
@@ -51,8 +51,10 @@ class Flops:
         """
         # The last generated token is not read any more.
         tokens = row.prompt_tokens + (row.other_tokens if self.all_logits else max(row.other_tokens - 1, 0))
-        executed = self.depth if row.route is None else sum(row.route)
-        layers = executed * (tokens * self.layer + tokens * (tokens + 1) / 2 * self.attention)
+        route = (1,) * self.depth if row.route is None else row.route
+        executed = sum(route)
+        layers = tokens * sum(count * own for count, own in zip(route, self.layers, strict=True))
+        layers += executed * tokens * (tokens + 1) / 2 * self.attention
         skipped = self.depth - executed if row.route is None else sum(max(1 - count, 0) for count in row.route)
         layers += skipped * tokens * (self.stand_in + (self.skipped if decided else 0))
         logits = self.logits * (tokens if self.all_logits else max(row.other_tokens, 1))
@@ -61,6 +63,16 @@ class Flops:
         routers = self.depth * (pooled + mlp) if self.per_layer else self.router * (tokens if self.by_token else 1)
         routers += row.prompt_tokens * self.encoder
         return layers + logits + (routers if decided else 0)
+
+
+def _of_layer(layer: nn.Module) -> int:
+    """Operations a token of a decoder layer's matrices; of experts, those that a token is sent to."""
+    experts = getattr(layer.mlp, "experts", None)
+    if experts is None:
+        return _of_linears(layer)
+    gate = layer.mlp.gate
+    each = experts.gate_up_proj[0].numel() + experts.down_proj[0].numel()
+    return _of_linears(layer) + 2 * (gate.weight.numel() + gate.top_k * each)
 
 
 def _of_linears(module: nn.Module | None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from routing.common.errors import UserError
 from routing.common.files import file_stamps
 from routing.models.families import base_file, commit_of, load_base_config, locate_model, routed_class, to_make_whole
 from train_models.routed_model import lacking_weights
+
+EXPERT = re.compile(r"^(.*\.mlp\.experts)\.(\d+)\.(gate|up|down)_proj\.weight$")
 
 
 def load_base(name: str, dtype: torch.dtype | str, revision: str | None = None, **fields):
@@ -80,7 +83,24 @@ def weight_stamps(name: str, revision: str | None = None) -> list:
 
 
 def stored_tensors(name: str, revision: str | None = None) -> Iterator[tuple[str, torch.Tensor]]:
-    """Tensors of a base's weight files, one by one, by their names there and in their own dtypes."""
+    """Tensors of a base's weight files, one by one, in their own dtypes and by their names there; those of experts are
+    put together as a model has them, and come last."""
+    experts: dict[str, dict[tuple[str, int], torch.Tensor]] = {}
+    for key, tensor in _tensors_of_files(name, revision):
+        match = EXPERT.match(key)
+        if match is None:
+            yield key, tensor
+        else:
+            experts.setdefault(match[1], {})[match[3], int(match[2])] = tensor
+    while experts:
+        place, parts = experts.popitem()
+        count = 1 + max(number for _, number in parts)
+        gates, ups, downs = ([parts[kind, number] for number in range(count)] for kind in ("gate", "up", "down"))
+        yield f"{place}.gate_up_proj", torch.stack([torch.cat(pair) for pair in zip(gates, ups, strict=True)])
+        yield f"{place}.down_proj", torch.stack(downs)
+
+
+def _tensors_of_files(name: str, revision: str | None) -> Iterator[tuple[str, torch.Tensor]]:
     config = base_file(name, "config.json", commit_of(name, revision))
     for path in weight_files(config.parent):
         if path.suffix == ".safetensors":

@@ -26,6 +26,13 @@ FAMILIES = {
     "mistral": ("modeling_mistral", "Mistral"),
     "smollm3": ("modeling_smollm3", "SmolLM3"),
     "gemma3_text": ("modeling_gemma3", "Gemma3"),
+    "granite": ("modeling_granite", "Granite"),
+    "olmo2": ("modeling_olmo2", "Olmo2"),
+    "gemma2": ("modeling_gemma2", "Gemma2"),
+    "phi3": ("modeling_phi3", "Phi3"),
+    "olmo3": ("modeling_olmo3", "Olmo3"),
+    "qwen3_moe": ("modeling_qwen3_moe", "Qwen3Moe"),
+    "olmoe": ("modeling_olmoe", "Olmoe"),
 }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import FAMILIES, LAYERS, QWEN2, QWEN3, SLIDING_FAMILIES, SMOLLM3, config_fields, sliding
+from conftest import FAMILIES, GEMMA3, GRANITE, LAYERS, QWEN2, QWEN3, SLIDING_FAMILIES, SMOLLM3, config_fields, sliding
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -24,9 +24,10 @@ from routing.models.checkpoint import save_checkpoint
 from routing.models.default_model import DEFAULT_MODEL
 from routing.models.export import hf
 from routing.models.export.config import cut_config, differing_layers
-from routing.models.export.gguf import gguf_problems
+from routing.models.export.gguf import PERIODS, gguf_problems
 from routing.models.export.recipes import mergekit_recipe
 from routing.models.export.source import find_source, frozen_base
+from routing.models.families import FAMILIES as SUPPORTED
 
 TOKENIZER = make_tokenizer()
 IDS = torch.randint(1, len(TOKENIZER), (2, 24), generator=torch.Generator().manual_seed(3))
@@ -140,7 +141,7 @@ def test_a_path_leaves_as_a_stock_model(bases, tmp_path, capsys, family, tied):
     weights, own = load_file(folder / "model.safetensors"), load_file(base / "model.safetensors")
     assert ("lm_head.weight" in weights) == (not tied)
     for at, layer in enumerate(path):
-        name = "model.layers.{}.mlp.down_proj.weight"
+        name = "model.layers.{}.self_attn.o_proj.weight"
         assert torch.equal(weights[name.format(at)], own[name.format(layer)])
     assert AutoTokenizer.from_pretrained(folder).chat_template == TOKENIZER.chat_template
     assert "greatest difference of logits" in capsys.readouterr().out
@@ -238,7 +239,7 @@ def test_an_older_export_is_replaced_and_other_folders_are_not(bases, tmp_path):
 
 def checkpoint(folder: Path, base: Path, save_base: str = "copy", given: dict | None = None, **fields) -> Path:
     """A checkpoint with drawn adapters where `fields` ask for some."""
-    family = next(family for family in FAMILIES if family.name in base.name)
+    family = max((own for own in FAMILIES if own.name in base.name), key=lambda own: len(own.name))
     routed = family.routed.from_pretrained(base, **fields)
     torch.manual_seed(1)
     parts = {f"adapters.{name}": 0.1 * torch.randn_like(t) for name, t in routed.model.adapters.state_dict().items()}
@@ -267,9 +268,12 @@ def test_a_static_checkpoint_brings_its_path(bases, tmp_path, family, save_base)
     torch.testing.assert_close(by_hand(bases(family), [0, 2, 2, 3]), expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-def test_adapters_in_front_of_all_layers_go_into_the_embedding(bases, tmp_path, tied):
-    base = bases(FAMILIES[1], tied)
+@pytest.mark.parametrize(
+    "family, tied", [(QWEN2, False), (QWEN2, True), (GEMMA3, True), (GRANITE, False)], ids=lambda value: str(value)
+)
+def test_adapters_in_front_of_all_layers_go_into_the_embedding(bases, tmp_path, family, tied):
+    """Where a family multiplies its embeddings, adapters see them multiplied."""
+    base = bases(family, tied)
     adapted = checkpoint(tmp_path / "adapted", base, router="none", skip_action="adapter", adapter_size=8)
     folder = export(adapted, "--path", "2:5", "--output", tmp_path / "out")
     expected = routed_logits(adapted, [2, 3, 4])
@@ -349,16 +353,27 @@ def test_gguf_cuts_that_a_conversion_gets_wrong_are_refused(bases, tmp_path):
 
 
 def test_gguf_periods_of_layers():
-    from transformers import Gemma3TextConfig, MistralConfig, Olmo3Config, Qwen3MoeConfig, SmolLM3Config
+    from transformers import (
+        Gemma2Config,
+        Gemma3TextConfig,
+        MistralConfig,
+        Olmo3Config,
+        Phi3Config,
+        Qwen3MoeConfig,
+        SmolLM3Config,
+    )
 
     smol = SmolLM3Config(num_hidden_layers=12)
     assert not gguf_problems(cut_config(smol, [0, 1, 2, 3, 8, 9, 10, 11]), [0, 1, 2, 3, 8, 9, 10, 11])
     (said,) = gguf_problems(cut_config(smol, [0, 2, 3, 4]), [0, 2, 3, 4])
     assert "no_rope_layers of smollm3" in said and "layer 2 is layer 3" in said and "whole periods of 4 layers" in said
-    for config in (Gemma3TextConfig(num_hidden_layers=12), Olmo3Config(num_hidden_layers=12)):
+    for family in (Gemma2Config, Gemma3TextConfig, Olmo3Config):
+        config = family(num_hidden_layers=12)
         assert not gguf_problems(config, range(12))
         assert "whole periods" in gguf_problems(cut_config(config, range(1, 12)), range(1, 12))[0]
-    assert "sliding window of 4096" in gguf_problems(MistralConfig(), range(32))[0]
+    assert set(PERIODS) <= set(SUPPORTED)
+    for config in (MistralConfig(), Phi3Config(sliding_window=4096)):
+        assert "sliding window of 4096" in gguf_problems(config, range(32))[0]
     assert "with experts" in gguf_problems(Qwen3MoeConfig(mlp_only_layers=[0]), range(24))[0]
 
 
@@ -394,7 +409,7 @@ def test_peft_repeats_layers_and_shares_their_weights(bases, tmp_path, family):
     stock = AutoModelForCausalLM.from_pretrained(base)
     model = PeftModel.from_pretrained(stock, folder).eval()
     layers = model.base_model.model.model.layers
-    assert layers[1].mlp.down_proj.weight is layers[2].mlp.down_proj.weight
+    assert layers[1].post_attention_layernorm.weight is layers[2].post_attention_layernorm.weight
     with torch.no_grad():
         torch.testing.assert_close(model(IDS).logits, by_hand(base, path), atol=1e-5, rtol=0)
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import LLAMA, routed_from, stock_model
+from conftest import LLAMA, PHI3, QWEN3_MOE, routed_from, stock_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lm_eval.api.task import ConfigurableTask
@@ -150,10 +150,12 @@ def test_static_controls_bracket_the_mean(mean, skips):
 
 
 @pytest.mark.parametrize("all_logits", [True, False])
+@pytest.mark.parametrize("family", [LLAMA, PHI3, QWEN3_MOE], ids=["plain", "fused", "experts"])
 @pytest.mark.parametrize("route", [(1, 1, 1, 1, 1), (0, 2, 1, 0, 1)])
-def test_flops_are_those_that_torch_counts(all_logits, route):
+def test_flops_are_those_that_torch_counts(all_logits, route, family):
     """torch counts whole attention matrices, ours the half that a causal mask leaves."""
-    model = routed_from(LLAMA, stock_model(LLAMA))
+    model = routed_from(family, stock_model(family))
+    model.config._experts_implementation = "eager"  # The others give each expert as many tokens as the fullest has.
     row, ids = Row(route, 12, 0), torch.ones(1, 12, dtype=torch.long)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
@@ -187,7 +189,7 @@ def test_flops_of_routers():
     model_flops = Flops(model, True)
     row = Row(tuple(decided), 16, 0)
     routers = model_flops.of(row, True) - model_flops.of(row, False)
-    layers = (sum(decided) - sum(ones[0].tolist())) * (16 * model_flops.layer + 16 * 16 * model_flops.attention)
+    layers = (sum(decided) - sum(ones[0].tolist())) * (16 * model_flops.layers[0] + 16 * 16 * model_flops.attention)
     found = counted[0] - counted[1] - layers
     # torch also counts the mean over windows and the three logits of each router.
     assert routers <= found <= 1.1 * routers

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from conftest import LAYERS, LLAMA, assert_near, padded, random_rows, routed_from, stock_model
+from conftest import LAYERS, LLAMA, PHI3, assert_near, padded, random_rows, routed_from, stock_model
 from peft import LoraConfig
 
 from routing.common.errors import UserError
@@ -274,6 +274,11 @@ def test_unknown_names_of_linear_maps_are_refused():
     model = routed_from(LLAMA, stock_model(LLAMA), router="none")
     with pytest.raises(UserError, match="--lora_targets query.*q_proj"):
         add_lora(model, LoraConfig(target_modules=["query"]))
+    # Where one name of several is there, PEFT itself would say nothing.
+    fused = routed_from(PHI3, stock_model(PHI3), router="none")
+    with pytest.raises(UserError, match="--lora_targets k_proj,q_proj: a phi3 has no .* qkv_proj"):
+        add_lora(fused, LoraConfig(target_modules=["q_proj", "k_proj", "o_proj"]))
+    add_lora(fused, LoraConfig(target_modules=["qkv_proj", "o_proj"]))
 
 
 def test_training_state_holds_no_base():

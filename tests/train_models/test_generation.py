@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from threading import Thread
@@ -18,6 +18,7 @@ from conftest import (
     GEMMA3,
     LAYERS,
     LLAMA,
+    PHI3,
     SLIDING_FAMILIES,
     SMOLLM3,
     assert_near,
@@ -484,6 +485,26 @@ def test_the_inductor_backend_on_the_default_model(tmp_path):
     tokens = model.generate(**inputs, **GREEDY)[:, inputs.input_ids.shape[1] :]
     assert tokens.tolist() == checkpoint.tokens and model.last_routes.tolist() == checkpoint.routes
     torch._dynamo.reset()
+
+
+@torch.no_grad()
+def test_the_route_stays_where_phi3_drops_the_cache():
+    """Its positions change behind the first context, so all is computed anew there, of more than the prompt."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 1.0}
+    rope |= {"short_factor": [1.0] * 4, "long_factor": [2.0, 2.5, 3.0, 4.0], "original_max_position_embeddings": 12}
+    family = replace(PHI3, overrides=(("rope_parameters", rope), ("original_max_position_embeddings", 12)))
+    stock = stock_model(family)
+    ids, kept = torch.stack(random_rows([9])), []
+    expected = stock.generate(ids, **GREEDY)
+    assert expected.shape[1] > 13
+    assert torch.equal(routed_from(family, stock, is_static_routing=True).generate(ids, **GREEDY), expected)
+    for seed in range(4):
+        routed = routed_from(family, stock, router_seed=seed, num_windows=4)
+        prompt = routed(ids).routes
+        tokens = routed.generate(ids, **GREEDY)
+        assert torch.equal(routed.last_routes, prompt)
+        kept.append(not torch.equal(routed(tokens).routes, prompt))
+    assert any(kept)
 
 
 # The benchmarks.

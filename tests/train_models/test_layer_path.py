@@ -12,6 +12,7 @@ from conftest import (
     SLIDING_FAMILIES,
     VOCAB,
     assert_near,
+    four_dimensional,
     models,
     oracle_generate,
     oracle_logits,
@@ -263,7 +264,8 @@ def test_mask_of_four_dimensions_is_taken_as_it_is(family):
     visible = torch.ones(7, 7, dtype=torch.bool).tril()
     # The second row must not see its first two tokens; its own diagonal stays visible.
     masks = torch.stack([visible, visible & ((torch.arange(7) > 1) | torch.eye(7, dtype=torch.bool))])
-    logits = routed(torch.stack(rows), attention_mask=masks[:, None], routes=torch.tensor(routes)).logits
+    masks = four_dimensional(masks[:, None], stock)
+    logits = routed(torch.stack(rows), attention_mask=masks, routes=torch.tensor(routes)).logits
     assert_near(logits[0], oracle_logits(stock, rows[0], route_path(routes[0])))
     # Rotary positions are relative, so the row without its first two tokens is the same.
     assert_near(logits[1, 2:], oracle_logits(stock, rows[1][2:], route_path(routes[1])))

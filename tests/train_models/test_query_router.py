@@ -348,7 +348,7 @@ def test_flops_count_encoder_and_adapters(loaded):
     flops = Flops(model, all_logits=False)
     full, pruned = (flops.of(Row(route, 10, 3), decided=False) for route in ((1,) * LAYERS, (0,) + (1,) * (LAYERS - 1)))
     tokens = 12
-    layer = tokens * flops.layer + tokens * (tokens + 1) / 2 * flops.attention
+    layer = tokens * flops.layers[0] + tokens * (tokens + 1) / 2 * flops.attention
     assert full - pruned == pytest.approx(layer - tokens * 2 * 2 * 32 * 4)
     encoder = sum(part.weight.numel() for part in model.model.routers.encoder.modules() if hasattr(part, "in_features"))
     assert flops.of(Row((1,) * LAYERS, 10, 3), decided=True) - full == pytest.approx(10 * 2 * encoder)

@@ -16,6 +16,7 @@ from conftest import (
     SLIDING_FAMILIES,
     assert_near,
     config_fields,
+    four_dimensional,
     oracle_generate,
     oracle_logits,
     oracle_states,
@@ -309,7 +310,7 @@ def test_the_cache_of_a_model_with_a_given_path_is_refused():
 def test_masks_of_four_dimensions_need_routes(family):
     stock, routed = PAIRS[str(family)]
     row = random_rows([5])[0]
-    mask = torch.ones(1, 1, 5, 5, dtype=torch.bool).tril()
+    mask = four_dimensional(torch.ones(1, 1, 5, 5, dtype=torch.bool).tril(), stock)
     with pytest.raises(ValueError, match=r"attention_mask of shape \[B, T\].*routes="):
         routed(row[None], attention_mask=mask)
     logits = routed(row[None], attention_mask=mask, routes=torch.tensor(ROUTES[:1])).logits

@@ -18,7 +18,6 @@ PERIODS = {
     "gemma2": ("layer_types", "full_attention", 2),
     "gemma3_text": ("layer_types", "full_attention", 6),
     "olmo3": ("layer_types", "full_attention", 4),
-    "cohere2": ("layer_types", "full_attention", 4),
 }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 import yaml
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
 
 from data_models.path_notation import ranges_of, write_path
 from routing.common.errors import UserError
@@ -60,8 +61,10 @@ def save_peft(
     def stock():
         return load_stock(base, model.dtype, commit)
 
+    attention = model.model.layers[0].self_attn
+    targets = [name for name, part in attention.named_children() if isinstance(part, nn.Linear)]
     config = LoraConfig(
-        task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
+        task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, target_modules=targets,
         layer_replication=ranges_of(path), base_model_name_or_path=base, revision=commit,
     )  # fmt: skip
     torch.manual_seed(0)

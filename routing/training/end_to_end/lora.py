@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -11,7 +11,7 @@ from peft.tuners.tuners_utils import cast_adapter_dtype
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
-from routing.common.errors import UserError, raise_all
+from routing.common.errors import raise_all
 
 NAME = "default"
 
@@ -42,24 +42,26 @@ def add_lora(model: nn.Module, config: LoraConfig) -> LoraModel:
     """Put adapters into a model, in place; they alone get gradients.
 
     Raises:
-        UserError: if no linear map has one of the names, or one shares its weight with another module.
+        UserError: if no linear map has one of the names, or its weight is that of another module too.
     """
     raise_all(tied_problems(",".join(config.target_modules), model.config))
-    try:
-        adapters = LoraModel(model, config, NAME)
-    except ValueError as error:
-        raise UserError(
-            f"--lora_targets {','.join(sorted(config.target_modules))}: {str(error).splitlines()[0]} Linear maps of a "
-            f"layer are {', '.join(sorted(_linear_names(model)))}."
-        ) from error
+    raise_all(unknown_problems(config.target_modules, model))
+    adapters = LoraModel(model, config, NAME)
     # Adapters of a base in half precision stay in float32: steps of the size of a learning rate would round to nothing.
     cast_adapter_dtype(model, NAME)
     return adapters
 
 
-def _linear_names(model: nn.Module) -> set[str]:
-    layer = model.model.layers[0]
-    return {name.split(".")[-1] for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
+def unknown_problems(targets: Iterable[str], model: nn.Module) -> list[str]:
+    """Names that no linear map of a model has: PEFT would leave them out without a word where another is found."""
+    inside = {name.split(".")[-1] for name, part in model.model.layers.named_modules() if isinstance(part, nn.Linear)}
+    unknown = sorted(set(targets) - inside - {"lm_head", "embed_tokens"})
+    if not unknown:
+        return []
+    return [
+        f"--lora_targets {','.join(unknown)}: a {model.config.model_type.removeprefix('routed_')} has no linear map of "
+        f"that name; those of its layers are {', '.join(sorted(inside))}"
+    ]
 
 
 @contextmanager
