@@ -25,9 +25,11 @@ from routing.common.errors import UserError, run_command
 from routing.common.files import write_json
 from routing.common.run_info import git_commit, hardware, today, versions
 from routing.common.statistics import wilson_interval
+from routing.models.base_files import locate_model
 from routing.models.default_model import DEFAULT_MODEL
-from routing.models.families import load_base_config, load_tokenizer, locate_model, routed_class
-from routing.scoring.plain import Evaluator, request_of
+from routing.models.families import load_base_config, load_tokenizer, routed_class
+from routing.scoring.plain import Evaluator
+from routing.scoring.requests import request_of
 from routing.search.routes import full_route
 from routing.tasks import load_examples
 from routing.tasks.calls import CALL_SCORES

@@ -38,10 +38,11 @@ from routing.common.files import write_json, write_text
 from routing.common.run_info import git_commit, hardware, today, versions
 from routing.evaluation.budget import decided_routes, find_bias, mean_layers
 from routing.inference import generate_grouped
-from routing.models.checkpoint import load_checkpoint, training_record
+from routing.models.checkpoint import load_checkpoint
+from routing.models.checkpoint_files import training_record
 from routing.models.default_model import DEFAULT_MODEL
 from routing.models.families import load_tokenizer
-from routing.scoring.plain import draw_requests
+from routing.scoring.requests import draw_requests
 
 ROUTES = Path(__file__).with_name("per_layer_routes.json")
 KINDS = ("menu", "per_layer", "random")

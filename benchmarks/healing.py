@@ -31,7 +31,7 @@ from routing.common.run_info import git_commit, hardware, today, versions
 from routing.common.statistics import wilson_interval
 from routing.models.checkpoint import load_checkpoint
 from routing.models.default_model import DEFAULT_MODEL
-from routing.scoring.plain import draw_requests
+from routing.scoring.requests import draw_requests
 from routing.search.routes import Route, full_route
 from routing.tasks.examples import SPLITS
 from routing.training.adapters.arguments import LOSSES, AdapterArguments

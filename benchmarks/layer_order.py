@@ -25,7 +25,7 @@ from routing.models.checkpoint import load_adapted
 from routing.models.families import load_tokenizer
 from routing.scoring.divergence import AnswerDivergence, answers_of, greedy_order
 from routing.scoring.packed import PathEvaluator
-from routing.scoring.plain import draw_requests
+from routing.scoring.requests import draw_requests
 from routing.search.influence import influence_order
 from routing.search.menu import nested_routes
 

@@ -24,10 +24,12 @@ from routing.common.files import write_json
 from routing.common.run_info import git_commit, hardware, today, versions
 from routing.labels.labelling import Labeller
 from routing.labels.menus import influences, make_menu
+from routing.models.base_files import locate_model
 from routing.models.default_model import DEFAULT_MODEL
-from routing.models.families import load_base_config, load_tokenizer, locate_model, routed_class
+from routing.models.families import load_base_config, load_tokenizer, routed_class
 from routing.scoring.packed import PathEvaluator
-from routing.scoring.plain import Evaluator, draw_requests
+from routing.scoring.plain import Evaluator
+from routing.scoring.requests import draw_requests
 from routing.search.influence import influence_order
 from routing.search.menu import MenuSettings, Nested, along_menu, parse_spec, spec_problems
 

@@ -21,10 +21,11 @@ from routing.common.errors import run_command
 from routing.common.files import write_json
 from routing.common.run_info import git_commit, hardware, today, versions
 from routing.labels.labelling import Labeller, no_prior
+from routing.models.base_files import locate_model
 from routing.models.default_model import DEFAULT_MODEL
-from routing.models.families import load_base_config, load_tokenizer, locate_model, routed_class
+from routing.models.families import load_base_config, load_tokenizer, routed_class
 from routing.scoring.packed import PathEvaluator
-from routing.scoring.plain import draw_requests
+from routing.scoring.requests import draw_requests
 from routing.search.mcts import SearchSettings
 from routing.search.results import SearchResult
 from routing.search.routes import pruned_layers, route_length

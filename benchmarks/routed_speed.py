@@ -30,8 +30,9 @@ from routing.common.devices import DTYPES, pick_device
 from routing.common.errors import UserError
 from routing.common.files import write_json
 from routing.common.run_info import git_commit, hardware, today, versions
+from routing.models.base_files import locate_model
 from routing.models.default_model import DEFAULT_MODEL
-from routing.models.families import load_base_config, locate_model, routed_class
+from routing.models.families import load_base_config, routed_class
 
 SHARES = (0.0, 0.1, 0.25, 0.4)
 # Largest difference of log-probabilities from a stock model that has the executed layers alone.

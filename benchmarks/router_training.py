@@ -40,11 +40,12 @@ from routing.common.files import write_json
 from routing.common.run_info import git_commit, hardware, today, versions
 from routing.labels.reading import FORMAT, HEADER, LABELS
 from routing.labels.records import label_line
+from routing.models.base_files import locate_model
 from routing.models.default_model import DEFAULT_MODEL
-from routing.models.families import load_base_config, load_tokenizer, locate_model, routed_class
+from routing.models.families import load_base_config, load_tokenizer, routed_class
 from routing.scoring.path_runner import PathRunner
-from routing.scoring.plain import request_of
 from routing.scoring.prefix_store import PrefixStore
+from routing.scoring.requests import request_of
 from routing.scoring.router_inputs import StoredInputs, inputs_along
 from routing.scoring.segments import TokenTree
 from routing.search.results import SearchResult, Verdict

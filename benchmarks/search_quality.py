@@ -31,10 +31,12 @@ from routing.common.errors import UserError, run_command
 from routing.common.files import append_text, write_json
 from routing.common.run_info import git_commit, hardware, today, versions
 from routing.labels.labelling import example_rng
+from routing.models.base_files import locate_model
 from routing.models.default_model import DEFAULT_MODEL
-from routing.models.families import load_base_config, load_tokenizer, locate_model, routed_class
+from routing.models.families import load_base_config, load_tokenizer, routed_class
 from routing.scoring.packed import PathEvaluator
-from routing.scoring.plain import Evaluator, Request, request_of
+from routing.scoring.plain import Evaluator
+from routing.scoring.requests import Request, request_of
 from routing.search.baselines import METHODS, static_path
 from routing.search.results import SearchResult, Verdict, best_route
 from routing.search.routes import Route, full_route, route_length

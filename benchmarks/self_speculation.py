@@ -30,7 +30,7 @@ from routing.models.checkpoint import load_checkpoint
 from routing.models.default_model import DEFAULT_MODEL
 from routing.models.families import load_tokenizer
 from routing.scoring.packed import PathEvaluator
-from routing.scoring.plain import make_request
+from routing.scoring.requests import make_request
 from routing.tasks import load_examples, unknown_names
 from routing.tasks.prompts import build_prompt, encode
 

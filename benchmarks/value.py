@@ -38,7 +38,8 @@ from routing.common.run_info import git_commit, hardware, today, versions
 from routing.common.stages import done, run_stage
 from routing.evaluation.calibration import deciding
 from routing.labels.table import Table, read_table
-from routing.models.checkpoint import load_checkpoint, training_record
+from routing.models.checkpoint import load_checkpoint
+from routing.models.checkpoint_files import training_record
 from routing.models.default_model import DEFAULT_MODEL
 from routing.training.value.menu import requests_of
 

@@ -31,8 +31,9 @@ from routing.labels.problems import label_problems
 from routing.labels.reading import LABELS, label_hashes
 from routing.models.checkpoint import load_checkpoint
 from routing.models.default_model import DEFAULT_MODEL
-from routing.scoring.plain import Evaluator, Request, draw_requests
+from routing.scoring.plain import Evaluator
 from routing.scoring.prompting import Prompting
+from routing.scoring.requests import Request, draw_requests
 from routing.search.routes import full_route
 from routing.tasks import unknown_names
 from routing.tasks.examples import SPLITS

@@ -26,10 +26,12 @@ from routing.common.devices import DTYPES, pick_device
 from routing.common.errors import run_command
 from routing.common.files import write_json
 from routing.common.run_info import git_commit, hardware, today, versions
-from routing.models.checkpoint import load_checkpoint, training_record
+from routing.models.base_files import locate_model
+from routing.models.checkpoint import load_checkpoint
+from routing.models.checkpoint_files import training_record
 from routing.models.config_fields import config_with
-from routing.models.families import locate_model
-from routing.scoring.plain import PLAIN_GREEDY, draw_requests
+from routing.scoring.plain import PLAIN_GREEDY
+from routing.scoring.requests import draw_requests
 from routing.tasks.prompts import left_pad
 
 

@@ -34,7 +34,7 @@ from routing.labels.labelling import Labeller, example_rng
 from routing.labels.records import label_line
 from routing.models.default_model import DEFAULT_MODEL
 from routing.scoring.packed import PathEvaluator
-from routing.scoring.plain import Request
+from routing.scoring.requests import Request
 from routing.search.mcts import SearchSettings, search
 from routing.search.results import SearchResult, Verdict
 

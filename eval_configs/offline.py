@@ -19,7 +19,7 @@ import datasets
 from lm_eval.api.task import ConfigurableTask
 
 from routing.common.errors import UserError
-from routing.models.checkpoint import training_record
+from routing.models.checkpoint_files import training_record
 from routing.models.families import load_tokenizer
 from routing.scoring.certainty import is_right
 from routing.scoring.prompting import DEFAULT, trained_prompting

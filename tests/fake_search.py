@@ -16,7 +16,7 @@ from pathlib import Path
 from routing.labels.labelling import Counts, Labeller, label_all
 from routing.labels.reading import FORMAT, LABELS
 from routing.labels.writing import LabelFolder
-from routing.scoring.plain import Request
+from routing.scoring.requests import Request
 from routing.search.mcts import SearchSettings
 from routing.search.results import Verdict
 from routing.tasks.examples import Example

@@ -18,11 +18,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from .router_kinds import KINDS
 from .routers import RouterLinear
-
-LEARNED = ("embedding", "prefix", "prefix_token")  # global routers with weights
-TOKEN_ROUTERS = tuple(name for name, kind in KINDS.items() if kind.decides_for == "token")
 
 
 def hidden_sizes(kind: str, hidden_size: int) -> list[int]:

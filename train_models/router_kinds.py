@@ -39,6 +39,10 @@ KINDS: dict[str, RouterKind] = {
     "menu": RouterKind("input", keeps_layers=True, has_menu=True, budget="cost"),
     "none": RouterKind("nothing", learned=False, budget=None),
 }
+# Routers with one decision for all layers, on states of the prompt or of a token.
+GLOBAL = tuple(name for name, kind in KINDS.items() if kind.keeps_layers and not kind.has_menu)
+LEARNED = tuple(name for name in GLOBAL if KINDS[name].learned)
+TOKEN_ROUTERS = tuple(name for name, kind in KINDS.items() if kind.decides_for == "token")
 
 
 def kind_of(config) -> RouterKind:

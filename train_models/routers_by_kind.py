@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from torch import nn
 
-from .global_routers import LEARNED, GlobalRouter
+from .global_routers import GlobalRouter
 from .global_routing import GateDecision
 from .layer_decision import decide_by_layer
 from .menu_router import MenuRouter, decide_by_value
 from .query_router import QueryRouter, decide_by_text
+from .router_kinds import LEARNED
 from .routers import RouterBlock
 
 

@@ -21,7 +21,8 @@ from transformers import PreTrainedTokenizerFast
 from gpu_sections.job import Job
 from gpu_sections.models import RandomModels
 from routing.scoring.packed import PathEvaluator
-from routing.scoring.plain import PLAIN_GREEDY, request_of
+from routing.scoring.plain import PLAIN_GREEDY
+from routing.scoring.requests import request_of
 from routing.tasks.examples import Example
 
 CHARACTERS = [chr(code) for code in range(32, 127)] + ["\n"]

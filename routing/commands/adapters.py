@@ -8,23 +8,18 @@ Writes layers.json and layers.png; run it again to continue after an interruptio
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from routing.common.cli import below
-from routing.common.devices import DTYPES, device_problems, pick_device
+from routing.common.devices import DTYPES, device_problems
 from routing.common.errors import UserError, raise_all, run_command
-from routing.common.files import file_stamps, unwritable, write_json
+from routing.common.files import unwritable
 from routing.common.parser import Parser
-from routing.common.run_info import hardware, made_with
-from routing.models.checkpoint import check_adapters, load_checkpoint, training_record
-from routing.scoring.context import fitting
-from routing.scoring.plain import draw_requests
-from routing.scoring.prompting import add_flags, asked, flag_problems, trained_prompting
+from routing.models.checkpoint_files import check_adapters
+from routing.scoring.prompting import add_flags, flag_problems
 from routing.tasks import unknown_names
 from routing.tasks.examples import SPLITS
 from routing.tasks.problems import files_without_splits
-from routing.training.adapters.report import plot_worth, print_worth, worth_of_layers
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -54,22 +49,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
-    folder, output = arguments.checkpoint, arguments.output
-    model, tokenizer = load_checkpoint(folder, DTYPES[arguments.dtype], pick_device(arguments.device))
-    prompting = asked(trained_prompting(training_record(folder)), arguments)
-    requests = fitting(
-        draw_requests(arguments.dataset, arguments.split, arguments.num_samples, tokenizer, prompting), model.config
-    )
-    key = [file_stamps(folder, "*.safetensors", "config.json"), arguments.dtype, hardware()]
-    worth = worth_of_layers(model, tokenizer, requests, arguments.batch_size, output / "parts", key)
-    record = folder / "adapters.json"
-    errors = json.loads(record.read_text(encoding="utf-8"))["errors"] if record.exists() else None
-    given = {name: str(value) for name, value in vars(arguments).items()}
-    write_json(output / "layers.json", {"errors": errors} | worth | {"arguments": given} | made_with())
-    name = training_record(folder)["arguments"]["model_id"]
-    plot_worth(worth, errors, output / "layers.png", f"{name}, {arguments.dataset}: {arguments.split} questions")
-    print_worth(worth, errors)
-    print(f"written to {output / 'layers.json'} and layers.png")
+    from routing.commands.work.adapters import run  # Takes seconds to import.
+
+    run(arguments)
 
 
 if __name__ == "__main__":

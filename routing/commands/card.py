@@ -13,8 +13,8 @@ from pathlib import Path
 
 from routing.common.errors import raise_all, run_command
 from routing.common.parser import Parser
+from routing.models.checkpoint_files import config_of
 from routing.models.hub import is_repo_id, upload
-from routing.report.card import checkpoint_files, config_of, read_results, write_model_card
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -51,6 +51,8 @@ def main(argv: list[str] | None = None) -> None:
             "--save_base copy, or from a base on the hub."
         )
     raise_all(problems)
+    from routing.report.card import checkpoint_files, read_results, write_model_card  # Takes seconds to import.
+
     if card := write_model_card(folder, read_results(folder), repo_id):
         print(card, file=sys.stderr)
     if push:

@@ -14,9 +14,6 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
-
 from routing.common.errors import UserError, raise_all, run_command
 from routing.common.files import unwritable
 from routing.common.parser import Parser
@@ -25,7 +22,8 @@ from routing.labels.polar import find_files
 from routing.labels.polar_export import export_polar
 from routing.labels.polar_import import ImportSettings, check_output, import_polar
 from routing.labels.reading import LABELS, read_header
-from routing.models.families import load_base_config, load_tokenizer
+from routing.models.families import base_config, load_base_config, load_tokenizer
+from routing.models.hub import is_repo_id
 from routing.models.wheel_models import ANY_BASE
 from routing.report.card_labels import CARD, check_card, push, write_card
 from routing.tasks.examples import SPLITS
@@ -139,18 +137,21 @@ def export_command(arguments: argparse.Namespace) -> None:
 def import_command(arguments: argparse.Namespace) -> None:
     problems: list[str] = []
     files = noted(problems, find_files, arguments.path, arguments.model) or []
-    config = noted(problems, load_base_config, arguments.model)
-    tokenizer = noted(problems, load_tokenizer, arguments.model) if config is not None else None
+    noted(problems, base_config, arguments.model)
     noted(problems, check_output, arguments.output)
     problems += unwritable("output", arguments.output)
-    chat = arguments.apply_chat_template
-    if chat and tokenizer is not None and not tokenizer.chat_template:
-        problems.append("--apply_chat_template: the tokenizer has no chat template; leave the flag out")
     if arguments.dataset is not None and len(files) > 1:
         problems.append(f"--dataset {arguments.dataset!r} would name {len(files)} files; give one of them as the path")
     if arguments.dataset is not None and not arguments.dataset.strip():
         problems.append(f"--dataset {arguments.dataset!r} is no name")
     raise_all(problems)
+    config, tokenizer, chat = (
+        load_base_config(arguments.model),
+        load_tokenizer(arguments.model),
+        arguments.apply_chat_template,
+    )
+    if chat and not tokenizer.chat_template:
+        raise UserError("--apply_chat_template: the tokenizer has no chat template; leave the flag out")
     settings = ImportSettings(arguments.model, arguments.dataset, arguments.split, arguments.checker, chat)
     counts = import_polar(files, arguments.output, settings, config, tokenizer)
     for file, count in counts.items():
@@ -176,12 +177,7 @@ def card_command(arguments: argparse.Namespace) -> None:
     noted(problems, check_card, arguments.labels)
     problems += unwritable("labels", arguments.labels)
     if arguments.repo_id is not None:
-        try:
-            validate_repo_id(arguments.repo_id)
-            valid = "/" in arguments.repo_id
-        except HFValidationError:
-            valid = False
-        if not valid:
+        if not ("/" in arguments.repo_id and is_repo_id(arguments.repo_id)):
             problems.append(f"--repo_id {arguments.repo_id!r} must be OWNER/NAME, as the hub writes it")
     elif arguments.push:
         problems.append("--push needs --repo_id OWNER/NAME")

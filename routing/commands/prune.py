@@ -32,7 +32,7 @@ STEPS = 4 + len(PREFERENCE)
 ADAPTERS = ("--learning_rate", "1e-3", "--lr_schedule", "cosine")
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="dlr prune", description=__doc__)
     parser.add_argument("--output", required=True, help="folder of everything that is made")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="base model")
@@ -54,7 +54,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32", choices=sorted(DTYPES), help="dtype of the model")
     parser.add_argument("--device", default="auto", help="torch device; auto: cuda if there is one, else cpu")
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     problems = unknown_names(arguments.dataset) + files_without_splits("dataset", arguments.dataset)
     counted = ("adapter_samples", "adapter_epochs", "dfs_samples", "random_samples", "pair_epochs", "set_epochs")
     problems += below(arguments, **dict.fromkeys((*counted, "test_samples", "control_samples"), 1))
@@ -91,8 +91,8 @@ def train(step: int, title: str, output: Path, name: str, made_from: list[Path],
     return checkpoint
 
 
-def main() -> None:
-    arguments = parse_arguments()
+def main(argv: list[str] | None = None) -> None:
+    arguments = parse_arguments(argv)
     output, seed = Path(arguments.output), ("--seed", str(arguments.seed))
     device = ("--device", arguments.device)
     asked = [f"--{name}" for name in ("apply_chat_template", "tools_in_template") if getattr(arguments, name)]

@@ -8,8 +8,8 @@ import sys
 from dataclasses import field, fields
 from pathlib import Path
 
+from routing.common.dataclass_parser import parser_of
 from routing.common.errors import UserError, raise_all
-from routing.common.parser import spelled
 from routing.common.user_files import read_yaml
 
 
@@ -63,6 +63,12 @@ def outside(arguments, **ranges) -> list[str]:
     ]
 
 
+def not_positive(arguments, *names: str) -> list[str]:
+    """What is wrong with numbers that must be above 0, infinity left out."""
+    values = {name: getattr(arguments, name) for name in names}
+    return [f"--{n} {value} must be a number above 0" for n, value in values.items() if not 0 < value < math.inf]
+
+
 def expanded(argv: list[str]) -> list[str]:
     """Arguments whose first one may be a YAML file of others, {name: value}; those behind it win.
 
@@ -83,15 +89,12 @@ def read_arguments(kind: type, words: list[str]):
     Raises:
         UserError: for unknown ones.
     """
-    from transformers import HfArgumentParser  # A second, which those who ask for a list of names need not wait.
-
-    parser = HfArgumentParser(kind, description=kind.__doc__)
-    arguments, unknown = parser.parse_args_into_dataclasses(spelled(parser, words), return_remaining_strings=True)
+    given, unknown = parser_of(kind).parse_known_args(words)
     if unknown:
         raise UserError(
             f"unknown arguments: {' '.join(unknown)}. --help lists those there are; a YAML file of them comes first."
         )
-    return arguments
+    return kind(**vars(given))
 
 
 def parse(kind: type, argv: list[str] | None = None):

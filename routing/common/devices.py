@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -35,18 +38,29 @@ class _Dtypes(Mapping):
 DTYPES = _Dtypes()
 
 
-def device_problems(name: str) -> list[str]:
-    if name in ("auto", "cpu"):
-        return []
-    import torch
+# Kinds of torch's devices, as it lists them for a wrong name.
+KINDS = "cpu cuda ipu xpu mkldnn opengl opencl ideep hip ve fpga maia xla lazy vulkan mps meta hpu mtia privateuseone"
+FORM = re.compile(rf"({KINDS.replace(' ', '|')})(:(0|[1-9]\d*))?")
 
-    try:
-        device = torch.device(name)
-    except RuntimeError:
+
+def device_problems(name: str) -> list[str]:
+    """What is wrong with --device; torch is imported where there may be a GPU and one is asked for."""
+    if name != "auto" and not FORM.fullmatch(name):
         return [f"--device {name!r} is no torch device, such as cpu or cuda:0"]
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if name.startswith("cuda") and not _has_gpu():
         return [f"--device {name!r}: this machine has no usable GPU; give cpu or auto"]
     return []
+
+
+def _has_gpu() -> bool:
+    try:
+        ctypes.CDLL("libcuda.so.1")  # Of the driver; without it torch finds no GPU of NVIDIA.
+    except OSError:
+        if not Path("/dev/kfd").exists():  # Nor one of AMD without this.
+            return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def pick_device(name: str) -> torch.device:

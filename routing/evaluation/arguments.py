@@ -9,7 +9,8 @@ from routing.common.cli import below, names_of, option
 from routing.common.devices import DTYPES, device_problems
 from routing.common.errors import UserError
 from routing.common.files import unwritable
-from routing.models.checkpoint import check_checkpoint, training_record
+from routing.evaluation.task_names import task_problems
+from routing.models.checkpoint_files import check_checkpoint, training_record
 from routing.scoring.prompting import flag_problems
 from routing.tasks import unknown_names
 from routing.tasks.problems import files_without_splits
@@ -66,6 +67,7 @@ class EvaluationArguments:
         found = [] if self.checkpoint else ["--checkpoint is missing; give the folder of a routed checkpoint"]
         if not self.task_names():
             found.append(f"--tasks {self.tasks!r} names no task")
+        found += task_problems(self.task_names())
         if unknown := [name for name in self.control_names() if name not in CONTROLS]:
             found.append(f"--controls {', '.join(unknown)}: unknown; allowed are {', '.join(CONTROLS)}")
         if self.control_data:

@@ -13,7 +13,7 @@ from routing.common.paired_bounds import Pairs, Tested, fixed_sequence, pairs_of
 from routing.evaluation.budget import decided_routes, find_bias, mean_layers
 from routing.models.config_fields import config_with
 from routing.scoring.along import verdicts_along
-from routing.scoring.plain import Request
+from routing.scoring.requests import Request
 from routing.search.routes import Route, full_route
 from routing.training.features import RouterExample
 from routing.training.value.prompts import prompt_inputs

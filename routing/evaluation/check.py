@@ -15,7 +15,7 @@ from routing.models.config_fields import attention_windows, config_with
 from routing.search.routes import Route
 from routing.tasks.prompts import left_pad
 from train_models.decoder_parts import of_type, rotary_embeddings, scaled
-from train_models.global_routers import LEARNED, TOKEN_ROUTERS
+from train_models.router_kinds import LEARNED, TOKEN_ROUTERS
 from train_models.routers import REPEAT
 
 # Largest difference that floats explain, of log-probabilities with and without cache and of router logits.

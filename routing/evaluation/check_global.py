@@ -7,7 +7,7 @@ import torch
 from routing.models.config_fields import attention_windows
 from routing.search.routes import Route
 from train_models.decoder_parts import of_type, rotary_embeddings, scaled
-from train_models.global_routers import TOKEN_ROUTERS
+from train_models.router_kinds import TOKEN_ROUTERS
 
 
 def stock_twin(base, routed):

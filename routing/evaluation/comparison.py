@@ -35,14 +35,15 @@ from routing.evaluation.methods import (
 )
 from routing.labels.table import Table, read_table
 from routing.models.bases import load_stock, weight_stamps
-from routing.models.checkpoint import checkpoint_hash, load_checkpoint
+from routing.models.checkpoint import load_checkpoint
+from routing.models.checkpoint_files import checkpoint_hash
 from routing.models.config_fields import config_with
 from routing.models.templates import filling_problems
 from routing.scoring.context import fitting
 from routing.scoring.controls import around, first_routed_layer, skips_around, static_routes
 from routing.scoring.packed import PathEvaluator
-from routing.scoring.plain import draw_requests
 from routing.scoring.prompting import asked, recorded, trained_prompting
+from routing.scoring.requests import draw_requests
 from routing.search.routes import Route, full_route
 from train_models.router_kinds import kind_of
 

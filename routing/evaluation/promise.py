@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from routing.models.checkpoint import checkpoint_hash
+from routing.models.checkpoint_files import checkpoint_hash
 
 CALIBRATION = "calibration.json"
 # Fields of a config that a calibration sets: the promise names their values itself.

@@ -8,7 +8,7 @@ from random import Random
 
 from routing.models.config_fields import config_with
 from routing.scoring.controls import random_route
-from routing.scoring.plain import Request
+from routing.scoring.requests import Request
 from routing.search.routes import Route, full_route
 from train_models.query_text import query_text
 

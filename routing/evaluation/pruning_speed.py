@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from routing.scoring.plain import PLAIN_GREEDY, Request
+from routing.scoring.plain import PLAIN_GREEDY
+from routing.scoring.requests import Request
 from routing.search.routes import Route
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 
 from lm_eval.tasks import TaskManager
 
 from routing.common.errors import UserError
+from routing.evaluation.task_names import CONFIGS, unknown_task
 
-CONFIGS = Path(__file__).resolve().parents[2] / "eval_configs"
 METRICS = ("acc", "exact_match", "exact")  # of a question: right or wrong
 OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "generate_until")
 
@@ -35,10 +34,7 @@ def check_tasks(names: list[str], model: str = "") -> TaskManager:
     """
     manager = task_manager(model)
     if unknown := [name for name in names if name not in manager.all_tasks]:
-        raise UserError(
-            f"unknown task {', '.join(unknown)}. Tasks of this project: "
-            f"{', '.join(sorted(path.stem for path in CONFIGS.glob('[!_]*.yaml')))}; lm_eval ls tasks lists the others."
-        )
+        raise UserError(unknown_task(unknown))
     return manager
 
 

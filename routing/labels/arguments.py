@@ -11,7 +11,7 @@ from routing.common.devices import DTYPES, device_problems
 from routing.common.files import unwritable
 from routing.labels.problems import pool_problems
 from routing.models.default_model import DEFAULT_MODEL
-from routing.models.families import load_base_config
+from routing.models.families import layers_of
 from routing.models.problems import adapter_problems, model_problems
 from routing.models.wheel_models import ANY_BASE
 from routing.search.exploration import EXPLORATIONS
@@ -192,6 +192,6 @@ class DataGenerationArguments:
     def outside_problems(self) -> list[str]:
         found = model_problems(self.model) + adapter_problems(self.adapters, self.model)
         if self.search == "menu" and not found:
-            depth = load_base_config(self.model).num_hidden_layers
+            depth = layers_of(self.model)
             found = spec_problems(self.menu, depth, self.menu_kept) or pool_problems(self.menu, depth)
         return found

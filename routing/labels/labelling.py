@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from routing.labels.records import label_line
 from routing.labels.writing import Group, LabelFolder
-from routing.scoring.plain import Request
+from routing.scoring.requests import Request
 from routing.scoring.verification import Scorer
 from routing.search.exploration import ExplorationSettings
 from routing.search.mcts import SearchSettings, search

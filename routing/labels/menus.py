@@ -22,7 +22,7 @@ from routing.labels.reading import LABELS, read_labels
 from routing.scoring.along import verdicts_along
 from routing.scoring.divergence import AnswerDivergence, Remembered, answers_of, greedy_order
 from routing.scoring.packed import INFLUENCE_BATCH, PathEvaluator
-from routing.scoring.plain import Request
+from routing.scoring.requests import Request
 from routing.search.baselines import static_path
 from routing.search.exploration import score_of
 from routing.search.influence import influence_order

@@ -21,7 +21,7 @@ from routing.labels.polar import LEVEL_DATASET, dataset_of, read_samples
 from routing.labels.reading import FORMAT, HEADER, LABELS, read_header
 from routing.labels.records import label_line
 from routing.scoring.context import Fitting
-from routing.scoring.plain import Request
+from routing.scoring.requests import Request
 from routing.search.results import SearchResult, Verdict
 from routing.search.routes import REPEAT, Route, full_route, to_route
 from routing.tasks.examples import Example, question_hash, split_of

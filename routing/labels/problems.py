@@ -6,7 +6,7 @@ from pathlib import Path
 
 from routing.common.errors import UserError
 from routing.labels.reading import LABELS, read_header
-from routing.models.checkpoint import adapter_hashes
+from routing.models.checkpoint_files import adapter_hashes
 from routing.models.problems import adapter_problems
 from routing.search.menu import Pooled, parse_spec
 

@@ -6,8 +6,8 @@ import json
 import math
 
 from routing.common import strict_json
-from routing.scoring.plain import Request, make_request
 from routing.scoring.prompting import Prompting
+from routing.scoring.requests import Request, make_request
 from routing.search.results import SearchResult, Verdict
 from routing.search.routes import Route, pruned_layers, to_path, to_route
 from routing.tasks.answers import CHECKERS

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from routing.common.errors import UserError
 from routing.common.files import file_stamps
-from routing.models.families import base_file, commit_of, load_base_config, locate_model, routed_class, to_make_whole
+from routing.models.base_files import base_file, commit_of, locate_model, to_make_whole
+from routing.models.families import load_base_config, routed_class
 from train_models.routed_model import lacking_weights
 
 EXPERT = re.compile(r"^(.*\.mlp\.experts)\.(\d+)\.(gate|up|down)_proj\.weight$")

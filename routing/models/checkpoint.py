@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,20 +12,18 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.dynamic_module_utils import custom_object_save
 
-import train_models
-from routing.common.devices import is_first_process
 from routing.common.errors import UserError
 from routing.common.files import sha256, write_json
+from routing.models.base_files import copy_notice, locate_model
 from routing.models.bases import take_stored_dtypes, weight_files
+from routing.models.checkpoint_files import check_adapters, check_checkpoint, check_code, read_config
 from routing.models.ends import ends_of
-from routing.models.families import copy_notice, load_base_config, load_tokenizer, locate_model, routed_class
+from routing.models.families import load_base_config, load_tokenizer, routed_class
 from routing.models.query_encoder import encoder_tokenizer
 from routing.models.templates import fix_time
 from train_models.checkpoint_card import CARD
 from train_models.query_router import ENCODER_FOLDER
 from train_models.routed_model import ROUTER_FILE, load_small_parts
-
-HYBRID = "gdn_hybrid"  # model_type of the language models of train.py --objective lm
 
 
 def save_checkpoint(
@@ -157,20 +152,6 @@ def load_checkpoint(folder: Path, dtype: torch.dtype, device: torch.device):
     return model.to(device).eval(), AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 
 
-def check_code(folder: Path) -> None:
-    """Say on stderr where a checkpoint brings other model code than this version's; it is its own that runs."""
-    own = Path(train_models.__file__).parent
-    brought = sorted(folder.glob("*.py"))
-    other = [p.name for p in brought if not (own / p.name).exists() or (own / p.name).read_bytes() != p.read_bytes()]
-    if other and is_first_process():
-        print(
-            f"{folder} brings its own model code, and {len(other)} of its files differ from those of this version "
-            f"({', '.join(other[:3])}{', …' if len(other) > 3 else ''}); what runs is the checkpoint's. To run this "
-            "version's, make the checkpoint again with train.py.",
-            file=sys.stderr,
-        )
-
-
 def load_adapted(folder: Path, dtype: torch.dtype, device: torch.device):
     """A checkpoint with adapters, in eval mode.
 
@@ -179,24 +160,6 @@ def load_adapted(folder: Path, dtype: torch.dtype, device: torch.device):
     """
     check_adapters(folder)
     return load_checkpoint(folder, dtype, device)[0]
-
-
-def check_adapters(folder: Path, base: str | None = None) -> dict:
-    """Fields of the config of a checkpoint with adapters.
-
-    Args:
-        base: name of the model that they must be of.
-
-    Raises:
-        UserError: if it is none.
-    """
-    fields = check_checkpoint(folder)
-    if fields.get("skip_action") != "adapter":
-        raise UserError(f"{folder} has no adapters. Give a checkpoint of train.py --objective adapters.")
-    made_of = training_record(folder)["arguments"]["model_id"]
-    if base not in (None, made_of):
-        raise UserError(f"{folder} has adapters of {made_of!r}, and the model is {base!r}. Give the same model.")
-    return fields
 
 
 def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -210,85 +173,8 @@ def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def adapter_hashes(folder: str) -> dict[str, str]:
-    """SHA-256 of each weight file of a checkpoint with adapters, as headers of labels hold them; none for no folder."""
-    return {path.name: sha256(path) for path in sorted(Path(folder).glob("*.safetensors"))} if folder else {}
-
-
-def adapter_fields(folder: str) -> dict:
-    """Config fields by which a model has the adapters of a checkpoint; none for no folder."""
-    if not folder:
-        return {}
-    adapted = check_adapters(Path(folder))
-    return {name: adapted[name] for name in ("skip_action", "adapter_size")}
-
-
 def load_adapters(model, folder: str) -> None:
     """Give a model that was made with `adapter_fields` the adapters of that checkpoint."""
     if folder:
         weights = adapter_weights(Path(folder)).items()
         model.model.adapters.load_state_dict({name.removeprefix("adapters."): tensor for name, tensor in weights})
-
-
-def check_checkpoint(folder: Path) -> dict:
-    """Fields of the config of a checkpoint of trained routers.
-
-    Raises:
-        UserError: if it is none.
-    """
-    fields = read_config(folder)
-    if fields.get("model_type") == HYBRID:
-        raise UserError(
-            f"{folder} is a hybrid language model of --objective lm, which has no base and skips no layers. Give a "
-            "checkpoint of another objective. Hybrids are measured by their training (training.json, test), compared "
-            "by python -m routing report, shown by python -m routing show_tokens and evaluated by stock lm_eval "
-            f"(--model_args pretrained={folder},trust_remote_code=True)."
-        )
-    if fields.get("trained_num_windows") is None:
-        raise UserError(f"{folder} holds no trained routers. Give the folder of a checkpoint of train.py.")
-    return fields
-
-
-def checkpoint_hash(folder: Path, besides: tuple[str, ...] = ()) -> str:
-    """SHA-256 of what decides what a checkpoint does: its weights, and the fields of its config.
-
-    Args:
-        besides: fields that do not count.
-    """
-    fields = {k: v for k, v in read_config(folder).items() if k not in ("transformers_version", *besides)}
-    weights = {path.name: sha256(path) for path in sorted(folder.glob("*.safetensors"))}
-    return hashlib.sha256(json.dumps([fields, weights], sort_keys=True).encode()).hexdigest()
-
-
-def read_config(folder: Path) -> dict:
-    """Fields of the config of any checkpoint.
-
-    Raises:
-        UserError: if there is none.
-    """
-    try:
-        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder / 'config.json'} cannot be read ({error}). Give the folder of a checkpoint of train.py."
-        ) from error
-    if not isinstance(fields, dict) or "model_type" not in fields:
-        raise UserError(f"{folder / 'config.json'} has no model_type. Give the folder of a checkpoint of train.py.")
-    return fields
-
-
-def training_record(folder: Path) -> dict:
-    """What train.py wrote beside the weights.
-
-    Raises:
-        UserError: if the folder is no checkpoint of train.py.
-    """
-    path = folder / "training.json"
-    if not path.is_file():
-        raise UserError(f"{folder} holds no training.json, so it is no checkpoint of train.py.")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        record["arguments"]["model_id"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}); make the checkpoint again with train.py.") from error
-    return record

@@ -1,22 +1,21 @@
-"""Model families, and loading of a model's config and tokenizer by its name, with clear errors."""
+"""Model families, and loading of a model's config and tokenizer by its name, with clear errors.
+
+What can be said of a base by its config.json alone is said without transformers, which takes seconds to import.
+"""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
-import shutil
 import sys
 from functools import cache
-from pathlib import Path
-
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
-from transformers.utils import cached_file
-from transformers.utils.hub import resolve_revision
+from typing import TYPE_CHECKING
 
 from routing.common.errors import UserError
-from routing.models.default_model import DEFAULT_MODEL
-from routing.models.wheel_models import NOTICE, WHEEL_MODELS, wheel_model_folder
+from routing.models.base_files import base_fields, base_file, locate_model, not_loaded, to_make_whole
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 # model_type of the base -> (module of data_models and train_models, prefix of the class names)
 FAMILIES = {
@@ -34,111 +33,64 @@ FAMILIES = {
     "qwen3_moe": ("modeling_qwen3_moe", "Qwen3Moe"),
     "olmoe": ("modeling_olmoe", "Olmoe"),
 }
+COUNTS_OF_LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")  # names in the configs of other types
 
 
-def locate_model(name: str) -> str:
-    """What from_pretrained takes: the folder of a model that comes without a hub, other names unchanged."""
-    return str(wheel_model_folder(name)) if name in WHEEL_MODELS else name
-
-
-def commit_of(name: str, revision: str | None = None) -> str | None:
-    """Commit of a model on the hub, by what the hub or the cache says of a branch; None for a folder."""
-    place = locate_model(name)
-    return None if Path(place).exists() else getattr(resolve_revision(place, revision), "resolved", revision)
-
-
-def base_file(name: str, file: str, revision: str | None = None) -> Path | None:
-    """A file of a model, from its folder or from the hub; None where it has none."""
-    found = cached_file(
-        locate_model(name), file, revision=revision, _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False, _raise_exceptions_for_gated_repo=False,
-    )  # fmt: skip
-    return None if found is None else Path(found)
-
-
-def copy_notice(name: str, folder: Path, revision: str | None = None) -> None:
-    """The NOTICE of a model, where it has one, goes with what is derived from it: terms such as Gemma's ask for it."""
-    found = base_file(name, NOTICE, revision)
-    if found is not None:
-        shutil.copyfile(found, folder / NOTICE)
-
-
-def to_make_whole(name: str) -> str:
-    """What to do about a base of which files are missing or damaged."""
-    if Path(locate_model(name)).exists():
-        return (
-            "Save or download the model into the folder again, with the files of its config (config.json), its "
-            "tokenizer (tokenizer.json, tokenizer_config.json) and its weights (model.safetensors)."
-        )
-    return (
-        f"Where the hub can be reached, `hf download {name}` completes what the cache has of it; without it give a "
-        f"local folder, or {DEFAULT_MODEL!r}, which comes from the package index."
-    )
-
-
-def check_no_lora(name: str, revision: str | None = None) -> None:
-    """Refuse a LoRA, with or without its base: some calls of transformers would load it along, others would not.
-
-    Raises:
-        UserError: naming the remedy.
-    """
-    path = base_file(name, "adapter_config.json", revision)
-    if path is None:
-        return
-    base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    beside = base_file(name, "config.json", revision) is not None
-    raise UserError(
-        f"the model {name!r} "
-        + ("holds a LoRA beside a base" if beside else "is a LoRA without its base")
-        + f" (adapter_config.json, made on {base!r}). Merge the LoRA into its base (merge_and_unload() of peft, then "
-        "save_pretrained into a new folder) and give that folder"
-        + ("; or remove adapter_config.json, to route the base as it is." if beside else ".")
-    )
-
-
-def load_base_config(name: str, revision: str | None = None) -> PreTrainedConfig:
-    """Configuration of a base model, without its weights.
+def base_config(name: str, revision: str | None = None) -> tuple[dict, str | None]:
+    """Fields of a base's config.json, and its commit on the hub or None for a folder.
 
     Args:
-        revision: of a model on the hub; default the branch main. The config's `_commit_hash` says what it came to;
-            None for a folder.
+        revision: of a model on the hub; default the branch main.
 
     Raises:
         UserError: if it cannot be found, is a LoRA, has no decoder layers, or its family is not supported.
     """
-    place = locate_model(name)
+    fields, commit = base_fields(name, revision)
+    family = str(fields["model_type"])
+    if family.startswith("routed_"):
+        raise UserError(f"the model {name!r} is a routed checkpoint ({family}). Give the base model it was made from.")
+    if problem := family_problem(fields):
+        raise UserError(f"the model {name!r} is of type {family!r}, {problem}")
+    return fields, commit
+
+
+def layers_of(name: str) -> int:
+    """How many layers a base has."""
+    fields, _ = base_config(name)
+    # What a config.json leaves out is as its class has it.
+    return fields.get("num_hidden_layers") or load_base_config(name).num_hidden_layers
+
+
+def load_base_config(name: str, revision: str | None = None) -> PreTrainedConfig:
+    """Configuration of a base model, without its weights; see `base_config`. Its `_commit_hash` is the commit.
+
+    Raises:
+        UserError: also if transformers refuses the values of its fields.
+    """
+    _, commit = base_config(name, revision)
+    from transformers import AutoConfig
+
     try:
-        commit = commit_of(name, revision)
-        check_no_lora(name, commit)
-        config = AutoConfig.from_pretrained(place, revision=commit)
-        config._commit_hash = commit
-        if commit is None and not Path(place).exists():
-            raise OSError("the hub does not say which commit it is at now, and results are tied to a commit.")
+        config = AutoConfig.from_pretrained(locate_model(name), revision=commit)
     except (OSError, ValueError) as error:
-        spelled = "" if Path(place).exists() else "Is it spelled right? "
-        reason = str(error).splitlines()[0]
-        raise UserError(f"the model {name!r} cannot be loaded: {reason} {spelled}{to_make_whole(name)}") from error
-    if config.model_type.startswith("routed_"):
-        raise UserError(
-            f"the model {name!r} is a routed checkpoint ({config.model_type}). Give the base model it was made from."
-        )
-    if problem := family_problem(config):
-        raise UserError(f"the model {name!r} is of type {config.model_type!r}, {problem}")
+        raise not_loaded(name, error) from error
+    config._commit_hash = commit
     return config
 
 
-def family_problem(config: PreTrainedConfig) -> str:
-    """Why models of a config cannot be routed; "" where they can."""
+def family_problem(fields: dict) -> str:
+    """Why models with these fields of a config cannot be routed; "" where they can."""
     supported = f"Supported families: {', '.join(FAMILIES)}."
-    text = config.get_text_config(decoder=True)
-    if not getattr(text, "num_hidden_layers", None) or config.is_encoder_decoder:
+    text, known = fields.get("text_config") or fields, fields["model_type"] in FAMILIES
+    layers = any(text.get(count) for count in COUNTS_OF_LAYERS) or (known and "num_hidden_layers" not in fields)
+    if not layers or fields.get("is_encoder_decoder"):
         return f"which has no decoder layers to route. {supported}"
-    if config.model_type not in FAMILIES:
-        whole = "" if text is config else f"which holds a decoder of text ({text.model_type}) among others, and "
+    if not known:
+        whole = "" if text is fields else f"which holds a decoder of text ({text.get('model_type')}) among others, and "
         return (
             f"{whole}which is not supported. {supported} docs/add_a_family.md shows how to add one in about 30 lines."
         )
-    if getattr(config, "use_bidirectional_attention", None):
+    if fields.get("use_bidirectional_attention"):
         return (
             "and its tokens attend to later ones (use_bidirectional_attention), so it does not generate. Give another."
         )
@@ -178,6 +130,8 @@ def load_tokenizer(name: str, revision: str | None = None):
     Raises:
         UserError: if it cannot be loaded, has no token to pad with, or puts a token behind every text.
     """
+    from transformers import AutoTokenizer
+
     place = locate_model(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
@@ -200,6 +154,8 @@ def load_tokenizer(name: str, revision: str | None = None):
 
 def vocabulary_rows(name: str, revision: str | None = None) -> int | None:
     """Rows of a model's embedding; None where no config tells."""
+    from transformers import AutoConfig
+
     try:
         return getattr(AutoConfig.from_pretrained(locate_model(name), revision=revision), "vocab_size", None)
     except (OSError, ValueError):

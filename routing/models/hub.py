@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
-from huggingface_hub.utils import validate_repo_id
-
 from routing.common.errors import UserError
 
 
 def is_repo_id(name: str) -> bool:
     """Whether a name has the form OWNER/NAME or, for old models, NAME."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
     try:
         validate_repo_id(name)
     except HFValidationError:
@@ -33,6 +32,9 @@ def upload(folder: Path, files: list[str], repo_id: str, repo_type: str, public:
     Raises:
         UserError: if the hub cannot be reached or refuses, or the repository is public and `public` is false.
     """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
     api = HfApi()
     try:
         url = api.create_repo(repo_id, repo_type=repo_type, private=not public, exist_ok=True)

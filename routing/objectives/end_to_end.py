@@ -1,4 +1,4 @@
-"""What an objective that trains end to end is, and what it gets in each step."""
+"""What an objective that trains end to end gets in each step."""
 
 from __future__ import annotations
 
@@ -60,25 +60,3 @@ class TrainingStep:
             losses["kd_loss"] = distillation(logits, self.teacher(), batch.counted, heat)
             losses["quality"] = losses["quality"] + (1 - arguments.ce_weight) * losses["kd_loss"]
         return losses
-
-
-@dataclass(frozen=True)
-class Objective:
-    """One way to train end to end.
-
-    Attributes:
-        loss: maps a step to losses: `loss`, which has the gradient, parts of it for the log, and maybe `run_shares`
-            [R], how often each routable layer would run without noise.
-        routers: kinds of routers it trains or uses; the first is the default.
-        fields: config fields of the model, from the arguments and the number of layers.
-        ce_weight: published alpha.
-        layer_penalty: published lambda.
-        trains_base: whether there is nothing to train without adapters.
-    """
-
-    loss: Callable[[TrainingStep], dict[str, torch.Tensor]]
-    routers: tuple[str, ...]
-    fields: Callable[[object, int], dict] = lambda arguments, depth: {}
-    ce_weight: float = 1.0
-    layer_penalty: float = 0.0
-    trains_base: bool = False

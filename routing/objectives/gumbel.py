@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import torch
 
-from routing.objectives.end_to_end import Objective, TrainingStep
+from routing.objectives.end_to_end import TrainingStep
 from routing.objectives.losses import gate_entropy, layer_penalty, mean_gates, skip_target
 
 
@@ -69,6 +69,3 @@ def loss(step: TrainingStep) -> dict[str, torch.Tensor]:
         "run_shares": quiet.detach(),
         "loss": losses["quality"] + gates + target,
     }
-
-
-GUMBEL = Objective(loss, routers=("prefix_token", "prefix"), ce_weight=0.5)

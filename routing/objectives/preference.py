@@ -81,13 +81,6 @@ class PreferenceStep(NamedTuple):
     arguments: object
 
 
-class Preference(NamedTuple):
-    """One way to learn from explored layer sets: its loss, and whether it learns from pairs or from best sets."""
-
-    loss: Callable[[PreferenceStep], torch.Tensor]
-    from_pairs: bool
-
-
 def _fbc(step: PreferenceStep) -> torch.Tensor:
     return fbc_loss(step.scores, step.winners)
 
@@ -101,4 +94,4 @@ def _orpo(step: PreferenceStep) -> torch.Tensor:
     return orpo_loss(better, worse, fbc_loss(step.scores, step.winners), step.arguments.orpo_weight)
 
 
-FBC, DPO, ORPO = Preference(_fbc, False), Preference(_dpo, True), Preference(_orpo, True)
+LOSSES: dict[str, Callable[[PreferenceStep], torch.Tensor]] = {"fbc": _fbc, "dpo": _dpo, "orpo": _orpo}

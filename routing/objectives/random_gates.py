@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from routing.models.config_fields import config_with
-from routing.objectives.end_to_end import Objective, TrainingStep
+from routing.objectives.end_to_end import TrainingStep
 
 
 def loss(step: TrainingStep) -> dict[str, torch.Tensor]:
@@ -17,6 +17,3 @@ def loss(step: TrainingStep) -> dict[str, torch.Tensor]:
 
 def fields(arguments, depth: int) -> dict:
     return {"run_probability": arguments.run_probability}
-
-
-RANDOM = Objective(loss, routers=("random_token",), fields=fields, trains_base=True)

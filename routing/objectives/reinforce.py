@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from routing.objectives.end_to_end import Objective, TrainingStep
+from routing.objectives.end_to_end import TrainingStep
 from routing.objectives.losses import bernoulli_log_probability, cross_entropy, policy_gradient
 from train_models.decoder_parts import scaled
 from train_models.global_routers import masked_mean
@@ -53,6 +53,3 @@ def loss(step: TrainingStep) -> dict[str, torch.Tensor]:
     quality = losses["quality"] if losses["quality"].requires_grad else 0.0  # A frozen base learns nothing from it.
     run_shares = (z.detach() > 0).float()
     return losses | {"gate_loss": policy, "run_shares": run_shares, "loss": quality + policy}
-
-
-REINFORCE = Objective(loss, routers=("embedding",), layer_penalty=0.05)

@@ -22,8 +22,6 @@ from torch import nn
 
 from train_models.query_router import QueryScores
 
-TOP_K = ("conditional", "sinkhorn", "gumbel")
-
 
 def log_count_mass(mean: torch.Tensor, log_std: torch.Tensor, counts: torch.LongTensor, depth: int) -> torch.Tensor:
     """Log of the probability that k = round(r depth), clamped to 0..depth, for r ~ N(mean, exp(log_std)).

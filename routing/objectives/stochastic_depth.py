@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from routing.objectives.end_to_end import Objective, TrainingStep
+from routing.objectives.end_to_end import TrainingStep
 
 
 def drop_probabilities(routable: int, probability: float, schedule: str) -> list[float]:
@@ -30,6 +30,3 @@ def fields(arguments, depth: int) -> dict:
         return {}
     chances = drop_probabilities(depth - arguments.kept_layers, arguments.drop_probability, arguments.drop_schedule)
     return {"residual_scale": [1.0] * arguments.kept_layers + [1 - chance for chance in chances]}
-
-
-STOCHASTIC_DEPTH = Objective(loss, routers=("none",), fields=fields, trains_base=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from routing.common.errors import UserError
 from routing.common.files import write_text
 from routing.evaluation.promise import promise_of
-from routing.models.checkpoint import HYBRID, check_checkpoint, checkpoint_hash, read_config, training_record
+from routing.models.checkpoint_files import HYBRID, checkpoint_hash, config_of, training_record
 from routing.report.card_hybrid import hybrid_card
 from routing.report.card_text import card_text
 from train_models.checkpoint_card import CARD
@@ -77,16 +77,6 @@ def write_model_card(folder: Path, results: list[dict] | None = None, repo_id: s
         text = card_text(name, config, training, results or [], repo_id, measured, promise_of(folder))
     write_text(path, marked(text))
     return path
-
-
-def config_of(folder: Path) -> dict:
-    """Fields of the config of a checkpoint of routers, or of a hybrid language model.
-
-    Raises:
-        UserError: if it is neither.
-    """
-    fields = read_config(folder)
-    return fields if fields["model_type"] == HYBRID else check_checkpoint(folder)
 
 
 def read_results(folder: Path) -> list[dict] | None:

@@ -10,8 +10,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from huggingface_hub import DatasetCardData
-
 from routing.common.errors import UserError
 from routing.common.files import write_text
 from routing.common.locks import only_run
@@ -158,6 +156,8 @@ def card_text(header: dict, counts: LabelCounts, repo_id: str | None, license_id
     total = counts.total()
     model = Path(header["model"]).name or header["model"]
     title = f"Layer paths of {model}"
+    from huggingface_hub import DatasetCardData
+
     metadata = DatasetCardData(
         pretty_name=title,
         license=license_id,

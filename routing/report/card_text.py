@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from routing.common.tables import markdown_table
 from routing.evaluation.promise import promise_words
+from routing.evaluation.task_names import CONFIGS
 from routing.models.hub import is_repo_id
 from routing.models.wheel_models import WHEEL_MODELS
 from routing.report.card_end_to_end import COLUMNS as TEXT_COLUMNS
@@ -39,7 +40,6 @@ from routing.report.words import (
 from routing.scoring.prompting import trained_prompting
 
 TAGS = ["dynamic-layer-routing", "layer-skipping", "dynamic-depth"]
-CONFIGS = Path(__file__).resolve().parents[2] / "eval_configs"
 UNKNOWN = "not recorded"
 WIDE = 0.1  # An interval of accuracy that is wider than this is worth a word.
 

@@ -13,8 +13,8 @@ from routing.common.errors import UserError
 from routing.common.statistics import t_interval
 from routing.report.groups import ASIDE
 from routing.report.runs import Row, read_object, read_table
+from routing.training.language_model.arguments import RESULT
 from routing.training.language_model.configurations import PATTERNS
-from routing.training.language_model.run import RESULT
 from routing.training.language_model.training import COLUMNS, SHARE
 
 ARGUMENTS = ("run_name", "config", "seed", "num_layers")

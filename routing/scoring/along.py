@@ -13,7 +13,7 @@ from routing.common.files import write_json
 from routing.common.keyed import judging
 from routing.models.config_fields import config_with
 from routing.scoring.packed import PathEvaluator
-from routing.scoring.plain import Request
+from routing.scoring.requests import Request
 from routing.search.results import Verdict
 from routing.search.routes import Route
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from routing.common.errors import UserError
 from routing.models.context import context_tokens
-from routing.scoring.plain import Request
+from routing.scoring.requests import Request
 
 
 def needed_tokens(request: Request) -> int:

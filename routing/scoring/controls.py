@@ -9,7 +9,7 @@ from random import Random
 from tqdm import tqdm
 
 from routing.scoring.packed import PathEvaluator
-from routing.scoring.plain import Request
+from routing.scoring.requests import Request
 from routing.search.baselines import static_path
 from routing.search.routes import Route, route_length
 from train_models.router_kinds import kind_of

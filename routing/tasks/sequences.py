@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import torch
 
-LAYOUTS = ("packed", "padded")
 TOGETHER = 1000  # texts that are tokenized at a time
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 
-from routing.common.cli import checkpoint_problems, names_of, outside
+from routing.common.cli import checkpoint_problems, names_of, not_positive, outside
 from routing.labels.problems import label_problems
 from routing.models.problems import model_problems
 from routing.training.run_arguments import RunArguments
@@ -20,8 +19,7 @@ class LabelRunArguments(RunArguments):
         found = self.run_problems() + outside(self, eval_fraction=(0, 1))
         if self.eval_fraction in (0, 1):
             found.append(f"--eval_fraction {self.eval_fraction} must lie between 0 and 1, neither of them")
-        if not 0 < self.learning_rate < math.inf:
-            found.append(f"--learning_rate {self.learning_rate} must be a number above 0")
+        found += not_positive(self, "learning_rate")
         if not self.data_folders():
             found.append(f"--data {self.data!r} names no folder of labels")
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and self.device not in ("auto", "cpu"):

@@ -7,8 +7,6 @@ import shutil
 import sys
 from pathlib import Path
 
-from accelerate import PartialState
-
 from routing.common.cli import as_dict
 from routing.common.errors import UserError
 from routing.common.files import write_json
@@ -24,6 +22,8 @@ def prepare_folder(arguments, work: Path, states: Path, made_from: dict | None =
     Raises:
         UserError: if --resume comes with other arguments or data than the run was started with.
     """
+    from accelerate import PartialState  # Seconds, and other commands ask this module for a checkpoint alone.
+
     saved, source = work / "arguments.json", work / "made_from.json"
     chosen = {key: value for key, value in as_dict(arguments).items() if key != "resume"}
     chosen["num_processes"] = PartialState().num_processes  # of accelerate launch: the batches depend on it

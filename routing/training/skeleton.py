@@ -18,9 +18,9 @@ from routing.common.devices import is_first_process, pick_device
 from routing.common.files import file_stamps
 from routing.common.locks import only_run
 from routing.common.run_info import made_with
+from routing.models.base_files import locate_model
 from routing.models.bases import weight_stamps
-from routing.models.checkpoint import adapter_hashes
-from routing.models.families import locate_model
+from routing.models.checkpoint_files import adapter_hashes
 from routing.training.run_folder import prepare_folder
 
 

@@ -14,7 +14,7 @@ import torch
 from conftest import save_tiny_base
 
 from routing.commands import analysis
-from routing.commands.analysis import Tokens, collect, kinds_of, pearson_of_clusters, piece_texts, rarity, summary
+from routing.commands.work.analysis import Tokens, collect, kinds_of, pearson_of_clusters, piece_texts, rarity, summary
 from routing.common.errors import UserError
 from routing.common.statistics import pearson, t_interval
 from routing.models.checkpoint import save_checkpoint

@@ -12,12 +12,14 @@ import torch
 from conftest import save_tiny_checkpoint
 
 from routing.commands import calibrate, frontier
+from routing.commands.work import calibrate as calibrate_work
+from routing.commands.work import frontier as frontier_work
 from routing.common.errors import UserError
 from routing.evaluation.budget import decided_routes, mean_layers
 from routing.models.checkpoint import load_checkpoint
 from routing.scoring.context import needed_tokens
 from routing.scoring.controls import random_like
-from routing.scoring.plain import draw_requests
+from routing.scoring.requests import draw_requests
 
 LAYERS = 6
 
@@ -85,7 +87,7 @@ def test_a_target_between_two_jumps_is_said_to_be_missed(checkpoint, monkeypatch
     ],
 )
 def test_wrong_arguments_are_named_before_a_model_is_loaded(checkpoint, monkeypatch, words, messages):
-    monkeypatch.setattr(calibrate, "load_checkpoint", None)
+    monkeypatch.setattr(calibrate_work, "load_checkpoint", None)
     with pytest.raises(UserError) as error:
         run(monkeypatch, checkpoint, *words)
     assert all(message in str(error.value) for message in messages)
@@ -168,7 +170,7 @@ def test_wrong_arguments_of_the_frontier(checkpoint, monkeypatch):
 
 def test_the_frontier_refuses_a_file_without_splits(checkpoint, tmp_path, monkeypatch):
     (tmp_path / "own.jsonl").write_text('{"question": "1 + 1 =", "answer": "2"}\n')
-    monkeypatch.setattr(frontier, "load_checkpoint", None)
+    monkeypatch.setattr(frontier_work, "load_checkpoint", None)
     monkeypatch.setattr(
         sys, "argv", ["routing.commands.frontier", str(checkpoint), "--data", str(tmp_path / "own.jsonl")]
     )

@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM, BertConfig, BertModel
 
 from routing.commands import adapters as adapters_command
 from routing.commands import compare_pruning as comparison
-from routing.commands import generate as data_generation
 from routing.commands import prune as pipeline
+from routing.commands.work import compare_pruning as compare_pruning_work
+from routing.commands.work import generate as generate_work
 from routing.common.cli import as_dict, read_arguments
 from routing.common.errors import UserError
 from routing.evaluation.pruning_methods import (
@@ -31,7 +32,8 @@ from routing.models.query_encoder import encoder_fields, encoder_tokenizer, load
 from routing.report import pruning_pictures as pictures
 from routing.scoring.along import verdicts_along
 from routing.scoring.packed import PathEvaluator
-from routing.scoring.plain import Evaluator, request_of
+from routing.scoring.plain import Evaluator
+from routing.scoring.requests import request_of
 from routing.search.influence import influence_order
 from routing.search.results import Verdict
 from routing.tasks import load_examples
@@ -166,10 +168,10 @@ def verdicts(*scores: float) -> list[Verdict]:
 
 
 def test_intervals_and_paired_differences_by_hand():
-    assert comparison.score_interval([1.0] * 5 + [0.0] * 5) == pytest.approx([0.2366, 0.7634], abs=1e-4)
-    low, high = comparison.score_interval([-5.0, 10.0] * 50)
+    assert compare_pruning_work.score_interval([1.0] * 5 + [0.0] * 5) == pytest.approx([0.2366, 0.7634], abs=1e-4)
+    low, high = compare_pruning_work.score_interval([-5.0, 10.0] * 50)
     assert -0.5 < low < 2.5 < high < 5.5
-    found = comparison.paired_scores(verdicts(1, 0, 0.5, 1), verdicts(0, 1, 1, 1))
+    found = compare_pruning_work.paired_scores(verdicts(1, 0, 0.5, 1), verdicts(0, 1, 1, 1))
     assert found["score_difference"] == pytest.approx(0.125)
     assert (found["gained"], found["lost"]) == (2, 1)
     assert found["score_ci95"][0] < 0.125 < found["score_ci95"][1]
@@ -183,11 +185,11 @@ def test_methods_are_held_against_the_same_layers_without_adapters():
         Method("orpo, bare", "bare", "identity", routes),
         fixed_method("static", (0, 1), "adapter", 2),
     ]
-    rows = comparison.summaries(methods, [verdicts(1, 1), verdicts(1, 0), verdicts(0, 0), verdicts(0, 1)])
+    rows = compare_pruning_work.summaries(methods, [verdicts(1, 1), verdicts(1, 0), verdicts(0, 0), verdicts(0, 1)])
     assert rows[1]["against_no_adapters"]["gained"] == 1 and rows[1]["against_no_adapters"]["lost"] == 0
     assert "against_no_adapters" not in rows[3] and rows[3]["pruned"] == 1
     assert rows[1]["against_unpruned"]["lost"] == 1 and rows[1]["distinct_routes"] == 2
-    (test,) = comparison.router_tests(methods, [verdicts(1, 1), verdicts(1, 0), [], verdicts(0, 1)], ["orpo"])
+    (test,) = compare_pruning_work.router_tests(methods, [verdicts(1, 1), verdicts(1, 0), [], verdicts(0, 1)], ["orpo"])
     assert test["control"] == "static, 1 pruned" and (test["gained"], test["lost"]) == (1, 1)
 
 
@@ -236,8 +238,8 @@ def test_a_rerun_computes_no_answer_anew(compared, place, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(PathEvaluator, "verdicts", never)
-        patch.setattr(comparison, "measure", never)
-        patch.setattr(comparison, "static_routes", never)
+        patch.setattr(compare_pruning_work, "measure", never)
+        patch.setattr(compare_pruning_work, "static_routes", never)
         run(patch, *words(place, compared))
     after = json.loads((compared / "comparison.json").read_text())
     assert after["methods"] == before["methods"] and after["speed"] == before["speed"]
@@ -283,7 +285,7 @@ def test_the_pipeline_runs_commands_that_a_user_could_type(tmp_path, monkeypatch
     for words, search in ((dfs, "dfs"), (random, "random")):
         found = read_arguments(DataGenerationArguments, list(words[1:]))
         assert words[0] == "data_generation.py" and found.problems() == [] and found.search == search
-        assert data_generation.NOT_IN_HEADER and found.adapters == str(tmp_path / "checkpoints" / "adapters")
+        assert generate_work.NOT_IN_HEADER and found.adapters == str(tmp_path / "checkpoints" / "adapters")
     found = [read_arguments(PreferenceArguments, list(words[1:])) for words in routers]
     assert [own.objective for own in found] == ["fbc", "dpo", "orpo"] and not any(own.problems() for own in found)
     assert all(len(own.data_folders()) == 2 for own in found)
@@ -325,6 +327,6 @@ def test_routers_of_other_adapters_are_refused(place, tmp_path):
 
 def test_graded_scores_have_a_test_of_their_own():
     first, second = verdicts(*[0.0, 0.5] * 20), verdicts(*[0.25, 0.75] * 20)
-    found = comparison.paired_scores(first, second)
+    found = compare_pruning_work.paired_scores(first, second)
     assert found["score_difference"] == 0.25 and found["p"] < 0.001 and (found["gained"], found["lost"]) == (0, 0)
-    assert comparison.paired_scores(first, first)["p"] == 1
+    assert compare_pruning_work.paired_scores(first, first)["p"] == 1

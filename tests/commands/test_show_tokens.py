@@ -8,7 +8,8 @@ from conftest import save_tiny_base
 from test_report import Page
 from transformers import AutoTokenizer
 
-from routing.commands.show_tokens import HIGH, LOW, Line, color, console_text, lines_of, main, pieces
+from routing.commands.show_tokens import main
+from routing.commands.work.show_tokens import HIGH, LOW, Line, color, console_text, lines_of, pieces
 from routing.common.errors import UserError
 from routing.models.checkpoint import save_checkpoint
 from routing.models.default_model import default_model_folder

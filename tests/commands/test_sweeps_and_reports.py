@@ -8,7 +8,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from routing.commands import compare_pruning, evaluate, frontier, report, sweep
+from routing.commands import evaluate, sweep
+from routing.commands.work import compare_pruning as compare_pruning_work
+from routing.commands.work import evaluate as evaluate_work
+from routing.commands.work import frontier as frontier_work
+from routing.commands.work import report as report_work
+from routing.commands.work import sweep as sweep_work
 from routing.common.errors import UserError
 from routing.evaluation import arguments as evaluation_arguments
 from routing.evaluation.arguments import EvaluationArguments
@@ -27,7 +32,7 @@ def run_sweep(tmp_path, monkeypatch, made, *words):
             raise UserError("the loss is not finite")
         (output / "runs" / name / "controls.csv").write_text("a\n1\n")
 
-    monkeypatch.setattr(sweep, "make_run", make)
+    monkeypatch.setattr(sweep_work, "make_run", make)
     sweep.main()
 
 
@@ -51,10 +56,10 @@ def test_a_run_that_cannot_be_read_does_not_cost_a_report(tmp_path):
         return folder.name
 
     folders = [tmp_path / "a", tmp_path / "bad", tmp_path / "b"]
-    found, broken = report.readable_runs(folders, read)
+    found, broken = report_work.readable_runs(folders, read)
     assert found == ["a", "b"] and len(broken) == 1 and "line 2" in broken[0]
     with pytest.raises(UserError, match="line 2"):
-        report.readable_runs(folders[1:2], read)
+        report_work.readable_runs(folders[1:2], read)
 
 
 class Manager:
@@ -87,15 +92,15 @@ def test_a_task_that_fails_leaves_the_others_their_results(tmp_path, monkeypatch
             return {"task": task}
 
     found = []
-    monkeypatch.setattr(evaluate, "parse", lambda kind: EvaluationArguments(checkpoint="c", tasks="a,bad,b"))
-    monkeypatch.setattr(evaluate, "check_tasks", lambda names, checkpoint: None)
-    monkeypatch.setattr(evaluate, "members", lambda names, manager: names)
-    monkeypatch.setattr(evaluate, "training_record", lambda folder: {})
-    monkeypatch.setattr(evaluate, "Comparison", Comparison)
-    monkeypatch.setattr(evaluate, "merged", lambda old, new: [*old, new])
-    monkeypatch.setattr(evaluate, "write_html", lambda results, page: found.extend(results))
-    monkeypatch.setattr(evaluate, "print_table", lambda results: None)
-    monkeypatch.setattr(evaluate, "write_model_card", lambda folder, results: None)
+    monkeypatch.setattr(evaluate, "parse", lambda kind, argv: EvaluationArguments(checkpoint="c", tasks="a,bad,b"))
+    monkeypatch.setattr(evaluate_work, "check_tasks", lambda names, checkpoint: None)
+    monkeypatch.setattr(evaluate_work, "members", lambda names, manager: names)
+    monkeypatch.setattr(evaluate_work, "training_record", lambda folder: {})
+    monkeypatch.setattr(evaluate_work, "Comparison", Comparison)
+    monkeypatch.setattr(evaluate_work, "merged", lambda old, new: [*old, new])
+    monkeypatch.setattr(evaluate_work, "write_html", lambda results, page: found.extend(results))
+    monkeypatch.setattr(evaluate_work, "print_table", lambda results: None)
+    monkeypatch.setattr(evaluate_work, "write_model_card", lambda folder, results: None)
     with pytest.raises(UserError, match="^bad: no plain right or wrong"):
         evaluate.main()
     assert found == [{"task": "a"}, {"task": "b"}] and Comparison.output.exists()
@@ -128,19 +133,19 @@ def test_frontier_times_warm_and_in_turn(monkeypatch):
             return [Verdict(True)] * len(requests), [(1,)] * len(requests)
 
     model = SimpleNamespace(config=SimpleNamespace(route_bias=0.0), device=torch.device("cpu"))
-    monkeypatch.setattr(frontier, "Evaluator", Answers)
-    points = [frontier.Point("routed", str(bias), bias=bias) for bias in (1, 2, 3)]
-    frontier.answer(model, None, [10, 11, 12, 13], points, 2)
+    monkeypatch.setattr(frontier_work, "Evaluator", Answers)
+    points = [frontier_work.Point("routed", str(bias), bias=bias) for bias in (1, 2, 3)]
+    frontier_work.answer(model, None, [10, 11, 12, 13], points, 2)
     assert [bias for bias, _ in asked] == [1, 1, 2, 3, 2, 3, 1], "one is not timed, then each begins once"
     assert all(len(point.correct) == 4 and point.seconds > 0 for point in points)
 
 
 def test_near_ties_are_told_and_more_is_a_defect(tmp_path, capsys):
-    compare_pruning.print_agreement(tmp_path, 16, 16, 16, True)
+    compare_pruning_work.print_agreement(tmp_path, 16, 16, 16, True)
     assert capsys.readouterr().err == ""
-    compare_pruning.print_agreement(tmp_path, 16, 15, 16, True)
+    compare_pruning_work.print_agreement(tmp_path, 16, 15, 16, True)
     assert "gives 15 of the answers" in capsys.readouterr().err
-    compare_pruning.print_agreement(tmp_path, 16, 3, 16, False)
+    compare_pruning_work.print_agreement(tmp_path, 16, 3, 16, False)
     for same, right in ((16, 13), (13, 16)):
         with pytest.raises(RuntimeError, match="of 16 routes"):
-            compare_pruning.print_agreement(tmp_path, same, right, 16, True)
+            compare_pruning_work.print_agreement(tmp_path, same, right, 16, True)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import HfArgumentParser
 
 from routing.common.cli import as_dict, parse
+from routing.common.dataclass_parser import parser_of
 from routing.common.devices import DTYPES, pick_device
 from routing.common.errors import UserError, raise_all, run_command
 from routing.evaluation.arguments import EvaluationArguments
@@ -150,7 +150,7 @@ def test_published_flags_are_understood(monkeypatch):
 
 @pytest.mark.parametrize("kind", NEEDED)
 def test_every_option_is_explained(kind):
-    actions = {action.dest: action for action in HfArgumentParser(kind)._actions if action.dest != "help"}
+    actions = {action.dest: action for action in parser_of(kind)._actions if action.dest != "help"}
     assert set(actions) == {f.name for f in fields(kind)}
     for name, action in actions.items():
         assert action.help and len(action.help.strip()) > 8, f"--{name} has no help"

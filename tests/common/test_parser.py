@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import HfArgumentParser
 
 from routing.commands import adapters, labels, show_tokens, text_evaluation
 from routing.common.cli import read_arguments
+from routing.common.dataclass_parser import parser_of
 from routing.common.parser import Parser, file_of, spelled
 from routing.evaluation.arguments import EvaluationArguments
 from routing.labels.arguments import DataGenerationArguments
@@ -115,3 +117,30 @@ def test_another_broken_pipe_is_told():
     code = "from routing.common.errors import run_command\ndef main(): raise BrokenPipeError\nrun_command(main)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert "BrokenPipeError" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "base", "check", "limit"),
+    [
+        ([], True, False, None),
+        (["--no_base", "--check", "--limit", "3"], False, True, 3),
+        (["--no-base", "--check=yes"], False, True, None),
+        (["--base", "false", "--check", "0"], False, False, None),
+        (["--base", "--check", "T"], True, True, None),
+    ],
+)
+def test_flags_of_a_dataclass_are_on_off_or_told(words, base, check, limit):
+    own = read_arguments(EvaluationArguments, words)
+    assert (own.base, own.check, own.limit) == (base, check, limit)
+
+
+def test_words_that_no_option_takes_are_refused(capsys):
+    for words, reason in ((["--check", "perhaps"], "Truthy value expected"), (["--limit", "x"], "invalid int value")):
+        with pytest.raises(SystemExit):
+            read_arguments(EvaluationArguments, words)
+        assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [*KINDS, DataGenerationArguments, EvaluationArguments], ids=lambda kind: kind.__name__)
+def test_options_are_those_that_transformers_would_make(kind):
+    assert parser_of(kind).format_help() == HfArgumentParser(kind, description=kind.__doc__).format_help()

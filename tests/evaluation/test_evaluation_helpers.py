@@ -20,9 +20,11 @@ from routing.common.statistics import mcnemar, wilson_interval
 from routing.evaluation.flops import Flops
 from routing.evaluation.lm import Key, PromptRoutedLM, Row
 from routing.evaluation.methods import TaskResult, random_of, route_facts, stored, summary
-from routing.evaluation.tasks import CONFIGS, accuracy_of, members
+from routing.evaluation.task_names import CONFIGS, task_problems
+from routing.evaluation.tasks import accuracy_of, members
 from routing.scoring.controls import random_like, skips_around
-from routing.scoring.plain import Request, best_choice
+from routing.scoring.plain import best_choice
+from routing.scoring.requests import Request
 from routing.tasks.examples import Example
 
 
@@ -258,6 +260,12 @@ def test_visible_prompt_of_a_request_that_lm_eval_cuts(context, choice, max_leng
     ids = [0] * context, [1] * choice
     prompt, other = PromptRoutedLM._visible(SimpleNamespace(max_length=max_length), *ids)
     assert prompt == max(left.count("prompt"), 1) and prompt + other == len(left)
+
+
+def test_names_of_tasks_are_found_where_they_are_written():
+    assert task_problems(["in_domain", "routed_arithmetic", "arc_easy"]) == []  # a group, of ours, of lm-eval
+    (problem,) = task_problems(["routed_arithmetic", "routed_arithmetics"])
+    assert problem.startswith("unknown task routed_arithmetics. ")
 
 
 @pytest.mark.slow

@@ -12,14 +12,16 @@ import torch
 from conftest import save_tiny_base, save_tiny_checkpoint
 
 from routing.commands import calibrate
+from routing.commands.work import calibrate as calibrate_work
 from routing.common.errors import UserError
 from routing.evaluation import calibration
 from routing.evaluation.budget import decided_routes
 from routing.evaluation.promise import promise_of
-from routing.models.checkpoint import checkpoint_hash, load_checkpoint, save_checkpoint
+from routing.models.checkpoint import load_checkpoint, save_checkpoint
+from routing.models.checkpoint_files import checkpoint_hash
 from routing.models.config_fields import config_with
 from routing.report.card import CARD, write_model_card
-from routing.scoring.plain import draw_requests
+from routing.scoring.requests import draw_requests
 from routing.search.results import Verdict
 from train_models.modeling_llama import RoutedLlamaForCausalLM
 
@@ -156,7 +158,8 @@ def test_routers_without_a_menu_are_calibrated_by_their_bias(tmp_path, monkeypat
     folder = save_tiny_checkpoint(tmp_path, LAYERS)
     plant(monkeypatch, lambda route: True)
     monkeypatch.setattr(calibration, "SAVINGS", (0.1, 0.3))
-    monkeypatch.setattr(calibrate, "SAMPLES", 20)
+    for module in (calibrate, calibrate_work):
+        monkeypatch.setattr(module, "SAMPLES", 20)
     run(monkeypatch, folder, *WORDS, "--tolerance", 0.4)
     note, config = (json.loads((folder / f"{name}.json").read_text()) for name in ("calibration", "config"))
     assert note["set"] == {"route_bias": config["route_bias"]} and note["grid"] == sorted(note["grid"], reverse=True)
@@ -169,7 +172,7 @@ def test_routers_without_a_menu_are_calibrated_by_their_bias(tmp_path, monkeypat
 
 
 def test_wrong_arguments_of_a_promise(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(calibrate, "load_checkpoint", None)
+    monkeypatch.setattr(calibrate_work, "load_checkpoint", None)
     with pytest.raises(UserError) as error:
         run(
             monkeypatch, checkpoint, "--max_loss", 0, "--confidence", 1, "--grid", "a", "--split", "search",
@@ -201,7 +204,7 @@ def test_questions_are_prompted_as_the_labels_were(checkpoint, monkeypatch, word
     def draw(names, split, count, tokenizer, prompting):
         raise UserError(f"{prompting.scoring}, chat template {prompting.apply_chat_template}")
 
-    monkeypatch.setattr(calibrate, "draw_requests", draw)
+    monkeypatch.setattr(calibrate_work, "draw_requests", draw)
     with pytest.raises(UserError, match="generate, chat template True"):
         run(monkeypatch, checkpoint, *words)
     with pytest.raises(UserError, match="generate, chat template False"):

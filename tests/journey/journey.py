@@ -28,7 +28,7 @@ from zoo import ANIMALS, LAYERS, bring, cage
 
 from routing.commands import calibrate, card, evaluate, generate, train
 from routing.common.errors import UserError
-from routing.evaluation.tasks import CONFIGS
+from routing.evaluation.task_names import CONFIGS
 from routing.labels.reading import read_header, read_labels
 from routing.labels.records import labelled
 from routing.models.bases import load_base
@@ -68,7 +68,7 @@ def quick():
     with (
         patch("routing.evaluation.tasks.task_manager", own_tasks),
         patch("lm_eval.evaluator.add_env_info"),
-        patch("routing.commands.evaluate.write_html"),
+        patch("routing.commands.work.evaluate.write_html"),
     ):
         yield
 

@@ -10,6 +10,7 @@ import tracemalloc
 from pathlib import Path
 
 import datasets
+import huggingface_hub
 import pytest
 from conftest import save_tiny_base
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
@@ -27,10 +28,9 @@ from routing.labels.polar_export import NOTE
 from routing.labels.polar_import import FileCounts, path_fault
 from routing.labels.reading import FORMAT, HEADER, LABELS, read_header, read_labels
 from routing.labels.records import FIELDS, label_line
-from routing.models import hub as hub_module
 from routing.models.families import load_base_config, load_tokenizer
 from routing.report.card_labels import CARD, SCHEMA, complete_card, count_labels, size_category
-from routing.scoring.plain import Request
+from routing.scoring.requests import Request
 from routing.search.results import SearchResult, Verdict
 from routing.search.routes import full_route, to_route
 from routing.tasks.examples import Example, split_of
@@ -796,7 +796,7 @@ class FakeHub:
 
 
 def pushed(monkeypatch, folder: Path, hub: FakeHub, *more) -> list:
-    monkeypatch.setattr(hub_module, "HfApi", lambda: hub)
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
     main(["card", str(folder), "--repo_id", "me/paths", "--push", *more])
     return hub.calls
 

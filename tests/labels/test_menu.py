@@ -18,7 +18,7 @@ from test_path_scoring import LAYERS, LOGLIKELIHOODS, TOKENIZER, WRITTEN, choosi
 from test_sharding import ENVIRONMENT, ROOT, generate, journals, wait_for
 from transformers import AutoTokenizer
 
-from routing.commands import generate as data_generation
+from routing.commands.work import generate as generate_work
 from routing.common.errors import UserError
 from routing.labels.arguments import DataGenerationArguments
 from routing.labels.labelling import Labeller
@@ -28,7 +28,8 @@ from routing.labels.records import label_line
 from routing.labels.table import read_table
 from routing.models.families import routed_class
 from routing.scoring.packed import PathEvaluator
-from routing.scoring.plain import Evaluator, request_of
+from routing.scoring.plain import Evaluator
+from routing.scoring.requests import request_of
 from routing.search.baselines import static_path
 from routing.search.influence import influence_order
 from routing.search.menu import (
@@ -295,7 +296,7 @@ def test_a_menu_is_made_once_and_not_compared(tmp_path):
             return {"menu": menu}
 
         header = make_header(**arguments)
-        return data_generation.LabelFolder(tmp_path, header, 2, lambda path: path.write_text(questions), settle)
+        return generate_work.LabelFolder(tmp_path, header, 2, lambda path: path.write_text(questions), settle)
 
     assert opened("first").header["menu"] == "first"
     assert opened("second").header["menu"] == "first" and made == ["first"]
@@ -360,7 +361,7 @@ def test_a_table_of_a_real_model(base, questions, single):
 
 def test_a_rerun_makes_no_menu_anew(base, questions, single, monkeypatch):
     before = (single / HEADER).read_bytes()
-    monkeypatch.setattr(data_generation, "menu_field", not_called)
+    monkeypatch.setattr(generate_work, "menu_field", not_called)
     generate(monkeypatch, *words(base, questions, single, SPEC))
     assert (single / HEADER).read_bytes() == before
     for others in (["--menu_kept", 2], ["--menu_samples", 3], ["--reward", "margin"]):
@@ -405,7 +406,7 @@ def test_greedy_of_a_real_model_with_adapters(base, tmp_path, monkeypatch):
         base, "arithmetic", output, "greedy:1,2", "--adapters", adapted, "--menu_samples", 6, "--num_samples", 2
     )
     generate(monkeypatch, *arguments)
-    model = data_generation.load_adapted(adapted, data_generation.DTYPES["float32"], "cpu")
+    model = generate_work.load_adapted(adapted, generate_work.DTYPES["float32"], "cpu")
     tokenizer = AutoTokenizer.from_pretrained(base)
     drawn = {split: [request_of(e, "auto", tokenizer) for e in load_examples("arithmetic", split, 6, 0)]
              for split in ("search", "validation")}  # fmt: skip

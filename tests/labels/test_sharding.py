@@ -23,6 +23,7 @@ from conftest import save_tiny_base
 from fake_search import DEPTH, Score, label, make_header, make_request, open_folder
 
 from routing.commands import generate as data_generation
+from routing.commands.work import generate as generate_work
 from routing.common.errors import UserError
 from routing.labels import writing
 from routing.labels.arguments import DataGenerationArguments
@@ -338,7 +339,7 @@ from pathlib import Path
 from fake_search import DEPTH, make_header
 from routing.labels.labelling import Labeller, label_all
 from routing.labels.writing import LabelFolder
-from routing.scoring.plain import Request
+from routing.scoring.requests import Request
 from routing.search.mcts import SearchSettings
 from routing.search.results import Verdict
 from routing.tasks.drawn import draw
@@ -460,7 +461,7 @@ LISTS = (
     ],
 )
 def test_what_cannot_be_scored_is_said(example, given, expected):
-    assert data_generation.scoring_problems(example, DataGenerationArguments(**given)) == expected
+    assert generate_work.scoring_problems(example, DataGenerationArguments(**given)) == expected
 
 
 def test_refused_questions_leave_nothing_behind(base, questions, tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ from routing.common.errors import UserError
 from routing.models import families
 from routing.models.bases import load_base, load_stock, stored_tensors, weight_stamps
 from routing.models.checkpoint import load_checkpoint, save_checkpoint
-from routing.models.families import load_base_config, load_tokenizer, routed_class
+from routing.models.families import layers_of, load_base_config, load_tokenizer, routed_class
 from routing.models.problems import check_base
 from train_models.configuration_routing import MADE_FOR, check_transformers
 from train_models.routed_model import small_parts
@@ -265,3 +265,9 @@ def test_files_that_are_changed_are_noticed(tmp_path):
     edit_config(base, model_type="gpt2")
     with pytest.raises(UserError, match="not supported"):
         check_base(str(base))
+
+
+def test_layers_that_a_config_leaves_out_are_those_of_its_class(tmp_path):
+    for fields, layers in (({}, 32), ({"num_hidden_layers": 4}, 4)):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"} | fields))
+        assert layers_of(str(tmp_path)) == layers

@@ -12,7 +12,8 @@ from data_models.modeling_llama import PathLlamaForCausalLM
 from routing.evaluation.lm import Key, PromptRoutedLM
 from routing.models.default_model import DEFAULT_MODEL, default_model_folder
 from routing.models.wheel_models import WHEEL_MODELS, check_tokenizer
-from routing.scoring.plain import Evaluator, make_request
+from routing.scoring.plain import Evaluator
+from routing.scoring.requests import make_request
 from routing.search.routes import to_path
 from routing.tasks import load_examples
 from routing.tasks.answers import check_number

@@ -15,9 +15,10 @@ from routing.commands import fetch
 from routing.commands.export import main as export
 from routing.common.errors import UserError
 from routing.models import wheel_models
+from routing.models.base_files import locate_model
 from routing.models.checkpoint import save_checkpoint
 from routing.models.default_model import DEFAULT_MODEL
-from routing.models.families import load_tokenizer, locate_model
+from routing.models.families import load_tokenizer
 from routing.models.fetch import Wheel
 from routing.models.wheel_models import WHEEL_MODELS, WheelModel, check_tokenizer, wheel_model_folder
 from routing.report.card_text import hub_base

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from routing.objectives.set_probability import (
-    TOP_K,
     gumbel_marginals,
     log_count_mass,
     log_policy,
     log_set_probability,
     sinkhorn_logits,
 )
+from routing.objectives.table import TOP_K
 from train_models.query_router import QueryHeads, QueryScores
 
 DEPTH = 6

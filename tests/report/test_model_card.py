@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 import torch
 import transformers.modeling_utils
@@ -21,8 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from routing.commands.card import main
 from routing.common.errors import UserError
-from routing.models import hub as hub_module
-from routing.models.checkpoint import checkpoint_hash
+from routing.models.checkpoint_files import checkpoint_hash
 from routing.models.default_model import DEFAULT_MODEL, default_model_folder
 from routing.report.card import CARD, RESULTS, renew_card, write_model_card
 from routing.report.card_text import limits
@@ -289,7 +289,7 @@ def test_push_of_a_folder(tmp_path, monkeypatch):
     expected = {path.name for path in folder.iterdir() if path.is_file()} - {".secret.json", "notes.md"} | {CARD}
     for more, private in (((), True), (("--private",), True), (("--public",), False)):
         hub = FakeHub(private)
-        monkeypatch.setattr(hub_module, "HfApi", lambda hub=hub: hub)
+        monkeypatch.setattr(huggingface_hub, "HfApi", lambda hub=hub: hub)
         run(monkeypatch, folder, "--push", "--repo_id", "me/routed", *more)
         assert hub.created == [("me/routed", "model", private)]
         assert set(hub.files) == expected
@@ -298,7 +298,7 @@ def test_push_of_a_folder(tmp_path, monkeypatch):
 
 def test_nothing_is_published_by_accident(tmp_path, monkeypatch):
     hub = FakeHub(private=False)
-    monkeypatch.setattr(hub_module, "HfApi", lambda: hub)
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
     with pytest.raises(UserError, match="me/routed is public already.*--public"):
         run(monkeypatch, checkpoint(tmp_path / "run"), "--push", "--repo_id", "me/routed")
     assert not hub.files

@@ -14,7 +14,7 @@ from matplotlib.image import imread
 from test_report import Page
 
 from routing.commands.report import main
-from routing.commands.text_evaluation import COLUMNS as WRITTEN_CONTROLS
+from routing.commands.work.text_evaluation import COLUMNS as WRITTEN_CONTROLS
 from routing.common.errors import UserError
 from routing.report.groups import control_points, curve, group_runs, labels, own_point, unequal
 from routing.report.run_plots import (

@@ -14,12 +14,12 @@ from test_sharding import generate
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from routing.commands import generate as data_generation
+from routing.commands.work import generate as generate_work
 from routing.common.errors import UserError
 from routing.labels import menus
 from routing.labels.reading import read_header
 from routing.scoring.divergence import Answer, AnswerDivergence, Remembered, answers_of, greedy_order
-from routing.scoring.plain import draw_requests, request_of
+from routing.scoring.requests import draw_requests, request_of
 from routing.search.menu import nested_routes
 from routing.search.routes import full_route
 from routing.tasks import load_examples
@@ -28,7 +28,7 @@ from routing.tasks import load_examples
 @pytest.fixture(scope="module")
 def adapted(base, tmp_path_factory):  # noqa: F811
     folder = save_adapted(tmp_path_factory.mktemp("adapted") / "checkpoint", base, 0)
-    model = data_generation.load_adapted(folder, data_generation.DTYPES["float32"], "cpu")
+    model = generate_work.load_adapted(folder, generate_work.DTYPES["float32"], "cpu")
     return folder, model, AutoTokenizer.from_pretrained(base)
 
 

@@ -17,7 +17,8 @@ from routing.models.families import load_base_config, load_tokenizer
 from routing.scoring.context import context_tokens, fitting
 from routing.scoring.finite import check_finite
 from routing.scoring.packed import PathEvaluator
-from routing.scoring.plain import Evaluator, request_of
+from routing.scoring.plain import Evaluator
+from routing.scoring.requests import request_of
 from routing.search.routes import full_route
 from routing.tasks.examples import Example
 from routing.training.end_to_end.lora import add_lora, lora_config, tied_problems

@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from routing.scoring import packed as path_scoring
 from routing.scoring.packed import PathEvaluator, continuations, shared_length
-from routing.scoring.plain import Evaluator, Request
+from routing.scoring.plain import Evaluator
+from routing.scoring.requests import Request
 from routing.search.routes import full_route
 from routing.tasks.answers import CHECKERS, first_number, stated_letter
 from routing.tasks.examples import Example

@@ -8,7 +8,6 @@ import pytest
 
 from routing.common.errors import UserError
 from routing.evaluation.arguments import EvaluationArguments
-from routing.scoring.plain import draw_requests
 from routing.scoring.prompting import (
     DEFAULT,
     Prompting,
@@ -19,6 +18,7 @@ from routing.scoring.prompting import (
     recorded,
     trained_prompting,
 )
+from routing.scoring.requests import draw_requests
 
 
 def header(**arguments) -> dict:

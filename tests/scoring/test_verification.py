@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from routing.scoring.plain import Request
+from routing.scoring.requests import Request
 from routing.scoring.verification import StableScorer, VerifiedScorer, retested
 from routing.search.results import Verdict
 from routing.tasks import iterate

@@ -18,7 +18,7 @@ from eval_configs import offline
 from routing.commands import generate
 from routing.common.errors import UserError
 from routing.evaluation.lm import PromptRoutedLM
-from routing.evaluation.tasks import CONFIGS
+from routing.evaluation.task_names import CONFIGS
 from routing.labels.reading import read_header, read_labels
 from routing.labels.records import labelled
 from routing.models.checkpoint import load_checkpoint, save_checkpoint
@@ -35,8 +35,9 @@ from routing.models.templates import (
 )
 from routing.scoring.certainty import is_right, settled
 from routing.scoring.packed import PathEvaluator
-from routing.scoring.plain import Evaluator, prompted
+from routing.scoring.plain import Evaluator
 from routing.scoring.prompting import Prompting, prompting_in, prompting_of, recorded, trained_prompting
+from routing.scoring.requests import prompted
 from routing.search.routes import full_route
 from routing.tasks import load_examples
 from routing.tasks.answers import CHECKERS
@@ -330,7 +331,7 @@ def test_labels_and_checkpoint_carry_the_prompting(tmp_path, monkeypatch, capsys
     for record in records:
         request = labelled(record, tokenizer, prompting)
         assert vars(request) == vars(prompted(request.example, tokenizer, prompting))
-    monkeypatch.setattr("routing.commands.generate.now", lambda: "1999-01-01T00:00:00")
+    monkeypatch.setattr("routing.commands.work.generate.now", lambda: "1999-01-01T00:00:00")
     assert label("dated_template", "dated", "--system_instruction", "Be short.")[:2] == (header, records)
     with pytest.raises(UserError, match="system_instruction: was 'Be short.', now None"):
         label("dated_template", "dated")

@@ -22,8 +22,8 @@ from test_path_scoring import LOGLIKELIHOODS, TOKENIZER, choosing, generating, m
 from test_sharding import ENVIRONMENT, ROOT, generate, journals, wait_for
 from transformers import AutoConfig, AutoTokenizer
 
-from routing.commands import generate as data_generation
 from routing.commands.labels import main as labels_main
+from routing.commands.work import generate as generate_work
 from routing.common.errors import UserError
 from routing.common.files import sha256
 from routing.labels.arguments import DataGenerationArguments
@@ -36,7 +36,8 @@ from routing.models.default_model import DEFAULT_MODEL, default_model_folder
 from routing.models.families import routed_class
 from routing.scoring import packed as path_scoring
 from routing.scoring.packed import PathEvaluator
-from routing.scoring.plain import Evaluator, Request, request_of
+from routing.scoring.plain import Evaluator
+from routing.scoring.requests import Request, request_of
 from routing.search.exploration import (
     EXPLORATIONS,
     ExplorationSettings,
@@ -455,7 +456,7 @@ def test_only_the_arguments_of_a_search_are_in_its_header():
     config._commit_hash = None  # of a folder
 
     def chosen(**arguments):
-        return data_generation.make_header(DataGenerationArguments(**arguments), config)["arguments"]
+        return generate_work.make_header(DataGenerationArguments(**arguments), config)["arguments"]
 
     old = chosen()
     assert {"num_simulations", "reward", "verify", "seed", "scoring"} <= set(old)
@@ -464,7 +465,7 @@ def test_only_the_arguments_of_a_search_are_in_its_header():
     assert chosen(search="dfs", num_simulations=3, subsets=2) == chosen(search="dfs")
     assert chosen(search="dfs", branching=4)["branching"] == 4 and "subsets" not in chosen(search="dfs")
     assert chosen(search="random", subsets=2)["subsets"] == 2 and "reward" not in chosen(search="random")
-    every = {name for names in data_generation.OF_SEARCH.values() for name in names}
+    every = {name for names in generate_work.OF_SEARCH.values() for name in names}
     assert every <= set(DataGenerationArguments.__dataclass_fields__)
 
 
@@ -493,9 +494,9 @@ def test_scores_of_calls_need_calls(score):
         Example("quiz", "Colour?", "red", ("red", "blue"), 0, "letter"),
     ):
         arguments = DataGenerationArguments(search="dfs", score=score)
-        (problem,) = data_generation.scoring_problems(example, arguments)
+        (problem,) = generate_work.scoring_problems(example, arguments)
         assert score in problem and example.dataset in problem
-        assert data_generation.scoring_problems(example, replace(arguments, search="mcts")) == []
+        assert generate_work.scoring_problems(example, replace(arguments, search="mcts")) == []
 
 
 @pytest.fixture(scope="module")

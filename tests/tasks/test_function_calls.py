@@ -17,7 +17,7 @@ from routing.common.errors import UserError
 from routing.evaluation.tasks import accuracy_of, check_tasks
 from routing.labels.records import example_of, label_line, parse_label
 from routing.models.default_model import default_model_folder
-from routing.scoring.plain import make_request, request_of
+from routing.scoring.requests import make_request, request_of
 from routing.search.mcts import SearchSettings, search
 from routing.search.results import Verdict, run_search
 from routing.tasks import HUB, OFFLINE, distinct, expand_names, iterate, load_examples, unknown_names

@@ -20,7 +20,7 @@ from routing.common.errors import UserError
 from routing.common.files import write_json
 from routing.labels.reading import FORMAT, HEADER, LABELS
 from routing.labels.records import example_of, label_line, parse_label
-from routing.scoring.plain import Request, make_request
+from routing.scoring.requests import Request, make_request
 from routing.search.mcts import SearchSettings, search
 from routing.search.results import Verdict, run_search
 from routing.tasks import load_examples

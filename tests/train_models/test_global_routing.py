@@ -23,8 +23,9 @@ from conftest import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train_models.global_routers import LEARNED, masked_mean, random_gates
+from train_models.global_routers import masked_mean, random_gates
 from train_models.global_routing import check_attention
+from train_models.router_kinds import LEARNED
 from train_models.token_layers import gatherings
 
 KEPT = 2

@@ -26,13 +26,15 @@ from routing.commands import generate as data_generation
 from routing.commands.train import finished
 from routing.common.cli import parse
 from routing.common.errors import UserError
-from routing.models.checkpoint import adapter_weights, check_adapters, load_adapted, save_checkpoint
+from routing.models.checkpoint import adapter_weights, load_adapted, save_checkpoint
+from routing.models.checkpoint_files import check_adapters
 from routing.models.config_fields import config_with
 from routing.models.families import load_tokenizer
 from routing.scoring.packed import PathEvaluator
 from routing.scoring.path_runner import PathRunner
-from routing.scoring.plain import Evaluator, request_of
+from routing.scoring.plain import Evaluator
 from routing.scoring.prefix_store import PrefixStore
+from routing.scoring.requests import request_of
 from routing.scoring.segments import TokenTree
 from routing.search.routes import full_route, to_path
 from routing.tasks.answers import CHECKERS

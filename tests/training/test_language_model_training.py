@@ -25,7 +25,7 @@ from routing.commands.sweep import check_runs, runs_of
 from routing.commands.train import finished
 from routing.common.cli import parse
 from routing.common.errors import UserError
-from routing.models.checkpoint import check_checkpoint
+from routing.models.checkpoint_files import check_checkpoint
 from routing.report.card import is_ours
 from routing.tasks.corpora import passages
 from routing.tasks.sequences import make_sequences
@@ -34,8 +34,8 @@ from routing.training.language_model import run as one_run
 from routing.training.language_model import training
 from routing.training.language_model.alarms import alarms
 from routing.training.language_model.arguments import LanguageModelArguments
-from routing.training.language_model.configurations import matched, pattern_of
-from routing.training.language_model.parameters import parameter_counts
+from routing.training.language_model.configurations import pattern_of
+from routing.training.language_model.parameters import matched, parameter_counts
 from routing.training.language_model.run import run
 from routing.training.language_model.training import COLUMNS, LanguageModelTrainer
 from routing.training.language_model.validation import validate

@@ -27,7 +27,7 @@ from routing.labels.records import example_of, label_line
 from routing.models.checkpoint import save_checkpoint
 from routing.models.families import load_base_config, load_tokenizer
 from routing.models.query_encoder import encoder_tokenizer
-from routing.scoring.plain import request_of
+from routing.scoring.requests import request_of
 from routing.search.exploration import ExplorationSettings, dfs
 from routing.search.results import Verdict, run_search
 from routing.search.routes import pruned_layers

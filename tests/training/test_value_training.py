@@ -22,10 +22,11 @@ from routing.common.errors import UserError
 from routing.common.files import write_json, write_text
 from routing.evaluation.budget import decided_routes
 from routing.labels.records import label_line
-from routing.models.checkpoint import adapter_hashes, load_checkpoint, save_checkpoint
+from routing.models.checkpoint import load_checkpoint, save_checkpoint
+from routing.models.checkpoint_files import adapter_hashes
 from routing.models.families import load_tokenizer
 from routing.report.card import write_model_card
-from routing.scoring.plain import request_of
+from routing.scoring.requests import request_of
 from routing.search.results import SearchResult, Verdict
 from routing.tasks.examples import Example, held_out_key
 from routing.training.features import RouterExample, router_inputs

@@ -12,14 +12,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from data_models.path_notation import write_path
 from routing.common.errors import UserError
 from routing.common.files import write_json, write_text
+from routing.models.base_files import copy_notice
 from routing.models.checkpoint import keep_dtype
+from routing.models.export.asked import RECORD
 from routing.models.export.config import cut_config, stock_config
 from routing.models.export.equality import Equality, measure
 from routing.models.export.source import Source, along, stored_weights
 from routing.models.export.weights import EMBEDDING, cut_model, leading_adapters, take_stored
-from routing.models.families import copy_notice, no_tokenizer
+from routing.models.families import no_tokenizer
 
-RECORD = "export.json"
 CARD = """---
 library_name: transformers
 pipeline_tag: text-generation

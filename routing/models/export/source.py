@@ -11,14 +11,15 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from data_models.path_notation import parse_path, write_path
+from data_models.path_notation import write_path
 from routing.common.errors import UserError
+from routing.models.base_files import locate_model
 from routing.models.bases import load_base, stored_tensors
-from routing.models.checkpoint import training_record
+from routing.models.checkpoint_files import training_record
+from routing.models.export.asked import source_fields
 from routing.models.export.config import stock_config
 from routing.models.export.weights import unmergeable_adapters
-from routing.models.families import FAMILIES, load_base_config, locate_model, routed_class
-from train_models.router_kinds import kind_of
+from routing.models.families import FAMILIES, load_base_config, routed_class
 
 
 @dataclass(frozen=True)
@@ -47,73 +48,14 @@ class Source:
 
 
 def find_source(name: str, skip_action: str = "") -> Source:
-    """A base or a checkpoint by its name; no weights are loaded.
-
-    Args:
-        skip_action: what a checkpoint's config says of it is replaced by; empty: nothing is.
-
-    Raises:
-        UserError: if it is neither, or its family is not supported.
-    """
-    place = locate_model(name)
-    try:
-        found, _ = PreTrainedConfig.get_config_dict(place)
-    except (OSError, ValueError):
-        found = {}
-    family = str(found.get("model_type", ""))
+    """A base or a checkpoint by its name, see `source_fields`; no weights are loaded."""
+    family = source_fields(name, skip_action)["model_type"]
     if not family.startswith("routed_"):
         config = load_base_config(name)
-        if skip_action:
-            raise UserError(f"--skip_action {skip_action}: {name} is a base, which has no adapters; leave it out")
-        return Source(name, place, config, routed_class(config.model_type))
-    if family.removeprefix("routed_") not in FAMILIES:
-        raise UserError(
-            f"{name} is of type {family!r}, which is not supported. Supported families: {', '.join(FAMILIES)}. "
-            "docs/add_a_family.md shows how to add one."
-        )
-    routed = routed_class(family.removeprefix("routed_"))
+        return Source(name, locate_model(name), config, routed_class(config.model_type))
+    place, routed = locate_model(name), routed_class(family.removeprefix("routed_"))
     config = routed.config_class.from_pretrained(place, **({"skip_action": skip_action} if skip_action else {}))
     return Source(name, place, config, routed)
-
-
-def path_of(source: Source, text: str) -> list[int]:
-    """The path that is asked for, or the fixed one of a checkpoint.
-
-    Raises:
-        UserError: if it cannot be read, no layer is left, or none is given and the checkpoint decides its own.
-    """
-    if text:
-        try:
-            return parse_path(text, source.depth)
-        except ValueError as error:
-            raise UserError(f"--path: {error}") from error
-    fixed = getattr(source.config, "fixed_route", None)
-    if fixed is not None:
-        return [layer for layer, count in enumerate(fixed) for _ in range(count)]
-    if not source.is_checkpoint:
-        raise UserError(f"--path is missing: {source.name} is a base; say which layers to run, such as 0:20,24:30")
-    if kind_of(source.config).has_menu:
-        raise UserError(
-            f"{source.name} chooses among the paths of a menu; give --menu for all of them, or --path for one"
-        )
-    if source.config.router == "none" or source.config.is_static_routing:
-        return list(range(source.depth))
-    raise UserError(
-        f"{source.name} has a router ({source.config.router}) that decides for each "
-        f"{kind_of(source.config).decides_for}, and a stock model has one path; give --path, such as 0:20,24:30, or a "
-        "checkpoint of train.py --objective static"
-    )
-
-
-def menu_of(source: Source) -> list[list[int]]:
-    """The paths of a menu router.
-
-    Raises:
-        UserError: if the source has none.
-    """
-    if not (source.is_checkpoint and kind_of(source.config).has_menu):
-        raise UserError(f"--menu: {source.name} has no menu of paths; give a checkpoint of a menu router, or --path")
-    return [[layer for layer, count in enumerate(route) for _ in range(count)] for route in source.config.menu]
 
 
 def load_model(source: Source, dtype: torch.dtype | str) -> nn.Module:

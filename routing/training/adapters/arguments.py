@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from routing.common.cli import below, checkpoint_problems, option, outside
+from routing.common.cli import below, checkpoint_problems, not_positive, option, outside
 from routing.common.devices import DTYPES
 from routing.models.default_model import DEFAULT_MODEL
 from routing.models.problems import model_problems
@@ -116,11 +115,7 @@ class AdapterArguments(RunArguments):
                     found += [text.replace("--dataset", "--heal_dataset", 1) for text in unknown_names(name)]
         if self.eval_fraction in (0, 1):
             found.append(f"--eval_fraction {self.eval_fraction} must lie between 0 and 1, neither of them")
-        for name in ("learning_rate", "heal_learning_rate"):
-            if not 0 < getattr(self, name) < math.inf:
-                found.append(f"--{name} {getattr(self, name)} must be a number above 0")
-        found += template_problems(self)
-        return found
+        return found + not_positive(self, "learning_rate", "heal_learning_rate") + template_problems(self)
 
     def outside_problems(self) -> list[str]:
         return model_problems(self.model_id) + checkpoint_problems(self.output_dir, self.run_name)

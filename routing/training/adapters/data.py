@@ -12,8 +12,8 @@ from routing.common.files import file_stamps, sha256
 from routing.models.bases import weight_stamps
 from routing.models.templates import filling_problems, tells_time
 from routing.scoring.context import fitting
-from routing.scoring.plain import Request, prompted
 from routing.scoring.prompting import prompting_in
+from routing.scoring.requests import Request, prompted
 from routing.tasks import expand_names, load_examples
 from routing.tasks.examples import held_out, held_out_key
 from routing.tasks.limits import limits_of

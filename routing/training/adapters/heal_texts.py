@@ -13,7 +13,7 @@ from routing.common.files import write_json
 from routing.common.user_files import records, text_lines
 from routing.scoring.own_answers import own_answers
 from routing.scoring.packed import PathEvaluator
-from routing.scoring.plain import Request
+from routing.scoring.requests import Request
 from routing.tasks.examples import Example, held_out, held_out_key
 from routing.tasks.prompts import encode
 from routing.training.adapters.states import GROUP

@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 from routing.common.statistics import mcnemar, wilson_interval
 from routing.common.tables import print_table
 from routing.scoring.along import verdicts_along
-from routing.scoring.plain import Request
+from routing.scoring.requests import Request
 from routing.search.routes import Route, full_route
 
 

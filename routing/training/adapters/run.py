@@ -18,8 +18,8 @@ from routing.models.bases import load_base
 from routing.models.checkpoint import save_checkpoint
 from routing.models.families import load_base_config, load_tokenizer
 from routing.scoring.packed import PathEvaluator
-from routing.scoring.plain import Request
 from routing.scoring.prompting import prompting_in, recorded
+from routing.scoring.requests import Request
 from routing.search.influence import influence_order
 from routing.search.routes import Route, full_route
 from routing.training.adapters.arguments import AdapterArguments

@@ -22,7 +22,7 @@ from routing.common.errors import UserError
 from routing.common.files import write_json
 from routing.scoring.own_answers import own_answers
 from routing.scoring.packed import PathEvaluator
-from routing.scoring.plain import Request
+from routing.scoring.requests import Request
 from routing.tasks.examples import held_out, held_out_key
 from routing.training.features import Shard
 

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 from dataclasses import dataclass
 
 from data_models.path_notation import EXAMPLE, parse_path
-from routing.common.cli import below, checkpoint_problems, option, outside
+from routing.common.cli import below, checkpoint_problems, not_positive, option, outside
 from routing.common.devices import DTYPES
 from routing.models.default_model import DEFAULT_MODEL
 from routing.models.problems import adapter_problems, model_problems
 from routing.models.wheel_models import ANY_BASE
-from routing.objectives.end_to_end import Objective
-from routing.objectives.table import END_TO_END
-from routing.tasks.corpora import corpus_problems
-from routing.tasks.sequences import LAYOUTS
+from routing.objectives.table import END_TO_END, Objective
+from routing.tasks.corpora import LAYOUTS, corpus_problems
 from routing.training.run_arguments import RunArguments
-from train_models.configuration_routing import ROUTERS
-from train_models.global_routers import LEARNED, TOKEN_ROUTERS
+from train_models.router_kinds import KINDS, LEARNED, TOKEN_ROUTERS
 
 AUTO = -1.0  # a number that the objective chooses
 
@@ -33,7 +29,7 @@ class EndToEndArguments(RunArguments):
     adapters: str = option(
         "", "folder of a checkpoint of --model_id with adapters, which stand in for skipped layers; default none"
     )
-    router: str = option("auto", "kind of router; auto: the first one of the objective", ("auto", *ROUTERS[1:]))
+    router: str = option("auto", "kind of router; auto: the first one of the objective", ("auto", *tuple(KINDS)[1:]))
     trainable: str = option("lora", "lora: LoRA (PEFT) and the router; router: the router alone", ("lora", "router"))
     corpus: str = option(
         "wikipedia", "wikipedia (offline), wikitext (WikiText-103 from the hub), a .txt or .jsonl file"
@@ -167,10 +163,10 @@ class EndToEndArguments(RunArguments):
             self, ce_weight=(0, 1), target_skip=(0, 1), drop_probability=(0, 1), run_probability=(0, 1),
             lora_dropout=(0, 1), temperature_decay=(0, 1),
         )  # fmt: skip
-        for name in ("learning_rate", "router_learning_rate", "kd_temperature", "lora_alpha", "temperature",
-                     "temperature_floor", "max_grad_norm"):  # fmt: skip
-            if not 0 < getattr(self, name) < math.inf:
-                found.append(f"--{name} {getattr(self, name)} must be a number above 0")
+        found += not_positive(
+            self, "learning_rate", "router_learning_rate", "kd_temperature", "lora_alpha", "temperature",
+            "temperature_floor", "max_grad_norm",
+        )  # fmt: skip
         if self.prompt_tokens >= self.sequence_length - 1:
             found.append(
                 f"--prompt_tokens {self.prompt_tokens} leaves nothing to predict in rows of --sequence_length "

@@ -16,7 +16,8 @@ from routing.common.devices import DTYPES, is_first_process
 from routing.common.errors import UserError
 from routing.common.files import write_json
 from routing.models.bases import load_base
-from routing.models.checkpoint import adapter_fields, load_adapters, save_checkpoint
+from routing.models.checkpoint import load_adapters, save_checkpoint
+from routing.models.checkpoint_files import adapter_fields
 from routing.models.families import load_base_config, load_tokenizer
 from routing.search.routes import Route, to_route
 from routing.tasks.corpora import passages

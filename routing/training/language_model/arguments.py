@@ -7,17 +7,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from routing.common.cli import below, checkpoint_problems, option, outside
+from routing.common.cli import below, checkpoint_problems, not_positive, option
 from routing.common.errors import UserError
 from routing.models.default_model import DEFAULT_MODEL
 from routing.models.problems import model_problems
 from routing.models.wheel_models import ANY_BASE
-from routing.tasks.corpora import corpus_problems
-from routing.tasks.sequences import LAYOUTS
+from routing.tasks.corpora import LAYOUTS, corpus_problems
 from routing.training.language_model.configurations import PATTERNS, SUFFIXES, field_problems, pattern_of, read_fields
 from routing.training.run_arguments import RunArguments
 
 AUTO = -1.0  # a number that the configuration chooses
+RESULT = "result.json"  # in the folder of a run, written last: it says that the run is done
 
 
 @dataclass
@@ -131,10 +131,7 @@ class LanguageModelArguments(RunArguments):
             train_passages=1, validation_passages=1, test_passages=1, num_epochs=1, batch_size=1,
             gradient_accumulation=1, num_evaluations=1, balance_weight=0, weight_decay=0, warmup_steps=0,
         )  # fmt: skip
-        found += outside(self) + self._share_problems()
-        for name in ("temperature", "temperature_end", "max_grad_norm"):
-            if not 0 < getattr(self, name) < math.inf:
-                found.append(f"--{name} {getattr(self, name)} must be a number above 0")
+        found += self._share_problems() + not_positive(self, "temperature", "temperature_end", "max_grad_norm")
         if self.learning_rate != AUTO and not 0 < self.learning_rate < math.inf:
             found.append(f"--learning_rate {self.learning_rate} must be a number above 0, or -1")
         if self.max_steps != -1 and self.max_steps < 1:
@@ -157,8 +154,8 @@ class LanguageModelArguments(RunArguments):
     def outside_problems(self) -> list[str]:
         found = model_problems(self.model_id) + checkpoint_problems(self.output_dir, self.run_name)
         found += corpus_problems("corpus", self.corpus)
-        sizes = self.hidden_size, self.num_layers, self.num_heads, self.intermediate_size
-        if min(sizes) > 0 and not self._share_problems() and (self.named() or self.config.endswith(SUFFIXES)):
+        # The config's class takes seconds to import, which no other problem has to wait for.
+        if not found and not self.problems():
             try:
                 found += field_problems(self.config, self.model_fields())
             except UserError as error:

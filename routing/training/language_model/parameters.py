@@ -2,13 +2,15 @@
 
 A mixer of either kind has 5 D^2 parameters and less than 1 % more. A routed block holds both, so a pattern with routed
 blocks is larger than one without of the same depth and width. "Equal parameters" can mean that a token uses equally
-many, or that there are equally many, which `matched` (configurations.py) brings about.
+many, or that there are equally many, which `matched` brings about.
 """
 
 from __future__ import annotations
 
 import torch
 
+from routing.common.errors import UserError
+from routing.training.language_model.configurations import pattern_of
 from train_models.configuration_gdn_hybrid import GdnHybridConfig
 from train_models.modeling_gdn_hybrid import GdnHybridForCausalLM
 
@@ -40,3 +42,26 @@ def parameter_counts(config: GdnHybridConfig) -> dict[str, int]:
     }
     tokens = {"gdn_token": total - idle["softmax"], "softmax_token": total - idle["gdn"]}
     return {"total": total} | found | {"norms": total - sum(found.values())} | tokens
+
+
+def matched(fields: dict) -> GdnHybridConfig:
+    """A configuration whose MLPs have the width at which the model has about as many parameters as the static one of
+    these sizes: to within half a unit of that width.
+
+    Raises:
+        UserError: if no width is narrow enough.
+    """
+
+    def total(config: GdnHybridConfig) -> int:
+        return parameter_counts(config)["total"]
+
+    config = GdnHybridConfig(**fields)
+    static = GdnHybridConfig(**(fields | {"pattern": pattern_of("static", len(config.pattern))}))
+    a_unit = 3 * config.hidden_size * len(config.pattern)
+    width = config.intermediate_size + round((total(static) - total(config)) / a_unit)
+    if width < 1:
+        raise UserError(
+            f"--match_parameters: mixers of {'-'.join(config.pattern)} alone have more parameters than the static "
+            "model; give a larger --intermediate_size."
+        )
+    return GdnHybridConfig(**(fields | {"intermediate_size": width}))

@@ -15,16 +15,14 @@ from routing.models.families import load_tokenizer
 from routing.tasks.sequences import Sequences
 from routing.training.end_to_end.run import hash_of, rows_of
 from routing.training.end_to_end.validation import batches_of
-from routing.training.language_model.arguments import LanguageModelArguments
-from routing.training.language_model.configurations import matched
-from routing.training.language_model.parameters import parameter_counts
+from routing.training.language_model.arguments import RESULT, LanguageModelArguments
+from routing.training.language_model.parameters import matched, parameter_counts
 from routing.training.language_model.training import train_language_model
 from routing.training.language_model.validation import validate
 from routing.training.skeleton import Run, Save, training_run
 from train_models.configuration_gdn_hybrid import GdnHybridConfig
 from train_models.modeling_gdn_hybrid import GdnHybridForCausalLM
 
-RESULT = "result.json"  # written last; it says that a run is done
 # Fields of the model in RESULT; those of a file, and a matched width, differ from the arguments.
 MODEL_FIELDS = (
     "pattern", "hidden_size", "num_attention_heads", "head_dim", "intermediate_size", "vocab_size", "router",

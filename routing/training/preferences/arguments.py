@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from routing.common.cli import below, option
+from routing.common.cli import below, not_positive, option
 from routing.models.default_model import DEFAULT_MODEL
 from routing.models.query_encoder import DEFAULT_ENCODER, encoder_problems
-from routing.objectives.preference import Preference
-from routing.objectives.set_probability import TOP_K
-from routing.objectives.table import PREFERENCE
+from routing.objectives.table import PREFERENCE, TOP_K, Preference
 from routing.training.label_run_arguments import LabelRunArguments
 from routing.training.preferences.pairs import PAIRS
 
@@ -70,10 +67,7 @@ class PreferenceArguments(LabelRunArguments):
             self, query_max_tokens=1, router_hidden_size=1, top_k_iterations=1, gumbel_samples=1, pairs_per_example=1,
             num_epochs=1, batch_size=1, num_evaluations=1, eval_pairs=1, orpo_weight=0, weight_decay=0, warmup_steps=0,
         )  # fmt: skip
-        for name in ("top_k_temperature", "beta", "encoder_learning_rate", "max_grad_norm"):
-            if not 0 < getattr(self, name) < math.inf:
-                found.append(f"--{name} {getattr(self, name)} must be a number above 0")
-        return found
+        return found + not_positive(self, "top_k_temperature", "beta", "encoder_learning_rate", "max_grad_norm")
 
     def outside_problems(self) -> list[str]:
         return super().outside_problems() + encoder_problems(self.encoder, self.query_max_tokens)

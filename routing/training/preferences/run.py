@@ -10,8 +10,10 @@ from transformers import set_seed
 from routing.common.devices import is_first_process
 from routing.common.errors import UserError
 from routing.labels.reading import label_hashes, read_header
-from routing.models.checkpoint import adapter_fields, adapter_weights, save_checkpoint
-from routing.models.families import load_base_config, load_tokenizer, locate_model, routed_class
+from routing.models.base_files import locate_model
+from routing.models.checkpoint import adapter_weights, save_checkpoint
+from routing.models.checkpoint_files import adapter_fields
+from routing.models.families import load_base_config, load_tokenizer, routed_class
 from routing.models.query_encoder import encoder_fields, load_encoder
 from routing.scoring.prompting import common_prompting, recorded
 from routing.training.preferences.arguments import PreferenceArguments

@@ -16,8 +16,8 @@ from routing.common.errors import UserError, raise_all
 from routing.labels.reading import read_header, read_labels
 from routing.labels.records import example_of, labelled
 from routing.scoring.context import Fitting
-from routing.scoring.plain import Request
 from routing.scoring.prompting import prompting_of
+from routing.scoring.requests import Request
 from routing.tasks.examples import held_out, held_out_key, question_hash
 from routing.training.features import RouterExample
 from routing.training.routers.arguments import TrainArguments

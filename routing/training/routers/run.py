@@ -9,7 +9,8 @@ import torch
 from routing.common.devices import DTYPES, is_first_process
 from routing.labels.reading import label_hashes, read_header
 from routing.models.bases import load_base, weight_stamps
-from routing.models.checkpoint import adapter_fields, adapter_hashes, load_adapters, save_checkpoint
+from routing.models.checkpoint import load_adapters, save_checkpoint
+from routing.models.checkpoint_files import adapter_fields, adapter_hashes
 from routing.models.families import load_base_config, load_tokenizer
 from routing.objectives.supervised import CLASSES, class_counts, class_weights
 from routing.scoring.prompting import common_prompting, recorded

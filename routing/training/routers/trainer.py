@@ -14,7 +14,8 @@ from torch.utils.data import Dataset
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 
 from routing.objectives import supervised
-from routing.scoring.plain import Evaluator, Request
+from routing.scoring.plain import Evaluator
+from routing.scoring.requests import Request
 from routing.training.routers.arguments import TrainArguments
 from routing.training.run_folder import WholeCheckpoints, last_whole_checkpoint
 from routing.training.trainer_arguments import trainer_arguments

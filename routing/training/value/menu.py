@@ -13,8 +13,8 @@ from routing.common.errors import UserError
 from routing.labels.records import labelled
 from routing.labels.table import Table, read_table
 from routing.models.bases import load_base, weight_stamps
-from routing.scoring.plain import Request
 from routing.scoring.prompting import prompting_of
+from routing.scoring.requests import Request
 from routing.search.routes import RUN, Route
 from routing.tasks.examples import held_out_key
 from routing.training.value.arguments import ValueArguments

@@ -34,7 +34,8 @@ from routing.common.errors import UserError
 from routing.labels.reading import read_header, read_labels
 from routing.labels.records import example_of, labelled
 from routing.models.bases import load_base, weight_stamps
-from routing.models.checkpoint import adapter_fields, adapter_hashes, load_adapters
+from routing.models.checkpoint import load_adapters
+from routing.models.checkpoint_files import adapter_fields, adapter_hashes
 from routing.scoring.prompting import prompting_of
 from routing.search.routes import to_route
 from routing.tasks.examples import held_out, held_out_key

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from routing.scoring.plain import Request
+from routing.scoring.requests import Request
 from routing.tasks.prompts import left_pad
 from routing.training.features import CachedFeatures, RouterExample, cache_features, fingerprint
 from train_models.menu_router import prompt_features

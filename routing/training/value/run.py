@@ -6,7 +6,8 @@ from pathlib import Path
 
 from routing.common.errors import raise_all
 from routing.labels.reading import label_hashes, read_header
-from routing.models.checkpoint import adapter_fields, adapter_weights, save_checkpoint
+from routing.models.checkpoint import adapter_weights, save_checkpoint
+from routing.models.checkpoint_files import adapter_fields
 from routing.models.families import load_base_config, load_tokenizer
 from routing.scoring.prompting import common_prompting, recorded
 from routing.training.routers.data import foreign_labels
