@@ -21,24 +21,10 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import (
-    GenerationConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
 LAYERS = 4
 CONTEXT = 512  # tokens
-FAMILIES = {
-    "llama": (LlamaConfig, LlamaForCausalLM),
-    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
-    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
-}
 SIZES = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -47,6 +33,7 @@ SIZES = {
     "num_key_value_heads": 2,
     "max_position_embeddings": CONTEXT,
 }
+HALF = ["sliding_attention", "full_attention"] * (LAYERS // 2)
 END_OF_TEXT, TURN, END_OF_TURN, BOS, EOS = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>", "</s>"
 COMMITS = ("0123456789abcdef0123456789abcdef01234567", "76543210fedcba9876543210fedcba9876543210")
 # How numbers are cut into tokens.
@@ -118,11 +105,14 @@ def make_tokenizer(
 
 
 def make_model(tokenizer, family: str = "llama", seed: int = 0, **fields):
-    """A random model in which every layer matters, and so does every bias and norm."""
-    config_class, model_class = FAMILIES[family]
+    """A random model in which every layer matters, and so does every bias and norm.
+
+    Args:
+        family: its model_type.
+    """
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     fields = SIZES | {"vocab_size": len(tokenizer), "tie_word_embeddings": True} | ids | fields
-    model = model_class(config_class(**fields)).eval()
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **fields)).eval()
     torch.manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -242,6 +232,71 @@ def plain_qwen2(folder):
 @animal("qwen3", "none but its family's: norms of q and k")
 def plain_qwen3(folder):
     save(folder, "qwen3")
+
+
+@animal("mistral", "none but its family's: a window in all layers")
+def plain_mistral(folder):
+    save(folder, "mistral", sliding_window=8)
+
+
+@animal("smollm3", "none but its family's: layers without rotary embedding")
+def plain_smollm3(folder):
+    save(folder, "smollm3", no_rope_layers=[1, 0, 1, 0])
+
+
+@animal("gemma3_text", "none but its family's: windows with positions of their own, scaled embedding, capped logits")
+def plain_gemma3(folder):
+    more = {"sliding_window": 8, "head_dim": 8, "layer_types": HALF, "final_logit_softcapping": 20.0}
+    save(folder, "gemma3_text", query_pre_attn_scalar=16, **more)
+
+
+@animal("granite", "none but its family's: multipliers of embedding, residual, attention and logits")
+def plain_granite(folder):
+    multipliers = {"residual_multiplier": 0.5, "attention_multiplier": 0.3, "logits_scaling": 2.0}
+    save(folder, "granite", embedding_multiplier=3.0, **multipliers)
+
+
+@animal("olmo2", "none but its family's: norms behind attention and MLP alone")
+def plain_olmo2(folder):
+    save(folder, "olmo2")
+
+
+@animal("gemma2", "none but its family's: caps on attention and logits, windows on every other layer")
+def plain_gemma2(folder):
+    caps = {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 20.0}
+    save(folder, "gemma2", sliding_window=8, head_dim=8, layer_types=HALF, query_pre_attn_scalar=16, **caps)
+
+
+@animal("phi3", "none but its family's: fused maps, half of each head turned (Phi-4-mini)")
+def plain_phi3(folder):
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+    save(folder, "phi3", rope_parameters=rope)
+
+
+@animal("phi3", "longrope positions in a family that forgets the cache where they change")
+def phi3_long(folder):
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}
+    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0, 2.5, 3.0, 4.0]}
+    first = {"original_max_position_embeddings": CONTEXT // 2}
+    save(folder, "phi3", rope_parameters=rope | factors | first, **first)
+
+
+@animal("olmo3", "none but its family's: windows with positions of their own, norms behind")
+def plain_olmo3(folder):
+    yarn = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 128}
+    rope = {"sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}, "full_attention": yarn}
+    save(folder, "olmo3", sliding_window=8, layer_types=HALF, rope_parameters=rope)
+
+
+@animal("qwen3_moe", "none but its family's: experts in all layers but one")
+def plain_qwen3_moe(folder):
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "norm_topk_prob": True}
+    save(folder, "qwen3_moe", mlp_only_layers=[1], **experts)
+
+
+@animal("olmoe", "none but its family's: experts, clipped queries, keys and values")
+def plain_olmoe(folder):
+    save(folder, "olmoe", num_experts=4, num_experts_per_tok=2, clip_qkv=3.0)
 
 
 @animal("llama", "a head of its own, not tied to the embedding")

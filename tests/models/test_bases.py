@@ -147,6 +147,16 @@ def test_a_copy_holds_the_base_bit_for_bit_and_computes_what_it_does(name, tmp_p
         assert routed.dtype == stock.dtype and torch.equal(routed(IDS).logits, stock(IDS).logits)
 
 
+def test_experts_are_copied_bit_for_bit(tmp_path):
+    """They lie one by one in files, and the config says another dtype than theirs."""
+    base = copy_of("plain_qwen3_moe", tmp_path / "base")
+    edit_config(base, dtype="bfloat16")
+    own = dict(stored_tensors(str(checkpoint(str(base), tmp_path / "copy"))))
+    stored = dict(stored_tensors(str(base)))
+    assert "model.layers.0.mlp.experts.gate_up_proj" in stored and stored["model.norm.weight"].dtype == torch.float32
+    assert all(torch.equal(own[key], tensor) and own[key].dtype == tensor.dtype for key, tensor in stored.items())
+
+
 @pytest.mark.parametrize("name", ["plain", "torch_file", "sharded", "hub_two_commits", "odd_folder"])
 def test_a_reference_computes_what_the_copy_does(name, tmp_path):
     base = bring(name)

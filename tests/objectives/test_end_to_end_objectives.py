@@ -15,7 +15,15 @@ from routing.objectives.gumbel import gumbel_gates, logistic_noise, straight_thr
 from routing.objectives.table import END_TO_END
 from routing.tasks.sequences import text_batch
 from routing.training.end_to_end.arguments import EndToEndArguments
-from routing.training.end_to_end.lora import add_lora, lora_config, lora_off, lora_state, merge_lora
+from routing.training.end_to_end.lora import (
+    add_lora,
+    lora_config,
+    lora_off,
+    lora_state,
+    merge_lora,
+    shell_of,
+    unknown_problems,
+)
 from routing.training.end_to_end.training import EndToEnd
 
 KEPT = 2
@@ -279,6 +287,9 @@ def test_unknown_names_of_linear_maps_are_refused():
     with pytest.raises(UserError, match="--lora_targets k_proj,q_proj: a phi3 has no .* qkv_proj"):
         add_lora(fused, LoraConfig(target_modules=["q_proj", "k_proj", "o_proj"]))
     add_lora(fused, LoraConfig(target_modules=["qkv_proj", "o_proj"]))
+    # Told by the config alone.
+    (said,) = unknown_problems(["q_proj", "o_proj"], shell_of(stock_model(PHI3).config))
+    assert said.startswith("--lora_targets q_proj: ")
 
 
 def test_training_state_holds_no_base():

@@ -10,6 +10,7 @@ from peft import LoraConfig, LoraModel
 from peft.tuners.tuners_utils import cast_adapter_dtype
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from routing.common.errors import raise_all
 
@@ -36,6 +37,12 @@ def tied_problems(targets: str, config) -> list[str]:
         f"--lora_targets {','.join(tied)}: the head of this model and its embedding are one tensor "
         "(tie_word_embeddings), so a LoRA of the one would be merged into both; leave it out"
     ]
+
+
+def shell_of(config: PreTrainedConfig) -> nn.Module:
+    """A stock model of a config, without weights."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
 
 
 def add_lora(model: nn.Module, config: LoraConfig) -> LoraModel:

@@ -13,7 +13,7 @@ from transformers import BitsAndBytesConfig
 
 from data_models.path_notation import parse_path
 from routing.common.devices import DTYPES, is_first_process
-from routing.common.errors import UserError
+from routing.common.errors import UserError, raise_all
 from routing.common.files import write_json
 from routing.models.bases import load_base
 from routing.models.checkpoint import load_adapters, save_checkpoint
@@ -23,7 +23,7 @@ from routing.search.routes import Route, to_route
 from routing.tasks.corpora import passages
 from routing.tasks.sequences import Sequences, make_sequences
 from routing.training.end_to_end.arguments import EndToEndArguments
-from routing.training.end_to_end.lora import add_lora, lora_config, lora_state, merge_lora
+from routing.training.end_to_end.lora import add_lora, lora_config, lora_state, merge_lora, shell_of, unknown_problems
 from routing.training.end_to_end.static import costs_of_layers, static_route
 from routing.training.end_to_end.threshold import router_logits, threshold_bias
 from routing.training.end_to_end.training import EndToEnd, train_end_to_end
@@ -72,6 +72,8 @@ def load_trainable(arguments: EndToEndArguments, device: torch.device):
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=DTYPES[arguments.dtype]
         )
         quantized["device_map"] = {"": device}
+    if arguments.trainable == "lora":  # Before weights are loaded.
+        raise_all(unknown_problems(lora_config(arguments).target_modules, shell_of(config)))
     dtype = DTYPES[arguments.dtype]
     model = load_base(arguments.model_id, dtype, config._commit_hash, **fields, **quantized)
     load_adapters(model, arguments.adapters)
