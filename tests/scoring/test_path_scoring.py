@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 import torch
-from conftest import LAYERS, LLAMA, QWEN2, SLIDING_FAMILIES, routed_from, stock_model
+from conftest import LATE, LAYERS, LLAMA, QWEN2, SLIDING_FAMILIES, routed_from, stock_model
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -188,7 +188,7 @@ def test_generated_answers(generated):
 
 
 @pytest.mark.parametrize("scoring", LOGLIKELIHOODS)
-@pytest.mark.parametrize("family", [LLAMA, QWEN2, *SLIDING_FAMILIES], ids=str)
+@pytest.mark.parametrize("family", [LLAMA, QWEN2, *LATE, *SLIDING_FAMILIES], ids=str)
 def test_choices(scoring, family):
     rng = Random(scoring)
     case = Case(make_model(family)[1], choosing(scoring, 7, rng), rng)

@@ -119,7 +119,7 @@ def test_all_ones_equals_stock_exactly(any_family, attention):
     ids, mask = padded(random_rows([3, 11, 7]))
     stock, variants = dense_variants(any_family, attention)
     for model, extra in variants:
-        assert model.config._attn_implementation == attention
+        assert model.config._attn_implementation == stock.config._attn_implementation
         for given_mask in (None, mask):
             expected = stock(ids, attention_mask=given_mask).logits
             assert torch.equal(model(ids, attention_mask=given_mask, **extra(3)).logits, expected)
