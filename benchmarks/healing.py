@@ -5,7 +5,8 @@ with trained ones, and with either healed.
         --plot benchmarks/results/value/healing.png
 
 For each seed two runs of train.py --objective adapters: `mse` (gradient, as published) and `least squares` (closed form
-alone), both healed. All stages then answer the same questions along the same paths, those of the first run's menu.
+alone), both healed (--kinds leaves one out). All stages then answer the same questions along the same paths, those of
+the first run's menu.
 Intervals: of one seed Wilson's, and Wald's for paired differences; over seeds bootstrap percentiles, seeds and
 questions both drawn anew. p values are McNemar's, exact, for each seed. Settings are to be chosen on validation;
 --split test is for the last look.
@@ -25,7 +26,7 @@ from safetensors.torch import load_file
 
 from routing.common.cli import parse
 from routing.common.devices import DTYPES, pick_device
-from routing.common.errors import run_command
+from routing.common.errors import UserError, run_command
 from routing.common.files import file_stamps, sha256, write_json
 from routing.common.run_info import git_commit, hardware, today, versions
 from routing.common.statistics import wilson_interval
@@ -38,7 +39,7 @@ from routing.training.adapters.arguments import LOSSES, AdapterArguments
 from routing.training.adapters.run import run as run_adapters
 from routing.training.adapters.stages import NOTHING, paired, plot_stages, right_by_stage, worth_of_stages
 
-STAGES = ("least squares", "mse", "mse healed", "least squares healed")
+KINDS = ("mse", "least_squares")
 # Which file of which run holds the weights of a stage.
 FILES = {
     "least squares": ("least_squares", "least_squares"),
@@ -76,6 +77,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--heal_epochs", type=int, default=4, help="epochs of healing")
     parser.add_argument("--heal_learning_rate", type=float, default=1e-5, help="of healing")
     parser.add_argument("--heal_random_share", type=float, default=0.5, help="as in train.py")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="starts of the adapters, separated by commas")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each kind")
     parser.add_argument("--batch_size", type=int, default=64, help="paths evaluated together, at most")
     parser.add_argument("--dtype", default="float32", choices=sorted(DTYPES))
@@ -83,7 +85,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--work_dir", type=Path, default=Path("runs/healing"), help="folder of runs and verdicts")
     parser.add_argument("--json", type=Path, help="file for the results")
     parser.add_argument("--plot", type=Path, help="PNG for the picture")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    kinds = arguments.kinds.split(",")
+    if len(set(kinds)) < len(kinds) or not set(kinds) <= set(KINDS):
+        raise UserError(f"--kinds {arguments.kinds}: give one or both of {', '.join(KINDS)}")
+    return arguments
 
 
 def train(arguments: argparse.Namespace, kind: str, seed: int, menu: str) -> Path:
@@ -143,11 +149,13 @@ def compare(new: np.ndarray, old: np.ndarray) -> dict:
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     torch.manual_seed(0)
-    verdicts: dict[str, list] = {name: [] for name in (NOTHING, *STAGES)}
+    kinds = arguments.kinds.split(",")
+    files = {name: file for name, file in FILES.items() if file[0] in kinds}
+    verdicts: dict[str, list] = {name: [] for name in (NOTHING, *files)}
     records, routes, menu = [], None, arguments.work_dir / "menu.json"
     for seed in range(arguments.seeds):
         done, reports = {}, {}
-        for kind in ("mse", "least_squares"):
+        for kind in kinds:
             done[kind] = train(arguments, kind, seed, str(menu) if routes else arguments.menu)
             reports[kind] = json.loads((done[kind] / "adapters.json").read_text())["healing"]
             if routes is None:  # Other seeds follow the same paths.
@@ -156,13 +164,17 @@ def main(argv: list[str] | None = None) -> None:
                 write_json(menu, {"routes": routes})
         weights = {
             name: arguments.work_dir / f"{kind}-{seed}" / "trainer" / f"{file}.safetensors"
-            for name, (kind, file) in FILES.items()
+            for name, (kind, file) in files.items()
         }
-        model, tokenizer = load_checkpoint(done["mse"], DTYPES[arguments.dtype], pick_device(arguments.device))
+        model, tokenizer = load_checkpoint(done[kinds[0]], DTYPES[arguments.dtype], pick_device(arguments.device))
         requests = draw_requests(arguments.dataset, arguments.split, arguments.num_samples, tokenizer)
-        key = [file_stamps(done["mse"], "*.safetensors"), {n: sha256(p) for n, p in weights.items()}, arguments.dtype]
+        key = [
+            file_stamps(done[kinds[0]], "*.safetensors"),
+            {n: sha256(p) for n, p in weights.items()},
+            arguments.dtype,
+        ]
         right = right_by_stage(
-            model, tokenizer, requests, routes, {name: load_file(weights[name]) for name in STAGES},
+            model, tokenizer, requests, routes, {name: load_file(weights[name]) for name in files},
             arguments.batch_size, arguments.work_dir / f"verdicts-{arguments.split}-{seed}", [key, hardware()],
         )  # fmt: skip
         del model
@@ -178,7 +190,11 @@ def main(argv: list[str] | None = None) -> None:
             name: over_seeds(lines[:, at]) | {"minus_full": compare(lines[:, at], base)}
             for name, lines in stages.items()
         }
-        brought = {f"{new} - {old}": compare(stages[new][:, at], stages[old][:, at]) for new, old in COMPARED}
+        brought = {
+            f"{new} - {old}": compare(stages[new][:, at], stages[old][:, at])
+            for new, old in COMPARED
+            if {new, old} <= set(stages)
+        }
         results.append(
             {k: path[k] for k in ("route", "path", "skipped", "layers")} | {"stages": own, "brought": brought}
         )
