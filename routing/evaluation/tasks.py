@@ -14,17 +14,18 @@ OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "generate_until")
 
 
 @cache
-def task_manager(model: str = "") -> TaskManager:
-    """lm-eval's tasks plus those of eval_configs/; reading the names of all takes seconds.
+def task_manager(model: str = "", all_of_them: bool = True) -> TaskManager:
+    """The tasks of eval_configs/, with lm-eval's beside them or without: reading the names of all takes ten seconds.
 
     Args:
         model: folder or name of the model, by whose tokenizer the limits of new tokens go, as stock lm_eval tells it.
     """
-    return TaskManager(include_path=str(CONFIGS), metadata={"pretrained": model} if model else None)
+    metadata = {"pretrained": model} if model else None
+    return TaskManager(include_path=str(CONFIGS), include_defaults=all_of_them, metadata=metadata)
 
 
 def check_tasks(names: list[str], model: str = "") -> TaskManager:
-    """The manager of all tasks, those of some names among them.
+    """A manager that knows the tasks of some names: of this project's alone where it has them all.
 
     Args:
         model: see `task_manager`.
@@ -32,7 +33,9 @@ def check_tasks(names: list[str], model: str = "") -> TaskManager:
     Raises:
         UserError: naming tasks that do not exist.
     """
-    manager = task_manager(model)
+    manager = task_manager(model, False)
+    if not {*names} <= {*manager.all_tasks}:
+        manager = task_manager(model)
     if unknown := [name for name in names if name not in manager.all_tasks]:
         raise UserError(unknown_task(unknown))
     return manager

@@ -9,20 +9,17 @@ from random import Random
 
 import numpy as np
 import pytest
-from lm_eval.tasks import TaskManager
 from scipy.stats import ttest_1samp
 from test_value_calibrate import LAYERS, MENU, save_menu_checkpoint
 from test_value_table import write_folder
 
 from routing.commands import evaluate as evaluation
-from routing.commands.work import evaluate as evaluate_work
 from routing.common.errors import UserError
 from routing.common.paired_bounds import Pairs, difference_lower_bound
 from routing.common.statistics import against_mixture, lower_bound
 from routing.evaluation import comparison
 from routing.evaluation.lm import Key, Row
 from routing.evaluation.methods import TaskResult, drawn_of
-from routing.evaluation.task_names import CONFIGS
 from routing.scoring.controls import around, drawn_like, like_route
 
 TASK = "routed_arithmetic"
@@ -93,9 +90,6 @@ def checkpoints(tmp_path_factory):
 
 
 def run(monkeypatch, *words) -> None:
-    # To read the names of all of lm-eval's own tasks takes most of the time.
-    own = TaskManager(include_path=str(CONFIGS), include_defaults=False)
-    monkeypatch.setattr(evaluate_work, "check_tasks", lambda names, checkpoint: own)
     monkeypatch.setattr(sys, "argv", ["evaluation.py", *map(str, words)])
     evaluation.main()
 

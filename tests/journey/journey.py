@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import contextmanager
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from unittest.mock import patch
 
@@ -22,13 +22,12 @@ from datasets import Dataset
 from elsewhere import GREEDY, generate_elsewhere
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM
 from zoo import ANIMALS, LAYERS, bring, cage
 
 from routing.commands import calibrate, card, evaluate, generate, train
 from routing.common.errors import UserError
-from routing.evaluation.task_names import CONFIGS
+from routing.evaluation.tasks import task_manager
 from routing.labels.reading import read_header, read_labels
 from routing.labels.records import labelled
 from routing.models.bases import load_base
@@ -56,17 +55,10 @@ def command(main, *words) -> None:
         main()
 
 
-@cache
-def own_tasks(model: str = "") -> TaskManager:
-    """The tasks of this project alone: lm-eval takes half a minute to read the names of all its own."""
-    return TaskManager(include_path=str(CONFIGS), include_defaults=False, metadata={"pretrained": model})
-
-
 @contextmanager
 def quick():
-    """lm-eval knows our tasks alone and does not list what is installed; no pictures are drawn of the results."""
+    """lm-eval does not list what is installed; no pictures are drawn of the results."""
     with (
-        patch("routing.evaluation.tasks.task_manager", own_tasks),
         patch("lm_eval.evaluator.add_env_info"),
         patch("routing.commands.work.evaluate.write_html"),
     ):
@@ -82,7 +74,7 @@ def lm_eval_of(model, tokenizer, tasks: list, place: str, **settings) -> dict[st
     harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4)
     settings |= {"bootstrap_iters": 0, "log_samples": True}
     with quick():
-        found = simple_evaluate(harness, tasks=tasks, task_manager=own_tasks(place), **settings)
+        found = simple_evaluate(harness, tasks=tasks, task_manager=task_manager(place, False), **settings)
     by_question = {task: sorted(samples, key=lambda one: one["doc_id"]) for task, samples in found["samples"].items()}
     return {task: [bool(sample["acc"]) for sample in samples] for task, samples in by_question.items()}
 
