@@ -46,6 +46,7 @@ def plant(folder: Path, section: str, body: str) -> dict[str, str]:
     return {"PYTHONPATH": str(folder)}
 
 
+@pytest.mark.slow
 def test_a_section_that_fails_says_why_and_the_next_one_runs(tmp_path):
     environment = plant(tmp_path, "tokens", "raise RuntimeError('planted')")
     done = run("--smoke", "--sections", "tokens,quantized", "--output", tmp_path / "out", **environment)
@@ -55,6 +56,7 @@ def test_a_section_that_fails_says_why_and_the_next_one_runs(tmp_path):
     assert any("planted" in line for line in found["tokens"]["error"]) and found["quantized"]["status"] == "done"
 
 
+@pytest.mark.slow
 def test_a_section_that_is_cut_off_keeps_its_rows(tmp_path):
     environment = plant(tmp_path, "tokens", "import time; time.sleep(600)")
     done = run("--smoke", "--sections", "tokens", "--limit", "6", "--output", tmp_path / "out", **environment)

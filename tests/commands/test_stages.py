@@ -111,6 +111,7 @@ def checkpoint(base, labels, tmp_path_factory) -> Path:
     return folder / "checkpoints" / "run"
 
 
+@pytest.mark.slow
 def test_killed_search_ends_with_the_same_bytes(base, questions, labels, tmp_path):
     output = tmp_path / "out"
     arguments = generation(base, questions, output)
@@ -310,6 +311,7 @@ def test_reference_checkpoint_loads_the_same_way(base, labels, checkpoint, tmp_p
         RoutedLlamaForCausalLM.from_pretrained(folder)
 
 
+@pytest.mark.slow
 def test_stock_lm_eval_runs_from_any_directory(checkpoint, tmp_path):
     model = f"pretrained={checkpoint},trust_remote_code=True,dtype=float32,num_windows=8"
     command = [

@@ -40,7 +40,7 @@ def save_menu_checkpoint(folder: Path, seed: int = 0, **information) -> Path:
     torch.manual_seed(seed)
     router = routed.model.routers
     with torch.no_grad():
-        router.linears[0].weight.normal_(0, 0.0003)
+        router.linears[0].weight.normal_(0, 0.0002)
         router.linears[0].bias.copy_(torch.tensor([0.5, 0.49, 0.45, 0.3]))
         router.errors.zero_()
     record = {"arguments": {"model_id": str(base), "cost": 0.01}, "datasets": ["arithmetic"]} | information

@@ -591,6 +591,7 @@ def save_adapted(folder: Path, base: Path, seed: int) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_adapters_stand_in_for_pruned_layers(base, questions, single, tmp_path, monkeypatch):
     adapted, output = save_adapted(tmp_path / "adapted", base, 0), tmp_path / "out"
     words = listed(base, questions, output, *DFS, "--adapters", adapted)

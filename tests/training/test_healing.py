@@ -341,6 +341,7 @@ def same(one: Path, other: Path) -> bool:
     return first.keys() == second.keys() and len(first) and all(torch.equal(first[k], second[k]) for k in first)
 
 
+@pytest.mark.slow
 def test_healing_goes_on_to_the_same_adapters(healed, base, monkeypatch):
     from routing.training.adapters import healing
 

@@ -293,6 +293,7 @@ def test_noise_is_for_training_alone(place):
     assert measure(learner, pairs, pairs, 100) == measure(learner, pairs, pairs, 100)
 
 
+@pytest.mark.slow
 def test_embeddings_are_computed_once(place, orpo, monkeypatch):
     """They are kept for the run, and computed anew for other texts."""
     calls = []
