@@ -412,7 +412,7 @@ def entries(output: Path) -> list[dict]:
 )
 def test_verified_labels(base, questions, single, tmp_path, monkeypatch, capsys, name, others):
     output = tmp_path / "out"
-    generate(monkeypatch, *arguments(base, questions, output, "--num_samples", 6, "--verify", name, *others))
+    generate(monkeypatch, *arguments(base, questions, output, "--num_samples", 12, "--verify", name, *others))
     header = json.loads((output / HEADER).read_text())
     assert header["arguments"]["verify"] == name
     tried, report = entries(output), capsys.readouterr().err
