@@ -267,8 +267,10 @@ def save_tiny_checkpoint(folder, layers: int, run_info: dict | None = None):
 def routed_from(family: Family, stock, router_seed: int | None = None, **overrides):
     """The routed model with the weights of `stock`; with `router_seed`, its routers take varied decisions."""
     fields = config_fields(family, tie_word_embeddings=stock.config.tie_word_embeddings)
-    fields["attn_implementation"] = stock.config._attn_implementation
-    model = family.routed(family.routed_config(**(fields | {"router_hidden_size": 16} | overrides))).eval()
+    own = {"attn_implementation": stock.config._attn_implementation, "router_hidden_size": 16} | overrides
+    if not family.stock._supports_sdpa:
+        own["attn_implementation"] = "eager"
+    model = family.routed(family.routed_config(**(fields | own))).eval()
     missing, unexpected = model.load_state_dict(stock.state_dict(), strict=False)
     assert not unexpected and all(".routers." in name or ".adapters." in name for name in missing)
     if router_seed is not None:

@@ -165,12 +165,15 @@ def test_gatherings_name_the_tokens_that_run(data):
 @pytest.mark.parametrize("kind", ("embedding", "prefix"))
 @torch.no_grad()
 def test_rows_with_a_route_each_run_their_layers(any_family, kind):
-    model = global_model(any_family, kind)
     rows = random_rows((4, 9, 6, 11, 3, 8))
     ids, mask = padded(rows)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    output = model(ids, attention_mask=mask, position_ids=positions)
-    routes = output.routes
+    for seed in (3, 4, 5):  # Until a router decides differently for these rows.
+        model = global_model(any_family, kind, seed)
+        output = model(ids, attention_mask=mask, position_ids=positions)
+        routes = output.routes
+        if len(set(map(tuple, routes.tolist()))) > 1:
+            break
     assert routes[:, :KEPT].eq(1).all() and len(set(map(tuple, routes.tolist()))) > 1
     for row, own, out, route in zip(rows, mask.bool(), output.logits, routes, strict=True):
         alone = model(row[None], use_cache=False)
