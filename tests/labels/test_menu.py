@@ -421,7 +421,7 @@ def test_greedy_of_a_real_model_with_adapters(base, tmp_path, monkeypatch):
     assert read_header(output)["menu"]["routes"] == [list(route) for route in expected]
 
 
-EXPLORED = ("--search", "random", "--subsets", 3, "--stop_score", -1)
+EXPLORED = ("--search", "random", "--subsets", 8, "--stop_score", -1)
 
 
 def test_pooled_paths_of_a_real_search(base, questions, tmp_path, monkeypatch):
