@@ -419,7 +419,7 @@ def test_relative_errors_count_each_token_alike():
 
 def words(base, name: str, *more: str) -> list[str]:
     places = [f"--output_dir={base.parent}/checkpoints", f"--work_dir={base.parent}/runs"]
-    settings = ["--num_samples=40", "--score_samples=6", "--num_epochs=6", "--learning_rate=1e-3", "--batch_size=32"]
+    settings = ["--num_samples=80", "--score_samples=6", "--num_epochs=6", "--learning_rate=1e-3", "--batch_size=32"]
     return [f"--run_name={name}", f"--model_id={base}", "--dataset=openbookqa", *places, *settings, *more]
 
 
@@ -561,7 +561,7 @@ def test_adapters_can_be_switched_off_when_loading_and_not_on(checkpoint, base, 
 
 
 def test_a_run_goes_on_with_the_same_states_alone(trained_checkpoint, base):
-    with pytest.raises(UserError, match="--num_samples was 40, now 30"):
+    with pytest.raises(UserError, match="--num_samples was 80, now 30"):
         trained(base, "one", "--num_samples=30", "--resume")
     note = base.parent / "runs" / "one" / "made_from.json"
     kept = note.read_text()
