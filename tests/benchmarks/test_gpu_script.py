@@ -23,6 +23,7 @@ def results(folder: Path) -> dict[str, dict]:
     return {path.stem: json.loads(path.read_text()) for path in folder.glob("*/*.json")}
 
 
+@pytest.mark.slow
 def test_every_section_runs_at_tiny_shapes(tmp_path):
     done = run("--smoke", "--output", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -380,6 +380,7 @@ def stream(folder: Path, count: int, kind: str) -> tuple[int, int]:
     return drawn, labelled
 
 
+@pytest.mark.slow
 def test_labelling_holds_one_group_at_a_time(tmp_path):
     """A question and its label would be more than 1 KB."""
     peaks = [stream(tmp_path / str(count), count, "traced")[1] for count in (256, 768)]

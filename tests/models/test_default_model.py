@@ -108,6 +108,7 @@ def requests_of(tokenizer) -> list[Instance]:
     return [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [HFLM, PromptRoutedLM], ids=["stock", "prompt-routed"])
 def test_loglikelihoods_do_not_depend_on_the_batch_size(kind, routed, tokenizer):
     """lm-eval pads on the right and sends no mask; each row must get what it gets alone."""
@@ -148,7 +149,11 @@ def lm_eval_samples(folder, tokenizer):
 
 @pytest.mark.parametrize(
     ("scoring", "metric"),
-    [("loglikelihood", "acc"), ("loglikelihood_norm", "acc_norm"), ("loglikelihood_bytes", "acc_bytes")],
+    [
+        pytest.param("loglikelihood", "acc", marks=pytest.mark.slow),
+        pytest.param("loglikelihood_norm", "acc_norm", marks=pytest.mark.slow),
+        ("loglikelihood_bytes", "acc_bytes"),
+    ],
 )
 def test_search_scores_choices_as_lm_eval_does(scoring, metric, routed, tokenizer, lm_eval_samples):
     """Verdicts of the evaluator at full depth against lm-eval's own metric."""

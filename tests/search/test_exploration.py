@@ -281,7 +281,12 @@ def mixed(model) -> tuple[list[Request], list[tuple[int, ...]]]:
 
 
 @pytest.mark.parametrize(
-    ("score", "batch_size", "memory"), [("accuracy", 32, 2**30), ("letters", 32, 2**30), ("letters", 3, 0)]
+    ("score", "batch_size", "memory"),
+    [
+        ("accuracy", 32, 2**30),
+        pytest.param("letters", 32, 2**30, marks=pytest.mark.slow),
+        ("letters", 3, 0),
+    ],
 )
 def test_the_fast_evaluator_gives_the_scores_of_the_plain_one(model, mixed, score, batch_size, memory):
     asked, routes = mixed

@@ -134,8 +134,15 @@ def prompts_of(place: Path, tokenizer) -> tuple[list[str], torch.Tensor, torch.T
     return list(kinds), *map(torch.tensor, left_pad(prompts, tokenizer.pad_token_id))
 
 
-@pytest.mark.parametrize("objective, top_k", (("fbc", "conditional"), ("dpo", "conditional"), ("orpo", "sinkhorn"),
-                                              ("orpo", "gumbel")))  # fmt: skip
+@pytest.mark.parametrize(
+    ("objective", "top_k"),
+    [
+        ("fbc", "conditional"),
+        ("dpo", "conditional"),
+        pytest.param("orpo", "sinkhorn", marks=pytest.mark.slow),
+        pytest.param("orpo", "gumbel", marks=pytest.mark.slow),
+    ],
+)
 def test_every_objective_learns_which_layers_are_harmless(place, objective, top_k):
     """Held-out questions: the better set is likelier; and the checkpoint prunes layers, mostly none that harms."""
     more = ("--num_epochs=80",) if objective == "fbc" else ()  # There are few best sets, so few steps an epoch.
