@@ -54,14 +54,15 @@ docs-check: $(VENV)/runtime
 	$(BIN)/python docs/make_files.py --check
 	$(BIN)/python docs/check_commands.py
 
+# Python compiles what is imported when it is imported; pip would compile all of it, which takes longer than the rest.
 $(VENV)/runtime: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --no-compile -r requirements.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --editable .
 	touch $@
 
 $(VENV)/development: $(VENV)/runtime requirements-dev.txt
-	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --no-compile -r requirements-dev.txt
 	touch $@
 
 $(DOCS_VENV)/installed: requirements-docs.txt
