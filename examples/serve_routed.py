@@ -30,4 +30,6 @@ def main(checkpoint: str, *options: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+        sys.exit(print(__doc__))
     main(*sys.argv[1:])

@@ -17,8 +17,9 @@ from routing.tasks.examples import SPLITS, Example
 from routing.tasks.local import WANTED, local_examples
 from routing.tasks.prompts import AS_PUBLISHED, expected_answers, max_new_tokens, scoring_of
 
-# A limit that is exact for the longest answer would leave no token by which its end shows.
-END = 1
+# A limit that is exact for the longest answer would leave no token by which its end shows. A number needs two: "146,"
+# may become "146,000", and "146, " may not.
+END = 2
 TOGETHER = 1024  # questions whose answers are tokenized at a time
 FOLLOWING = ("number", "exact", "boxed", "solution")  # checkers whose answers say how long an answer may be
 
