@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from data_models.path_notation import write_path
-from routing.common.errors import run_command
+from routing.common.errors import UserError, run_command
 from routing.common.files import write_json, write_text
 from routing.common.run_info import git_commit, hardware, today, versions
 from routing.common.stages import done, run_stage
@@ -86,7 +86,12 @@ def main() -> None:
     output = arguments.output
     table = table_of(arguments, 1, arguments.model, arguments.menu, "validation", "validation")
     rewards = table.rewards.mean(0)
-    chosen = max((at for at in range(1, len(rewards)) if table.layers[at] <= arguments.layers), key=rewards.__getitem__)
+    short = [at for at in range(1, len(rewards)) if table.layers[at] <= arguments.layers]
+    if not short:
+        raise UserError(
+            f"--menu {arguments.menu} has no path of --layers {arguments.layers} or fewer; give one of both"
+        )
+    chosen = max(short, key=rewards.__getitem__)
     paths = [to_path(route) for route in table.routes]
     print(
         f"chosen: {write_path(paths[chosen])}, {rewards[chosen]:.3f} of validation questions; all: {rewards.round(3)}"

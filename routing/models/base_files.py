@@ -24,10 +24,12 @@ def commit_of(name: str, revision: str | None = None) -> str | None:
     if Path(place).exists():
         return None
     from huggingface_hub import HfApi, is_offline_mode
+    from huggingface_hub.errors import HfHubHTTPError, RevisionResolutionError
 
     try:
         return HfApi().resolve_revision(place, revision=revision, local_files_only=is_offline_mode()).resolved
-    except Exception:  # Whatever it was, reading the files tells it better, or finds them in the cache.
+    # The hub's, the connection's (its bases), a name's: reading the files tells them better, or finds them cached.
+    except (RevisionResolutionError, ValueError, *HfHubHTTPError.__bases__):
         return revision
 
 

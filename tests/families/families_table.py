@@ -5,6 +5,7 @@ PYTHONPATH=.:tests:tests/families python tests/families/families_table.py
 
 from __future__ import annotations
 
+import sys
 import traceback
 from pathlib import Path
 
@@ -38,14 +39,17 @@ def tried(family) -> dict[str, str]:
         try:
             feature(subject)
             done[name] = "yes"
-        except Exception:
+        except Exception:  # Told in the table and by the exit status; the other features are tried all the same.
             traceback.print_exc()
             done[name] = "no"
     return done
 
 
 def main() -> None:
-    PAGE.write_text(page({family.config.model_type: tried(family) for family in FAMILIES}), encoding="utf-8")
+    found = {family.config.model_type: tried(family) for family in FAMILIES}
+    PAGE.write_text(page(found), encoding="utf-8")
+    if failed := [f"{name}: {feature}" for name, done in found.items() for feature in done if done[feature] == "no"]:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

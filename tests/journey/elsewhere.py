@@ -59,7 +59,7 @@ def main() -> None:
             ids = torch.tensor([tokenizer.encode(text)])
             answer = {"tokens": model.generate(ids, **GREEDY)[0].tolist(), "module": type(model).__module__}
             assert answer["module"].startswith("transformers_modules."), answer
-        except Exception:
+        except Exception:  # The other process raises it, see `generate_elsewhere`.
             answer = {"error": traceback.format_exc()}
         print(json.dumps(answer), flush=True)
 
