@@ -51,12 +51,13 @@ def main(argv: list[str] | None = None) -> None:
             "--save_base copy, or from a base on the hub."
         )
     raise_all(problems)
-    from routing.report.card import checkpoint_files, read_results, write_model_card  # Takes seconds to import.
+    from routing.report import card as cards  # Takes seconds to import.
 
-    if card := write_model_card(folder, read_results(folder), repo_id):
+    cards.read_text_results(folder)
+    if card := cards.write_model_card(folder, cards.read_results(folder), repo_id):
         print(card, file=sys.stderr)
     if push:
-        url = upload(folder, checkpoint_files(folder), repo_id, "model", arguments.public, "Routed checkpoint")
+        url = upload(folder, cards.checkpoint_files(folder), repo_id, "model", arguments.public, "Routed checkpoint")
         print(f"uploaded to {url}", file=sys.stderr)
 
 

@@ -9,7 +9,9 @@ import hashlib
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from routing.common.errors import UserError
 from routing.common.files import write_text
@@ -27,6 +29,8 @@ MARK = re.compile(r"<!-- written by [^,>]+, replaced until it is edited: ([0-9a-
 SUFFIXES = (".json", ".safetensors", ".py", ".jinja", ".txt", ".model")
 # Not in results of earlier versions.
 NEEDED = ("controls", "rerouted", "layers_histogram", "num_fewshot", "checkpoint_sha256")
+
+Results = TypeVar("Results")
 
 
 def _digest(text: str) -> str:
@@ -72,8 +76,7 @@ def write_model_card(folder: Path, results: list[dict] | None = None, repo_id: s
     if config["model_type"] == HYBRID:
         text = hybrid_card(name, config, training, repo_id)
     else:
-        on_text = folder / TEXT_RESULTS
-        measured = json.loads(on_text.read_text(encoding="utf-8")) if on_text.exists() else None
+        measured = usable(read_text_results, folder)
         text = card_text(name, config, training, results or [], repo_id, measured, promise_of(folder))
     write_text(path, marked(text))
     return path
@@ -95,13 +98,45 @@ def read_results(folder: Path) -> list[dict] | None:
         raise UserError(f"{path} is damaged ({error}). Run evaluation.py again, or remove it.") from error
     if missing:
         raise UserError(f"{path} lacks {missing[0]!r}: an earlier version wrote it. Run evaluation.py again.")
-    now = checkpoint_hash(folder)
-    if any(result["checkpoint_sha256"] != now for result in results):
+    _check_current(path, [result["checkpoint_sha256"] for result in results], "evaluation.py")
+    return results
+
+
+def read_text_results(folder: Path) -> dict | None:
+    """What `dlr text_evaluation` left in a checkpoint folder; None if it did not run.
+
+    Raises:
+        UserError: as `read_results` does.
+    """
+    path, command = folder / TEXT_RESULTS, "dlr text_evaluation"
+    if not path.exists():
+        return None
+    try:
+        measured = json.loads(path.read_text(encoding="utf-8"))
+        missing = [key for key in ("rows", "checkpoint_sha256") if key not in measured]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}). Run {command} again, or remove it.") from error
+    if missing:
+        raise UserError(f"{path} lacks {missing[0]!r}: an earlier version wrote it. Run {command} again, or remove it.")
+    _check_current(path, [measured["checkpoint_sha256"]], command)
+    return measured
+
+
+def _check_current(path: Path, hashes: list[str], command: str) -> None:
+    if set(hashes) - {checkpoint_hash(path.parent)}:
         raise UserError(
             f"{path} is of this checkpoint as it was before its config or weights changed (calibrated since?). Run "
-            "evaluation.py again, or remove it."
+            f"{command} again, or remove it."
         )
-    return results
+
+
+def usable(read: Callable[[Path], Results], folder: Path) -> Results | None:
+    """Results of a folder; those that cannot be used are left out, and why is said on stderr."""
+    try:
+        return read(folder)
+    except UserError as error:
+        print(f"left out of {folder / CARD}: {error}", file=sys.stderr)
+    return None
 
 
 def renew_card(folder: Path) -> None:
@@ -109,12 +144,7 @@ def renew_card(folder: Path) -> None:
     out and said to be stale on stderr."""
     if not (folder / CARD).exists():
         return
-    results = None
-    try:
-        results = read_results(folder)
-    except UserError as error:
-        print(f"left out of {folder / CARD}: {error}", file=sys.stderr)
-    write_model_card(folder, results)
+    write_model_card(folder, usable(read_results, folder))
 
 
 def checkpoint_files(folder: Path) -> list[str]:

@@ -24,7 +24,7 @@ from routing.commands.card import main
 from routing.common.errors import UserError
 from routing.models.checkpoint_files import checkpoint_hash
 from routing.models.default_model import DEFAULT_MODEL, default_model_folder
-from routing.report.card import CARD, RESULTS, renew_card, write_model_card
+from routing.report.card import CARD, RESULTS, TEXT_RESULTS, read_text_results, renew_card, write_model_card
 from routing.report.card_text import limits
 
 CONFIG = {
@@ -234,6 +234,24 @@ def test_results_of_what_a_checkpoint_was_before_are_refused(tmp_path, monkeypat
     (folder / "model.safetensors").write_bytes(b"other weights")
     with pytest.raises(UserError, match="as it was before"):
         run(monkeypatch, folder)
+
+
+def test_text_results_of_what_a_checkpoint_was_before_are_refused(tmp_path, monkeypatch, capsys):
+    folder = checkpoint(tmp_path / "run")
+    path = folder / TEXT_RESULTS
+    path.write_text(json.dumps({"rows": [], "checkpoint_sha256": checkpoint_hash(folder)}))
+    assert read_text_results(folder) == {"rows": [], "checkpoint_sha256": checkpoint_hash(folder)}
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"route_bias": 0.5}))
+    for words in ((), ("--push", "--repo_id", "me/routed")):
+        with pytest.raises(UserError, match="text_evaluation.json is of this checkpoint as it was before"):
+            run(monkeypatch, folder, *words)
+    assert not (folder / CARD).exists()
+    write_model_card(folder)
+    assert "as it was before" in capsys.readouterr().err
+    for content, said in (('{"rows": []}', "lacks 'checkpoint_sha256': an earlier version"), ("{", "is damaged")):
+        path.write_text(content)
+        with pytest.raises(UserError, match=said):
+            run(monkeypatch, folder)
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,8 @@ from routing.evaluation.text_controls import (
 )
 from routing.models.bases import load_base
 from routing.models.checkpoint import load_checkpoint
-from routing.models.checkpoint_files import training_record
-from routing.report.card import TEXT_RESULTS, read_results, write_model_card
+from routing.models.checkpoint_files import checkpoint_hash, training_record
+from routing.report.card import TEXT_RESULTS, read_results, usable, write_model_card
 from routing.tasks.corpora import passages
 from routing.tasks.sequences import Sequences, make_sequences
 from routing.training.end_to_end.static import costs_of_layers, static_route
@@ -111,7 +111,7 @@ def print_rows(rows: list[dict], title: str) -> None:
 def run(arguments: argparse.Namespace) -> None:
     folder, device = Path(arguments.checkpoint), pick_device(arguments.device)
     record = training_record(folder)
-    training = record["arguments"]
+    training, checkpoint_sha256 = record["arguments"], checkpoint_hash(folder)
     model, tokenizer = load_checkpoint(folder, DTYPES[arguments.dtype], device)
     kept, depth = model.config.kept_layers, model.config.num_hidden_layers
     batches, ranking = (
@@ -148,9 +148,9 @@ def run(arguments: argparse.Namespace) -> None:
     rows = rows_of_table(methods, totals, about, kept)
     shown = totals[[method.name for method in methods].index("routed" if decides else "full")]
     facts = {"corpus": training["corpus"], "part": "test", "arguments": vars(arguments)} | made_with()
-    facts["threads"] = torch.get_num_threads()
+    facts["threads"], facts["checkpoint_sha256"] = torch.get_num_threads(), checkpoint_sha256
     write_json(folder / TEXT_RESULTS, facts | {"rows": rows, "layer_shares": shown.layer_shares})
     write_text(folder / "controls.csv", csv_text(COLUMNS, ([row.get(name) for name in COLUMNS] for row in rows)))
     write_text(folder / "layers.csv", csv_text(("layer", "share"), enumerate(shown.layer_shares)))
-    write_model_card(folder, read_results(folder))
+    write_model_card(folder, usable(read_results, folder))
     print_rows(rows, f"{training['run_name']}: {len(totals[0].losses)} rows of {training['corpus']}, test part")
