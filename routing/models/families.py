@@ -7,12 +7,20 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import sys
 from functools import cache
 from typing import TYPE_CHECKING
 
 from routing.common.errors import UserError
-from routing.models.base_files import base_fields, base_file, locate_model, not_loaded, to_make_whole
+from routing.models.base_files import (
+    base_fields,
+    base_file,
+    config_fields,
+    locate_model,
+    not_loaded,
+    to_make_whole,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -130,11 +138,13 @@ def load_tokenizer(name: str, revision: str | None = None):
     Raises:
         UserError: if it cannot be loaded, has no token to pad with, or puts a token behind every text.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedConfig
 
     place = locate_model(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
+        # transformers would ask on the terminal whether the code of a checkpoint may run, which no tokenizer needs.
+        config = {"config": PreTrainedConfig()} if has_code(name, revision) else {}
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, **config)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(no_tokenizer(name, revision, error)) from error
     rows = vocabulary_rows(name, revision)
@@ -152,11 +162,23 @@ def load_tokenizer(name: str, revision: str | None = None):
     return tokenizer
 
 
+def has_code(name: str, revision: str | None = None) -> bool:
+    """Whether a model's config names code that comes with it, as those of checkpoints do.
+
+    Raises:
+        OSError, ValueError: if the config cannot be had.
+    """
+    path = base_file(name, "config.json", revision)
+    return path is not None and "auto_map" in json.loads(path.read_text(encoding="utf-8"))
+
+
 def vocabulary_rows(name: str, revision: str | None = None) -> int | None:
     """Rows of a model's embedding; None where no config tells."""
     from transformers import AutoConfig
 
     try:
+        if has_code(name, revision):
+            return config_fields(locate_model(name), revision).get("vocab_size")
         return getattr(AutoConfig.from_pretrained(locate_model(name), revision=revision), "vocab_size", None)
     except (OSError, ValueError):
         return None

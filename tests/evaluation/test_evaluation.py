@@ -23,6 +23,7 @@ from routing.evaluation.lm import Key, PromptRoutedLM
 from routing.evaluation.methods import Settings, evaluate
 from routing.evaluation.tasks import check_tasks
 from routing.models.checkpoint import load_checkpoint
+from routing.models.families import load_tokenizer, vocabulary_rows
 
 LAYERS = 6
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,6 +141,17 @@ def test_a_stock_model_is_measured_alike(trained):
 
 
 # The command.
+
+
+def test_the_tokenizer_of_a_checkpoint_loads_without_its_code(trained, capsys):
+    """Else transformers asks on the terminal, and waits, in each evaluation."""
+    tokenizer = load_tokenizer(str(trained))
+    told = capsys.readouterr()
+    assert "custom code" not in told.out + told.err and "to instantiate" not in told.err
+    base = load_tokenizer(str(trained.parent / "base"))
+    assert type(tokenizer) is type(base) and tokenizer.pad_token_id == base.pad_token_id
+    assert tokenizer(TEXTS)["input_ids"] == base(TEXTS)["input_ids"]
+    assert vocabulary_rows(str(trained)) == vocabulary_rows(str(trained.parent / "base"))
 
 
 def test_everything_is_reported(checkpoint, monkeypatch, capsys):
