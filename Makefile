@@ -22,9 +22,9 @@ lint: $(VENV)/development
 	$(BIN)/lint-imports --no-logo --no-cache
 
 # What takes minutes: run before a release.
-slow: $(VENV)/development
+slow: $(VENV)/ray
 	$(BIN)/python -m routing fetch
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
 # Do the tests notice small changes of core files? A sample, within an hour; the next call goes on (docs/mutants.md).
 # MUTANTS_ARGS="--minutes 10 --only routing/search" for a part.
@@ -63,6 +63,11 @@ $(VENV)/runtime: requirements.txt pyproject.toml
 
 $(VENV)/development: $(VENV)/runtime requirements-dev.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --no-compile -r requirements-dev.txt
+	touch $@
+
+# Optional for users, and for the slow tests of what uses it.
+$(VENV)/ray: $(VENV)/development
+	$(BIN)/python -m pip install --disable-pip-version-check --no-compile --editable ".[ray]"
 	touch $@
 
 $(DOCS_VENV)/installed: requirements-docs.txt

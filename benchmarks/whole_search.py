@@ -126,8 +126,8 @@ def problems(arguments: argparse.Namespace) -> list[str]:
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=DEFAULT_MODEL, help="base model: hub id, folder, or the default")
-    parser.add_argument("--examples", type=int, default=64, help="questions of each scoring, searched side by side")
-    parser.add_argument("--naive_examples", type=int, default=8, help="of these, those that the naive side searches")
+    parser.add_argument("--examples", type=int, default=32, help="questions of each scoring, searched side by side")
+    parser.add_argument("--naive_examples", type=int, default=4, help="of these, those that the naive side searches")
     parser.add_argument("--num_simulations", type=int, default=50, help="of each search, at most")
     parser.add_argument("--batch_size", type=int, default=64, help="paths evaluated together, at most")
     parser.add_argument("--cache_gib", type=float, default=2.0, help="stored states, GiB at most")

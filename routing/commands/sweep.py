@@ -9,7 +9,8 @@ may be a list of values (all combinations are run), with a `name` where objectiv
 `seeds`, which a run may have its own of; `evaluation`, arguments of `dlr text_evaluation`; and `keep_checkpoints`,
 true unless given. Any number of processes fill one folder: manifest.json, runs/NAME/ with metrics.csv, controls.csv and
 layers.csv, and of all runs together metrics.csv and controls.csv. `python -m routing report FOLDER` draws them. A run
-that fails leaves failed.txt, the others go on, and it is tried again with --retry_failed alone.
+that fails leaves failed.txt, the others go on, and it is tried again with --retry_failed alone. With --engine ray this
+command gives the runs to workers of a Ray cluster, whose nodes see the output folder under the same path.
 
 Runs of objective lm, hybrid language models, measure themselves on test text and have result.json in the place of
 controls.csv; a grid holds runs of that kind alone, or none.
@@ -27,6 +28,7 @@ from routing.common.cli import read_arguments
 from routing.common.errors import UserError, raise_all, run_command
 from routing.common.files import unwritable
 from routing.common.parser import Parser
+from routing.common.ray_workers import ray_problems
 from routing.common.user_files import read_yaml
 from routing.models.problems import check_base
 from routing.models.wheel_models import WHEEL_MODELS
@@ -152,15 +154,19 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("grid", help="YAML file")
     parser.add_argument("--output", required=True, help="folder of the results; an unfinished one is continued")
     parser.add_argument("--retry_failed", action="store_true", help="try runs again that failed before")
+    parser.add_argument("--engine", default="files", choices=("files", "ray"), help="who makes the runs: see above")
+    parser.add_argument("--address", help="ray: HOST:PORT of the cluster, or auto; default: start one here")
+    parser.add_argument("--workers", type=int, help="ray: runs at a time; default one for each GPU, or CPU without any")
     arguments = parser.parse_args(argv)
-    raise_all(unwritable("--output", Path(arguments.output)))
+    found = unwritable("--output", Path(arguments.output))
+    raise_all(found + ray_problems(arguments.engine, arguments.address, arguments.workers))
     grid, output = read_grid(Path(arguments.grid)), Path(arguments.output)
     runs = runs_of(grid)
     check_runs(runs, output)
     check_evaluation(grid.get("evaluation") or {}, output)
     from routing.commands.work.sweep import run  # Takes seconds to import.
 
-    run(grid, runs, output, arguments.retry_failed)
+    run(grid, runs, output, arguments)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from routing.common.cli import below, option, outside
 from routing.common.devices import DTYPES, device_problems
 from routing.common.files import unwritable
+from routing.common.ray_workers import ray_problems
 from routing.labels.problems import pool_problems
 from routing.models.default_model import DEFAULT_MODEL
 from routing.models.families import layers_of
@@ -149,6 +150,16 @@ class DataGenerationArguments:
         "pooled and kept beside the labels: training on them need not run the base then; 0: keep nothing",
     )
     seed: int = option(0, "seed of the drawing of examples and of every search")
+    engine: str = option(
+        "files",
+        "files (any number of these commands share the folder by file locks) or ray (this command gives the questions "
+        "to workers of a Ray cluster, and it alone needs the folder)",
+        ("files", "ray"),
+    )
+    address: str | None = option(
+        None, "ray: HOST:PORT of the cluster, or auto for the one of this machine; default: start one here"
+    )
+    workers: int | None = option(None, "ray: models at work; default one for each GPU, or CPU where there is none")
     output_dir: str = option("data/mcts_paths", "folder of the label file")
 
     def problems(self) -> list[str]:
@@ -159,6 +170,12 @@ class DataGenerationArguments:
             found.append(
                 f"--store_features {self.store_features} keeps what routers read along the path that a tree search "
                 f"labels, and --search {self.search} labels none; leave it out, or use --search mcts"
+            )
+        found += ray_problems(self.engine, self.address, self.workers)
+        if self.engine == "ray" and self.store_features > 0:
+            found.append(
+                f"--store_features {self.store_features} writes beside the labels, which workers of --engine ray do "
+                "not see; leave one of them out"
             )
         given = [name for name in ("num_samples", "max_new_tokens") if getattr(self, name) is not None]
         found += below(self, **dict.fromkeys(given, 1))

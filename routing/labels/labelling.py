@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from random import Random
 
 from tqdm import tqdm
@@ -37,7 +37,7 @@ def example_rng(seed: int, example_id: str) -> Random:
 
 @dataclass
 class Counts:
-    """What the searches of this process found so far."""
+    """What searches found so far."""
 
     examples: int = 0
     evaluations: int = 0
@@ -45,6 +45,7 @@ class Counts:
     fixed: int = 0
     shortened: int = 0
     lucky: int = 0  # right paths that failed the re-test
+    ties: int = 0  # near ties that the plain evaluator decided
 
     def add(self, result: SearchResult) -> None:
         self.examples += 1
@@ -52,6 +53,11 @@ class Counts:
         self.fixed += result.best is not None and not result.base_correct
         self.shortened += result.base_correct and route_length(result.best) < len(result.full)
         self.lucky += sum(verdict.lucky for verdict in result.verdicts.values())
+
+    def merge(self, other: Counts) -> None:
+        """Add what others counted."""
+        for name in (f.name for f in fields(self)):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
 @dataclass

@@ -263,17 +263,22 @@ class LabelFolder:
         """
         while True:
             with ExitStack() as stack:
-                group = self._claim(stack)
+                group = self.claim(stack)
                 if group is not None:
                     yield group
                     continue
-            with self._lock():
-                self._merge()
-            if self._merged == len(self):
+            if self.complete():
                 return
             time.sleep(POLL)
 
-    def _claim(self, stack: ExitStack) -> Group | None:
+    def complete(self) -> bool:
+        """Whether all groups are finished and merged."""
+        with self._lock():
+            self._merge()
+        return self._merged == len(self)
+
+    def claim(self, stack: ExitStack) -> Group | None:
+        """A group that nobody works on, held until the stack is closed; None if there is none now."""
         try:
             (self.folder / PARTS).mkdir(exist_ok=True)
         except FileExistsError:

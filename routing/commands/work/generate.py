@@ -42,7 +42,7 @@ from routing.tasks.prompts import max_new_tokens, scoring_of
 from routing.tasks.variants import permuted, rephrased
 
 # A run may be continued with others of these.
-NOT_IN_HEADER = ("output_dir", "device", "batch_size", "cache_gib", "store_features")
+NOT_IN_HEADER = ("output_dir", "device", "batch_size", "cache_gib", "store_features", "engine", "address", "workers")
 # Arguments that matter to one kind of search alone: those of the others are in no header either.
 OF_SEARCH = {
     "mcts": (
@@ -151,11 +151,11 @@ def tell_limits(folder: LabelFolder, arguments: DataGenerationArguments, tokeniz
 
 
 def make_search(
-    arguments: DataGenerationArguments, folder: LabelFolder
+    arguments: DataGenerationArguments, header: dict
 ) -> tuple[Callable, SearchSettings | ExplorationSettings | MenuSettings]:
     """The search that is asked for, and its settings."""
     if arguments.search == "menu":
-        return along_menu, MenuSettings(tuple(menu_routes(folder.folder, folder.header)))
+        return along_menu, MenuSettings(tuple(menu_routes(Path(arguments.output_dir), header)))
     if arguments.search in EXPLORATIONS:
         settings = ExplorationSettings(
             num_scenarios=arguments.num_scenarios,
@@ -224,14 +224,16 @@ def make_scorer(arguments: DataGenerationArguments, model, tokenizer, make) -> t
     return VerifiedScorer(evaluator, lambda example: make(changed(example))), evaluator
 
 
-def keeper(arguments: DataGenerationArguments, evaluator: PathEvaluator, folder: LabelFolder) -> dict:
-    """What lets a labeller keep the inputs of routers along labelled paths, if that is asked for.
+def keeper(
+    arguments: DataGenerationArguments, evaluator: PathEvaluator, folder: LabelFolder
+) -> Callable[[Request, SearchResult], None]:
+    """What keeps the inputs of routers along labelled paths, where that is asked for.
 
     Raises:
         UserError: if the disk has too little room.
     """
     if not arguments.store_features:
-        return {}
+        return lambda request, result: None
     made_with = arguments.model, arguments.store_features, arguments.dtype, arguments.adapters
     stored = StoredInputs(folder.folder, *made_with)
     config = evaluator.model.config
@@ -249,7 +251,27 @@ def keeper(arguments: DataGenerationArguments, evaluator: PathEvaluator, folder:
             inputs = evaluator.router_inputs(request, result.best, arguments.store_features)
             stored.write(request.prompt_ids, result.best, inputs)
 
-    return {"on_result": keep}
+    return keep
+
+
+def make_labeller(
+    arguments: DataGenerationArguments, header: dict, model, tokenizer, make
+) -> tuple[Labeller, PathEvaluator]:
+    """What searches groups of questions as the arguments and the header of a label folder say, and its evaluator."""
+    scorer, evaluator = make_scorer(arguments, model, tokenizer, make)
+    method, settings = make_search(arguments, header)
+    guided = arguments.search == "mcts" and arguments.prior == "influence"
+    labeller = Labeller(
+        depth=header["num_layers"],
+        settings=settings,
+        seed=arguments.seed,
+        scorer=scorer,
+        prior=evaluator.influence if guided else no_prior,
+        replays=arguments.reward == "binary" and arguments.dtype == "float32",
+        search=method,
+        margins=arguments.reward == "margin",
+    )
+    return labeller, evaluator
 
 
 def finished(folder: Path) -> None:
@@ -299,27 +321,22 @@ def run(arguments: DataGenerationArguments) -> None:
         print(f"{path / LABELS} is complete: {len(folder)} examples", file=sys.stderr)
         finished(path)
         return
-    scorer, evaluator = make_scorer(arguments, model(), tokenizer, make)
-    method, settings = make_search(arguments, folder)
-    guided = arguments.search == "mcts" and arguments.prior == "influence"
-    labeller = Labeller(
-        depth=config.num_hidden_layers,
-        settings=settings,
-        seed=arguments.seed,
-        scorer=scorer,
-        prior=evaluator.influence if guided else no_prior,
-        replays=arguments.reward == "binary" and arguments.dtype == "float32",
-        search=method,
-        margins=arguments.reward == "margin",
-        **keeper(arguments, evaluator, folder),
-    )
-    counts = label_all(folder, make, labeller, show=is_first_process())
+    if arguments.engine == "ray":
+        from routing.commands.work.generate_by_ray import label_by_ray
+
+        counts = label_by_ray(arguments, folder)
+    else:
+        labeller, evaluator = make_labeller(arguments, folder.header, model(), tokenizer, make)
+        labeller.on_result = keeper(arguments, evaluator, folder)
+        counts = label_all(folder, make, labeller, show=is_first_process())
+        counts.ties = evaluator.ties
+    searchers = "this process" if arguments.engine == "files" else "the workers"
     print(
-        f"{path / LABELS}: {len(folder)} examples; {counts.examples} of them searched by this process, with "
+        f"{path / LABELS}: {len(folder)} examples; {counts.examples} of them searched by {searchers}, with "
         f"{counts.evaluations} evaluations: {counts.base_correct} right at full depth, "
         f"{counts.shortened} of them also with fewer layers, {counts.fixed} wrong answers fixed"
         + (f"; {counts.lucky} right paths failed the re-test" if arguments.verify != "none" else "")
-        + (f"; {evaluator.ties} near ties were decided by the plain evaluator" if evaluator.ties else ""),
+        + (f"; {counts.ties} near ties were decided by the plain evaluator" if counts.ties else ""),
         file=sys.stderr,
     )
     finished(path)

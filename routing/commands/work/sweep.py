@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
+import ctypes
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,6 +23,7 @@ from routing.commands.sweep import command_line, is_language_model
 from routing.common.errors import UserError
 from routing.common.files import write_json, write_text
 from routing.common.locks import held
+from routing.common.ray_workers import Workers, cluster
 from routing.common.run_info import made_with
 from routing.common.tables import csv_text
 from routing.training.language_model.arguments import RESULT
@@ -37,6 +44,12 @@ def environment() -> dict[str, str]:
     return own
 
 
+def _end_with_parent() -> None:
+    """A run ends with the process that started it, or two might write to one folder; Linux alone can be asked so."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 def call(command: list[str], log: Path) -> None:
     """Run a command, its output in a file.
 
@@ -44,7 +57,9 @@ def call(command: list[str], log: Path) -> None:
         UserError: with the end of the output, if it fails.
     """
     with log.open("a", encoding="utf-8") as file:
-        result = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment())
+        result = subprocess.run(
+            command, stdout=file, stderr=subprocess.STDOUT, env=environment(), preexec_fn=_end_with_parent
+        )
     if result.returncode:
         end = log.read_text(encoding="utf-8", errors="replace")[-1500:]
         raise UserError(f"{' '.join(command)} failed with status {result.returncode}; {log} ends with:\n{end}")
@@ -95,45 +110,116 @@ def write_manifest(path: Path, grid: dict, runs: dict[str, dict]) -> None:
     write_json(path, {"grid": grid, "runs": runs, "made_by": made_by})
 
 
-def run(grid: dict, runs: dict[str, dict], output: Path, retry_failed: bool) -> None:
+def attempt(name: str, values: dict, output: Path, evaluation: dict) -> str | None:
+    """Make a run; why it failed, or None."""
+    try:
+        make_run(name, values, output, evaluation)
+    except UserError as error:  # A run that diverged must not end those behind it.
+        return str(error)
+    return None
+
+
+def on_worker() -> Callable[[str, dict, Path, dict], str | None]:
+    """What a worker of a cluster does."""
+    return attempt
+
+
+@dataclass
+class Sweep:
+    """The runs of a grid, as this process sees them.
+
+    Attributes:
+        taken: runs that another process makes.
+        failed: runs that failed, now or before.
+    """
+
+    grid: dict
+    runs: dict[str, dict]
+    output: Path
+    retry_failed: bool
+    taken: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+    @property
+    def evaluation(self) -> dict:
+        return self.grid.get("evaluation") or {}
+
+    def claim(self, name: str, stack: ExitStack) -> bool:
+        """Whether this process is to make a run, which it holds until the stack is closed."""
+        folder = self.output / "runs" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        if not stack.enter_context(held(folder / ".sweep.lock", wait=False)):
+            self.taken.append(name)
+        elif (folder / FAILED).exists() and not self.retry_failed:
+            self.failed.append(name)
+        elif last_file(name, self.runs[name], self.output).exists():
+            self.finish(name, None)  # It may have been killed between its last file and this.
+        else:
+            return True
+        return False
+
+    def finish(self, name: str, failure: str | None) -> None:
+        """Note how a run ended, remove what is needed no more, and merge the tables."""
+        note = self.output / "runs" / name / FAILED
+        if failure is not None:
+            write_text(note, f"{failure}\n")
+            self.failed.append(name)
+            return
+        note.unlink(missing_ok=True)
+        shutil.rmtree(self.output / "runs" / name / "trainer", ignore_errors=True)
+        if not self.grid.get("keep_checkpoints", True):
+            shutil.rmtree(self.output / "checkpoints" / name, ignore_errors=True)
+        with held(self.output / ".tables.lock", wait=True):
+            for table in ("metrics.csv", "controls.csv"):
+                merge(self.output, self.runs, table)
+
+    def make(self) -> None:
+        """Make the runs one after the other."""
+        for name, values in tqdm(self.runs.items(), desc="runs"):
+            with ExitStack() as stack:
+                if self.claim(name, stack):
+                    self.finish(name, attempt(name, values, self.output, self.evaluation))
+
+    def make_on(self, workers: Workers) -> None:
+        """Make the runs by workers of a cluster, which see the output folder as this process does."""
+        left, claims = iter(self.runs), {}
+        progress = tqdm(total=len(self.runs), desc=f"runs on {workers.count} workers")
+
+        def task():
+            for name in left:
+                with ExitStack() as stack:
+                    if self.claim(name, stack):
+                        claims[name] = stack.pop_all()
+                        return name, f"run {name}", (name, self.runs[name], self.output.resolve(), self.evaluation)
+                progress.update()
+            return None
+
+        with progress, ExitStack() as every:
+            every.callback(lambda: [stack.close() for stack in claims.values()])
+            for name, failure in workers.results(task, lambda: True):
+                with claims.pop(name):
+                    self.finish(name, failure)
+                progress.update()
+
+
+def run(grid: dict, runs: dict[str, dict], output: Path, arguments: argparse.Namespace) -> None:
     """Make the runs of a grid, see `runs_of`, that are not done and that no other process makes.
 
     Raises:
         UserError: at the end, naming runs that failed.
     """
-    evaluation = grid.get("evaluation") or {}
     output.mkdir(parents=True, exist_ok=True)
     with held(output / ".manifest.lock", wait=True):
         write_manifest(output / "manifest.json", grid, runs)
-    taken, failed = [], []
-    for name, values in tqdm(runs.items(), desc="runs"):
-        (output / "runs" / name).mkdir(parents=True, exist_ok=True)
-        with held(output / "runs" / name / ".sweep.lock", wait=False) as had:
-            if not had:
-                taken.append(name)
-                continue
-            failure = output / "runs" / name / FAILED
-            if failure.exists() and not retry_failed:
-                failed.append(name)
-                continue
-            if not last_file(name, values, output).exists():
-                try:
-                    make_run(name, values, output, evaluation)
-                except UserError as error:  # A run that diverged must not end those behind it.
-                    write_text(failure, f"{error}\n")
-                    failed.append(name)
-                    continue
-            failure.unlink(missing_ok=True)
-            # Not in make_run: a run may have been killed between its last file and this.
-            shutil.rmtree(output / "runs" / name / "trainer", ignore_errors=True)
-            if not grid.get("keep_checkpoints", True):
-                shutil.rmtree(output / "checkpoints" / name, ignore_errors=True)
-        with held(output / ".tables.lock", wait=True):
-            for table in ("metrics.csv", "controls.csv"):
-                merge(output, runs, table)
-    if taken:
-        print(f"left to another process: {', '.join(taken)}")
-    if failed:
+    sweep = Sweep(grid, runs, output, arguments.retry_failed)
+    if arguments.engine == "ray":
+        with cluster(arguments.address):
+            sweep.make_on(Workers(on_worker, f"runs of {output.name}", arguments.workers))
+    else:
+        sweep.make()
+    if sweep.taken:
+        print(f"left to another process: {', '.join(sweep.taken)}")
+    if failed := sweep.failed:
         told = [f"{name}: {(output / 'runs' / name / FAILED).read_text(encoding='utf-8').strip()}" for name in failed]
         raise UserError(
             f"{len(failed)} of {len(runs)} runs failed; the others are done. --retry_failed tries them again.\n"
