@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
+from fake_ray import FakeRay
 
 from routing.commands import evaluate, sweep
 from routing.commands.work import compare_pruning as compare_pruning_work
@@ -15,6 +17,7 @@ from routing.commands.work import frontier as frontier_work
 from routing.commands.work import report as report_work
 from routing.commands.work import sweep as sweep_work
 from routing.common.errors import UserError
+from routing.common.locks import held
 from routing.evaluation import arguments as evaluation_arguments
 from routing.evaluation.arguments import EvaluationArguments
 from routing.evaluation.tasks import members
@@ -47,6 +50,23 @@ def test_a_run_that_fails_does_not_end_a_sweep(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="1 of 3 runs failed"):
         run_sweep(tmp_path, monkeypatch, made, "--retry_failed")
     assert made == [0.1, 0.2, 0.3, 0.2]
+
+
+def test_workers_of_a_cluster_make_the_runs(tmp_path, monkeypatch):
+    """With a stand-in for Ray: what is done, failed or taken by another process is not given to them."""
+    made, fake = [], FakeRay(CPU=2)
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    monkeypatch.setattr(sweep, "ray_problems", lambda *arguments: [])
+    monkeypatch.setattr(sweep_work, "cluster", lambda address: nullcontext())
+    (tmp_path / "out/runs/gumbel-target_skip=0.1-s0").mkdir(parents=True)
+    with held(tmp_path / "out/runs/gumbel-target_skip=0.1-s0/.sweep.lock", wait=False):
+        with pytest.raises(UserError, match="1 of 3 runs failed.*\n.*target_skip=0.2.*: the loss is not"):
+            run_sweep(tmp_path, monkeypatch, made, "--engine", "ray")
+        assert sorted(made) == [0.2, 0.3]
+    with pytest.raises(UserError, match="1 of 3 runs failed"):
+        run_sweep(tmp_path, monkeypatch, made, "--engine", "ray", "--retry_failed")
+    assert sorted(made) == [0.1, 0.2, 0.2, 0.3]
+    assert "run gumbel-target_skip=0.3-s0" in fake.log
 
 
 def test_a_run_that_cannot_be_read_does_not_cost_a_report(tmp_path):

@@ -7,19 +7,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
+import fake_search
 import pytest
 from conftest import save_tiny_base
+from fake_ray import Dies, FakeRay
+from fake_search import open_folder
 
 from routing.commands import generate as data_generation
 from routing.common import ray_workers
 from routing.common.cli import parse
 from routing.common.errors import UserError
+from routing.labels import writing
 from routing.labels.arguments import DataGenerationArguments
+from routing.labels.labelling import Labeller
+from routing.labels.on_cluster import Found, label_on
 from routing.labels.reading import HEADER, LABELS
+from routing.labels.records import label_line
 from routing.labels.writing import LOCK, PARTS
 from routing.report.card_labels import CARD
 from routing.tasks.drawn import QUESTIONS
@@ -163,10 +170,33 @@ def test_workers_replace_one_another(tmp_path):
                 done([5], "refused")
 
 
-@pytest.mark.parametrize(
-    ("address", "said"),
-    [("127.0.0.1:1", "no Ray cluster answers .*refused"), ("somewhere", "must be auto, or HOST:PORT")],
-)
-def test_no_cluster_at_an_address(address, said):
-    with pytest.raises(UserError, match=said), ray_workers.cluster(address):
-        pass
+def test_the_folder_is_the_same_with_workers(tmp_path, monkeypatch):
+    """With a stand-in for Ray and for the search: one group ends its worker, another is taken by another process."""
+    monkeypatch.setitem(sys.modules, "ray", FakeRay(CPU=3))
+    monkeypatch.setattr(writing, "POLL", 0.01)
+    requests = [fake_search.make_request(index) for index in range(23)]
+    whole = open_folder(tmp_path / "whole", 3, requests=requests)
+    fake_search.run(whole, fake_search.Score(), requests)
+    by_id, ended = {request.example.id: request for request in requests}, []
+
+    def build():
+        def search(examples):
+            if len(ended) == 0 and examples[0].id == requests[3].example.id:
+                ended.append(1)
+                raise Dies("once")
+            labeller = Labeller(fake_search.DEPTH, fake_search.SETTINGS, 0, fake_search.Score())
+            own = [by_id[example.id] for example in examples]
+            found = labeller.search_group(own, {}, lambda verdicts: None)
+            return Found([label_line(*pair) for pair in zip(own, found)], labeller.counts)
+
+        return search
+
+    folder = open_folder(tmp_path / "shared", 3, requests=requests)
+    whole_labels = tmp_path / "whole" / LABELS
+    with ExitStack() as other:
+        group = folder.claim(other)
+        folder.finish(group, whole_labels.read_text().splitlines(keepends=True)[: len(group.examples)])
+    counts = label_on(folder, ray_workers.Workers(build, "searching"))
+    assert (tmp_path / "shared" / LABELS).read_bytes() == whole_labels.read_bytes()
+    assert counts.examples == len(requests) - len(group.examples) and ended
+    assert not (tmp_path / "shared" / PARTS).exists()
