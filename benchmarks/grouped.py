@@ -55,8 +55,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", default=DEFAULT_MODEL, help="base model")
     parser.add_argument("--batch", default="8,32", help="batch sizes")
     parser.add_argument("--skipped", default="0.25,0.4", help="shares of layers that are skipped on average")
-    parser.add_argument("--batches", type=int, default=6, help="batches of prompts for each batch size")
-    parser.add_argument("--new_tokens", type=int, default=32, help="tokens for each prompt")
+    parser.add_argument("--batches", type=int, default=4, help="batches of prompts for each batch size")
+    parser.add_argument("--new_tokens", type=int, default=12, help="tokens for each prompt")
     parser.add_argument("--repeats", type=int, default=2, help="timed runs of each, taken in turn")
     parser.add_argument("--threads", type=int, default=2, help="processor threads")
     parser.add_argument("--dtype", default="float32", choices=sorted(DTYPES))
@@ -139,7 +139,7 @@ def cases(arguments: argparse.Namespace, models: Models, tokenizer, prompts: lis
         check_same(models, tokenizer, prompts, routes, routed(routes, len(prompts))())
     calls = [plain(models.dense), *map(plain, pruned)]
     calls += [routed(routes, window) for *_, routes in chosen for window in (len(prompts), batch)]
-    dense, *others = [median(own) for own in in_turn(calls, arguments.repeats, models.synchronize)]
+    dense, *others = [median(own) for own in in_turn(calls, arguments.repeats, models.synchronize, len(pruned) + 1)]
     bounds, timed = dict(zip(sizes, others)), others[len(sizes) :]
     rows = []
     for at, (kind, _, routes) in enumerate(chosen):
@@ -157,6 +157,12 @@ def cases(arguments: argparse.Namespace, models: Models, tokenizer, prompts: lis
     return rows
 
 
+def write_results(arguments: argparse.Namespace, rows: list[dict]) -> None:
+    given = {name: str(value) for name, value in vars(arguments).items() if name not in ("json", "routes_of")}
+    about = {"hardware": hardware(), "date": today(), "versions": versions(), "git_commit": git_commit()}
+    write_json(arguments.json, {"arguments": given, "rows": rows, **about})
+
+
 def main() -> None:
     arguments = parse_arguments()
     shares = [float(text) for text in arguments.skipped.split(",")]
@@ -171,15 +177,13 @@ def main() -> None:
     for batch in tqdm(sizes, desc="batch sizes"):
         prompts = [request.prompt_ids for request in requests[: batch * arguments.batches]]
         rows += cases(arguments, models, tokenizer, prompts, batch)
+        if arguments.json:
+            write_results(arguments, rows)
     table = Table("batch", "routes", "distinct", "skipped", "speed-up", "bound", "share of bound", "as they come")
     for row in rows:
         numbers = (row["skipped_fraction"], row["speedup"], row["bound"], row["share_of_bound"], row["as_they_come"])
         table.add_row(str(row["batch"]), row["kind"], str(row["distinct_routes"]), *(f"{x:.3f}" for x in numbers))
     Console().print(table)
-    if arguments.json:
-        given = {name: str(value) for name, value in vars(arguments).items() if name not in ("json", "routes_of")}
-        about = {"hardware": hardware(), "date": today(), "versions": versions(), "git_commit": git_commit()}
-        write_json(arguments.json, {"arguments": given, "rows": rows, **about})
 
 
 if __name__ == "__main__":

@@ -140,11 +140,17 @@ def check_exact(models: Models, prompts: torch.LongTensor, routes: torch.LongTen
     return worst
 
 
-def in_turn(calls: Sequence[Callable[[], object]], repeats: int, synchronize: Callable[[], None]) -> list[list[float]]:
-    """Seconds of each call, all of them in turn, so that they see the same noise of the machine."""
+def in_turn(
+    calls: Sequence[Callable[[], object]], repeats: int, synchronize: Callable[[], None], warm: int | None = None
+) -> list[list[float]]:
+    """Seconds of each call, all of them in turn, so that they see the same noise of the machine.
+
+    Args:
+        warm: how many of the calls, from the first on, are made once before any is timed; None: all.
+    """
     seconds: list[list[float]] = [[] for _ in calls]
     for repeat in range(repeats + 1):
-        for index, call in enumerate(calls):
+        for index, call in enumerate(calls if repeat else calls[:warm]):
             synchronize()
             start = time.perf_counter()
             call()
