@@ -61,7 +61,8 @@ def cluster(address: str | None) -> Iterator[None]:
     environment = {"PYTHONPATH": os.pathsep.join(paths), "TOKENIZERS_PARALLELISM": "false"}
     here = {} if address else {"include_dashboard": False}
     try:
-        ray.init(address, runtime_env={"env_vars": environment}, log_to_driver=False, **here)
+        # Without an address Ray would take a cluster that happens to run here.
+        ray.init(address or "local", runtime_env={"env_vars": environment}, log_to_driver=False, **here)
     except ConnectionError as error:
         raise UserError(no_cluster(address, error)) from error
     try:
