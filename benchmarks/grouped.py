@@ -1,6 +1,6 @@
 """Many prompts with different routes: decoded in groups of like routes, against a stock model with as few layers.
 
-    python benchmarks/grouped.py --json benchmarks/results/grouped.json
+    python benchmarks/grouped.py --batches 4 --repeats 2 --json benchmarks/results/grouped.json
 
 The same prompts and numbers of tokens on all sides, prefill included:
 - dense: the stock model in batches of prompts of like lengths.
@@ -55,9 +55,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", default=DEFAULT_MODEL, help="base model")
     parser.add_argument("--batch", default="8,32", help="batch sizes")
     parser.add_argument("--skipped", default="0.25,0.4", help="shares of layers that are skipped on average")
-    parser.add_argument("--batches", type=int, default=4, help="batches of prompts for each batch size")
+    parser.add_argument("--batches", type=int, default=3, help="batches of prompts for each batch size")
     parser.add_argument("--new_tokens", type=int, default=12, help="tokens for each prompt")
-    parser.add_argument("--repeats", type=int, default=2, help="timed runs of each, taken in turn")
+    parser.add_argument("--repeats", type=int, default=1, help="timed runs of each, taken in turn")
     parser.add_argument("--threads", type=int, default=2, help="processor threads")
     parser.add_argument("--dtype", default="float32", choices=sorted(DTYPES))
     parser.add_argument("--device", default="auto", help="torch device; auto: cuda if there is one, else cpu")
