@@ -107,14 +107,16 @@ class Workers:
         import ray
 
         class Worker:
-            def __init__(self, build: Callable[[], Work]):
-                self.build = build
+            def __init__(self, build: Callable[[], Work], place: str):
+                self.build, self.place = build, place
 
             def __repr__(self) -> str:
                 return title  # Stands in front of what the worker prints.
 
             def start(self) -> None:
                 # Not when it is made: an error there would look as if the worker had died.
+                if os.path.isdir(self.place):  # Relative paths are those of the command.
+                    os.chdir(self.place)
                 self.work = self.build()
 
             def do(self, *arguments) -> object:
@@ -137,7 +139,7 @@ class Workers:
 
     def _start_one(self) -> None:
         self._made += 1
-        worker = self._kind.options(name=f"{self._title} {os.getpid()}-{self._made}").remote(self._build)
+        worker = self._kind.options(name=f"{self._title} {os.getpid()}-{self._made}").remote(self._build, os.getcwd())
         self._starting[worker.start.remote()] = worker
 
     def results(self, task: Callable[[], Task | None], over: Callable[[], bool]) -> Iterator:
