@@ -29,10 +29,19 @@ KEPT = 4
 
 
 class Work:
-    """Multiplications and additions of a forward of T tokens behind P tokens in the cache, a row."""
+    """Multiplications and additions of a forward of T tokens behind P tokens in the cache, a row.
+
+    Raises:
+        UserError: for layers with experts, or with one projection for queries, keys and values.
+    """
 
     def __init__(self, model):
         config, layer = model.config, model.model.layers[0]
+        if getattr(config, "num_experts", 0) or not hasattr(layer.self_attn, "q_proj"):
+            raise UserError(
+                f"the work of a {config.model_type} is not counted: it has experts, or one projection for queries, "
+                "keys and values. Give a base of another family, such as Llama or Qwen3."
+            )
         sizes = {
             name: module.weight.numel() for name, module in layer.named_modules() if isinstance(module, torch.nn.Linear)
         }

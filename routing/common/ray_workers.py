@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 from routing.common.errors import UserError
@@ -21,6 +22,7 @@ from routing.common.errors import UserError
 VERSION = "2.60.0"
 ROOT = Path(__file__).resolve().parents[2]
 TRIES = 3  # of a task: what ends that many workers is not the fault of a machine.
+NUMBERS = count(1)  # of the workers of this process, whose names differ
 POLL = 1.0  # seconds between looks for new tasks while none can be had
 
 Key = Hashable
@@ -99,25 +101,22 @@ class Workers:
         build: called once on each worker; what it returns is called with the arguments of each task. It must be found
             by its name on every node (a function of a module, or a `functools.partial` of one).
         title: what they do, as Ray's dashboard shows it.
-        count: workers; default one for each GPU of the cluster, or for each CPU where it has none.
+        number: of workers; default one for each GPU of the cluster, or for each CPU where it has none.
         gpus: whether each takes a GPU (where the cluster has any).
     """
 
-    def __init__(self, build: Callable[[], Work], title: str, count: int | None = None, gpus: bool = True):
+    def __init__(self, build: Callable[[], Work], title: str, number: int | None = None, gpus: bool = True):
         import ray
 
         class Worker:
-            def __init__(self, build: Callable[[], Work], place: str):
-                self.build, self.place = build, place
-
             def __repr__(self) -> str:
                 return title  # Stands in front of what the worker prints.
 
-            def start(self) -> None:
+            def start(self, build: Callable[[], Work], place: str) -> None:
                 # Not when it is made: an error there would look as if the worker had died.
-                if os.path.isdir(self.place):  # Relative paths are those of the command.
-                    os.chdir(self.place)
-                self.work = self.build()
+                if os.path.isdir(place):  # Relative paths are those of the command.
+                    os.chdir(place)
+                self.work = build()
 
             def do(self, *arguments) -> object:
                 return self.work(*arguments)
@@ -125,10 +124,9 @@ class Workers:
         self._ray = ray
         resources = ray.cluster_resources()
         gpus = gpus and resources.get("GPU", 0) >= 1
-        self.count = count or max(int(resources.get("GPU" if gpus else "CPU", 1)), 1)
+        self.count = number or max(int(resources.get("GPU" if gpus else "CPU", 1)), 1)
         self._kind = ray.remote(num_cpus=1, num_gpus=int(gpus))(Worker)
         self._build, self._title = build, title
-        self._made = 0
         self._starting: dict = {}  # reference -> worker
         self._running: dict = {}  # reference -> (worker, task)
         self._idle: list = []
@@ -138,9 +136,8 @@ class Workers:
             self._start_one()
 
     def _start_one(self) -> None:
-        self._made += 1
-        worker = self._kind.options(name=f"{self._title} {os.getpid()}-{self._made}").remote(self._build, os.getcwd())
-        self._starting[worker.start.remote()] = worker
+        worker = self._kind.options(name=f"{self._title} {os.getpid()}-{next(NUMBERS)}").remote()
+        self._starting[worker.start.remote(self._build, os.getcwd())] = worker
 
     def results(self, task: Callable[[], Task | None], over: Callable[[], bool]) -> Iterator:
         """(key, result) of each task, as they are done.
@@ -177,6 +174,11 @@ class Workers:
         except self._ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise UserError(str(error.cause)) from None
+            if given is None:
+                raise UserError(
+                    f"a worker cannot start: {error.cause!r}. Every node needs the toolkit, the same packages and the "
+                    "model."
+                ) from error
             raise
         except (self._ray.exceptions.RayActorError, self._ray.exceptions.NodeDiedError) as error:
             self._lost(given, error)

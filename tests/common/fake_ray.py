@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import SimpleNamespace
 
-from routing.common.errors import UserError
-
 
 class TaskError(Exception):
     def __init__(self, cause: Exception):
@@ -74,5 +72,5 @@ class FakeRay:
             return reference()
         except Dies as error:
             raise ActorError(f"it died: {error}\nand more lines") from error
-        except UserError as error:
+        except Exception as error:
             raise TaskError(error) from error

@@ -87,6 +87,14 @@ def test_an_error_of_a_task_is_told_as_it_is(ray):
         done([1, 5, 3])
 
 
+def test_an_error_at_the_start_is_told_with_what_nodes_need(ray):
+    def build():
+        raise ModuleNotFoundError("No module named 'routing'")
+
+    with pytest.raises(UserError, match="a worker cannot start: ModuleNotFoundError.*'routing'.*Every node needs"):
+        list(Workers(build, "squares").results(lambda: (1, "one", (1,)), lambda: True))
+
+
 def test_workers_that_never_start_are_an_error(ray):
     def build():
         raise Dies("no memory")

@@ -161,7 +161,7 @@ def test_workers_replace_one_another(tmp_path):
 
     path = str(ROOT / "tests/labels")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([path, str(ROOT / "tests")]))
+        patch.setenv("PYTHONPATH", os.pathsep.join([path, *(str(ROOT / f"tests{room}") for room in ("", "/common"))]))
         with ray_workers.cluster(None):
             assert done([1, 2, 7, 3], "once") == {1: 1, 2: 4, 7: 49, 3: 9}
             with pytest.raises(UserError, match="square of 13 ended 3 workers"):

@@ -111,9 +111,12 @@ def test_more_bias_never_runs_fewer_layers():
 @pytest.mark.parametrize("sizes", (None, [6]))
 @torch.no_grad()
 def test_each_row_takes_the_path_of_the_oracle(any_family, sizes):
-    model, stock = menu_model(any_family, router_sizes=sizes, cost=0.02, caution=0.5), stock_model(any_family)
-    rows = random_rows(LENGTHS)
-    expected = [oracle_route(model, stock, row) for row in rows]
+    stock, rows = stock_model(any_family), random_rows(LENGTHS)
+    for seed in range(3, 20):  # Some random routers send all rows one way.
+        model = menu_model(any_family, seed, router_sizes=sizes, cost=0.02, caution=0.5)
+        expected = [oracle_route(model, stock, row) for row in rows]
+        if len(set(map(tuple, expected))) > 1:
+            break
     assert len(set(map(tuple, expected))) > 1
     for side in ("left", "right"):
         ids, mask = padded(rows, side)

@@ -470,13 +470,13 @@ def test_adapters_of_a_fresh_model_are_the_identity_for_healing():
 
 @pytest.mark.slow
 def test_the_benchmark_runs_over_seeds_and_goes_on(base, tmp_path):
-    given = [f"--model={base}", "--dataset=openbookqa", "--split=validation", "--num_samples=6", "--train_samples=40"]
+    given = [f"--model={base}", "--dataset=openbookqa", "--split=validation", "--num_samples=6", "--train_samples=80"]
     given += ["--heal_samples=24", "--menu=influence:1,2", "--num_epochs=2", "--heal_epochs=1", "--seeds=2"]
     given += [f"--work_dir={tmp_path}/work", f"--json={tmp_path}/healing.json", f"--plot={tmp_path}/healing.png"]
     healing_benchmark.main(given)
     found = json.loads((tmp_path / "healing.json").read_text())
     assert found["seeds"] == 2 and found["n"] == 6 and [path["skipped"] for path in found["paths"]] == [1, 2]
-    stages = ("nothing", "least squares", "mse", "mse healed", "least squares healed")
+    stages = ("nothing", "least squares", "least squares healed", "mse", "mse healed")
     assert all(tuple(path["stages"]) == stages for path in found["paths"])
     gain = found["paths"][0]["brought"]["mse healed - mse"]
     assert gain["ci95"][0] <= gain["difference"] <= gain["ci95"][1] and len(gain["p_by_seed"]) == 2
