@@ -109,7 +109,8 @@ def driver_seconds(folder: Path, place: Path, groups: int = 200) -> float:
     def draw(path: Path) -> None:
         with path.open("w") as file:
             for index in range(total):
-                file.write(json.dumps(repeated[index % len(repeated)] | {"id": f"example-{index}"}) + "\n")
+                asked = repeated[index % len(repeated)]
+                file.write(json.dumps(asked | {"question": f"{asked['question']} ({index})"}) + "\n")
 
     writing = LabelFolder(place, header, 4, draw)
     began = time.perf_counter()
@@ -140,6 +141,7 @@ def main() -> None:
                 folder = place / f"{count}-{repeat}"
                 seconds[count].append(on_nodes(count, words_of(arguments, arguments.num_samples, folder)))
                 made.add((folder / LABELS).read_bytes())
+        print(f"seconds of the commands: {seconds}, with one question: {start}", flush=True)
         if len(made) > 1:
             raise UserError("the labels of the runs differ; nothing is reported")
         labels = [json.loads(line) for line in (folder / LABELS).read_text().splitlines()]
