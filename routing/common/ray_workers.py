@@ -102,10 +102,9 @@ class Workers:
             by its name on every node (a function of a module, or a `functools.partial` of one).
         title: what they do, as Ray's dashboard shows it.
         number: of workers; default one for each GPU of the cluster, or for each CPU where it has none.
-        gpus: whether each takes a GPU (where the cluster has any).
     """
 
-    def __init__(self, build: Callable[[], Work], title: str, number: int | None = None, gpus: bool = True):
+    def __init__(self, build: Callable[[], Work], title: str, number: int | None = None):
         import ray
 
         class Worker:
@@ -123,7 +122,7 @@ class Workers:
 
         self._ray = ray
         resources = ray.cluster_resources()
-        gpus = gpus and resources.get("GPU", 0) >= 1
+        gpus = resources.get("GPU", 0) >= 1
         self.count = number or max(int(resources.get("GPU" if gpus else "CPU", 1)), 1)
         self._kind = ray.remote(num_cpus=1, num_gpus=int(gpus))(Worker)
         self._build, self._title = build, title

@@ -35,7 +35,7 @@ def label_on(folder: LabelFolder, workers: Workers) -> Counts:
 
     def claim():
         with ExitStack() as stack:
-            if (group := folder.claim(stack)) is None:
+            if (group := folder.claim(stack, held)) is None:
                 return None
             group.drop_journal()  # Its rounds are those of a process; workers begin it anew.
             held[group.index] = (group, stack.pop_all())

@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -277,15 +277,19 @@ class LabelFolder:
             self._merge()
         return self._merged == len(self)
 
-    def claim(self, stack: ExitStack) -> Group | None:
-        """A group that nobody works on, held until the stack is closed; None if there is none now."""
+    def claim(self, stack: ExitStack, besides: Collection[int] = ()) -> Group | None:
+        """A group that nobody works on, held until the stack is closed; None if there is none now.
+
+        Args:
+            besides: groups that the caller holds, whose locks need not be tried.
+        """
         try:
             (self.folder / PARTS).mkdir(exist_ok=True)
         except FileExistsError:
             return None  # It was there, and was removed, all being merged, before mkdir looked again.
         done = self._parts()
         for index in range(self._next, self.group_count):
-            if index in done:
+            if index in done or index in besides:
                 continue
             attempt = stack.enter_context(ExitStack())
             try:

@@ -54,6 +54,10 @@ def test_each_task_is_done_once(ray, count):
     assert ray.log.count("square of 3") == 1 and ray.log.count("start") == len(ray.workers)
 
 
+def test_the_version_is_that_of_the_package():
+    assert f'ray = ["ray[default]=={ray_workers.VERSION}"]' in (ray_workers.ROOT / "pyproject.toml").read_text()
+
+
 def test_no_tasks_at_all(ray):
     assert done([]) == {}
 

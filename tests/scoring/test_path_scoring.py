@@ -191,15 +191,16 @@ def test_generated_answers(generated):
 @pytest.mark.parametrize("family", [LLAMA, QWEN2, *LATE, *SLIDING_FAMILIES], ids=str)
 def test_choices(scoring, family):
     rng = Random(scoring)
-    case = Case(make_model(family)[1], choosing(scoring, 7 if family in (LLAMA, QWEN2) else 14, rng), rng)
+    late = family in LATE
+    case = Case(make_model(family)[1], choosing(scoring, 14 if late else 7, rng), rng)
     case.varied()
     for prepared in (True, False):
         evaluator = PathEvaluator(case.model, TOKENIZER)
         if prepared:
             evaluator.prepare(case.requests)
         case.check(evaluator)
-        # A random model may nearly tie; what is compared here is what the plain evaluator has no part in.
-        assert evaluator.ties <= len(case.asked) // 10
+        # Some random models nearly tie, and the plain evaluator has a part in few verdicts only.
+        assert evaluator.ties <= (len(case.asked) // 10 if late else 0)
 
 
 @pytest.mark.parametrize("family", SLIDING_FAMILIES, ids=str)
