@@ -29,13 +29,30 @@ ROOT = Path(__file__).resolve().parents[1]
 LABELS = "labels.jsonl"
 
 
+def words_of(arguments: argparse.Namespace, questions: int, folder: Path) -> list[str]:
+    """Arguments of data_generation.py."""
+    return [
+        "--model", arguments.model, "--dataset", arguments.dataset, "--num_samples", str(questions),
+        "--num_simulations", str(arguments.num_simulations), "--group_size", str(arguments.group_size),
+        "--output_dir", str(folder),
+    ]  # fmt: skip
+
+
+def make_parser(description: str, group_size: int) -> argparse.ArgumentParser:
+    """What benchmarks of shared labelling are asked alike."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="base model")
+    parser.add_argument("--dataset", default="arithmetic", help="data sets")
+    parser.add_argument("--num_samples", type=int, default=96, help="questions of each data set")
+    parser.add_argument("--num_simulations", type=int, default=20, help="of each search")
+    parser.add_argument("--group_size", type=int, default=group_size, help="as in data_generation.py")
+    parser.add_argument("--repeats", type=int, default=1, help="runs of each, taken in turn")
+    return parser
+
+
 def label(arguments: argparse.Namespace, folder: Path, questions: int, processes: int) -> float:
     """Seconds until a folder is labelled."""
-    words = [
-        sys.executable, str(ROOT / "data_generation.py"), "--model", arguments.model, "--dataset", arguments.dataset,
-        "--num_samples", str(questions), "--num_simulations", str(arguments.num_simulations), "--group_size",
-        str(arguments.group_size), "--output_dir", str(folder),
-    ]  # fmt: skip
+    words = [sys.executable, str(ROOT / "data_generation.py"), *words_of(arguments, questions, folder)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     began = time.perf_counter()
     running = [subprocess.Popen(words, env=environment, stderr=subprocess.PIPE) for _ in range(processes)]
@@ -47,13 +64,7 @@ def label(arguments: argparse.Namespace, folder: Path, questions: int, processes
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=DEFAULT_MODEL, help="base model")
-    parser.add_argument("--dataset", default="arithmetic", help="data sets")
-    parser.add_argument("--num_samples", type=int, default=96, help="questions of each data set")
-    parser.add_argument("--num_simulations", type=int, default=20, help="of each search")
-    parser.add_argument("--group_size", type=int, default=32, help="as in data_generation.py")
-    parser.add_argument("--repeats", type=int, default=1, help="runs of each, taken in turn")
+    parser = make_parser(__doc__, group_size=32)
     parser.add_argument("--json", type=Path, help="file for the results")
     arguments = parser.parse_args()
     seconds: dict[int, list[float]] = {1: [], 2: []}

@@ -11,7 +11,6 @@ driver does with a group is timed with searches that take no time.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from scipy.optimize import nnls
+from sharing import make_parser, words_of
 from tqdm import tqdm
 
 from routing.common.errors import UserError, run_command
@@ -32,17 +32,8 @@ from routing.labels.arguments import DataGenerationArguments
 from routing.labels.reading import LABELS
 from routing.labels.spans import group_starts
 from routing.labels.writing import LabelFolder
-from routing.models.default_model import DEFAULT_MODEL
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def words_of(arguments: argparse.Namespace, questions: int, folder: Path) -> list[str]:
-    return [
-        "--model", arguments.model, "--dataset", arguments.dataset, "--num_samples", str(questions),
-        "--num_simulations", str(arguments.num_simulations), "--group_size", str(arguments.group_size),
-        "--output_dir", str(folder),
-    ]  # fmt: skip
 
 
 def labelled(words: list[str]) -> float:
@@ -122,13 +113,7 @@ def driver_seconds(folder: Path, place: Path, groups: int = 200) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=DEFAULT_MODEL, help="base model")
-    parser.add_argument("--dataset", default="arithmetic", help="data sets")
-    parser.add_argument("--num_samples", type=int, default=96, help="questions of each data set")
-    parser.add_argument("--num_simulations", type=int, default=20, help="of each search")
-    parser.add_argument("--group_size", type=int, default=16, help="as in data_generation.py")
-    parser.add_argument("--repeats", type=int, default=1, help="runs of each, taken in turn")
+    parser = make_parser(__doc__, group_size=16)
     parser.add_argument("--json", type=Path, help="file for the results")
     arguments = parser.parse_args()
     seconds: dict[int, list[float]] = {1: [], 2: []}
