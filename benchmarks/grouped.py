@@ -13,6 +13,9 @@ The same prompts and numbers of tokens on all sides, prefill included:
 turn; `share_of_bound` is one over the other. Routes are forced, so the routers' own time is not in it. Before anything
 is timed, grouped tokens are compared with those of each prompt alone.
 
+`share_by_reads` is counted, not timed: the layers of the routes, on average, over those that a step of the groups
+reads. It is what decoding in groups can reach at most, and it grows with the number of prompts that are grouped.
+
 Routes of trained routers come from `per_layer_routes.json`, which this writes from a checkpoint of routers of layers:
 
     python benchmarks/grouped.py --routes_of demo/published
@@ -38,6 +41,7 @@ from routing.common.files import write_json, write_text
 from routing.common.run_info import git_commit, hardware, today, versions
 from routing.evaluation.budget import decided_routes, find_bias, mean_layers
 from routing.inference import generate_grouped
+from routing.inference.groups import grouped, union
 from routing.models.checkpoint import load_checkpoint
 from routing.models.checkpoint_files import training_record
 from routing.models.default_model import DEFAULT_MODEL
@@ -55,6 +59,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", default=DEFAULT_MODEL, help="base model")
     parser.add_argument("--batch", default="8,32", help="batch sizes")
     parser.add_argument("--skipped", default="0.25,0.4", help="shares of layers that are skipped on average")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="kinds of routes")
     parser.add_argument("--batches", type=int, default=3, help="batches of prompts for each batch size")
     parser.add_argument("--new_tokens", type=int, default=12, help="tokens for each prompt")
     parser.add_argument("--repeats", type=int, default=1, help="timed runs of each, taken in turn")
@@ -103,6 +108,12 @@ def routes_of(kind: str, depth: int, count: int, share: float) -> list[tuple[int
     return [tuple(int(layer not in own) for layer in range(depth)) for own in gone]
 
 
+def share_by_reads(routes: list[tuple[int, ...]], batch: int) -> float:
+    """Layers of the routes over those that their groups read, a step; all of them are grouped at once."""
+    groups = grouped(routes, batch)
+    return mean_layers(routes) * len(groups) / sum(sum(union([routes[at] for at in group])) for group in groups)
+
+
 def check_same(models: Models, tokenizer, prompts, routes, found) -> None:
     """Refuse to time what does not answer as each prompt alone."""
     for at in range(CHECKED):
@@ -124,7 +135,8 @@ def cases(arguments: argparse.Namespace, models: Models, tokenizer, prompts: lis
         "max_new_tokens": arguments.new_tokens, "min_new_tokens": arguments.new_tokens, "do_sample": False,
     }  # fmt: skip
     shares = [float(text) for text in arguments.skipped.split(",")]
-    chosen = [(kind, share, routes_of(kind, depth, len(prompts), share)) for share in shares for kind in KINDS]
+    kinds = arguments.kinds.split(",")
+    chosen = [(kind, share, routes_of(kind, depth, len(prompts), share)) for share in shares for kind in kinds]
 
     def plain(model):
         return lambda: generate_grouped(model, tokenizer, prompts, batch, **given)
@@ -135,7 +147,7 @@ def cases(arguments: argparse.Namespace, models: Models, tokenizer, prompts: lis
     means = [round(mean_layers(routes)) for _, _, routes in chosen]
     sizes = sorted({*means})
     pruned = [models.pruned([1] * size + [0] * (depth - size)) for size in sizes]
-    for _, _, routes in chosen[: len(KINDS)]:
+    for _, _, routes in chosen[: len(kinds)]:
         check_same(models, tokenizer, prompts, routes, routed(routes, len(prompts))())
     calls = [plain(models.dense), *map(plain, pruned)]
     calls += [routed(routes, window) for *_, routes in chosen for window in (len(prompts), batch)]
@@ -151,7 +163,8 @@ def cases(arguments: argparse.Namespace, models: Models, tokenizer, prompts: lis
             {
                 "batch": batch, "kind": kind, "skipped_fraction": 1 - layers / depth, "distinct_routes": len({*routes}),
                 "speedup": speedup, "bound": bound, "share_of_bound": speedup / bound,
-                "as_they_come": dense / timed[2 * at + 1], "dense_seconds": dense,
+                "share_by_reads": share_by_reads(routes, batch), "as_they_come": dense / timed[2 * at + 1],
+                "dense_seconds": dense,
             }
         )  # fmt: skip
     return rows
@@ -166,6 +179,8 @@ def write_results(arguments: argparse.Namespace, rows: list[dict]) -> None:
 def main() -> None:
     arguments = parse_arguments()
     shares = [float(text) for text in arguments.skipped.split(",")]
+    if unknown := [kind for kind in arguments.kinds.split(",") if kind not in KINDS]:
+        raise UserError(f"--kinds: {unknown[0]!r} is none of {', '.join(KINDS)}")
     if arguments.routes_of:
         write_routes(arguments.routes_of, shares)
         return
@@ -179,9 +194,12 @@ def main() -> None:
         rows += cases(arguments, models, tokenizer, prompts, batch)
         if arguments.json:
             write_results(arguments, rows)
-    table = Table("batch", "routes", "distinct", "skipped", "speed-up", "bound", "share of bound", "as they come")
+    table = Table(
+        "batch", "routes", "distinct", "skipped", "speed-up", "bound", "share of bound", "by reads", "as they come"
+    )
     for row in rows:
-        numbers = (row["skipped_fraction"], row["speedup"], row["bound"], row["share_of_bound"], row["as_they_come"])
+        names = ("skipped_fraction", "speedup", "bound", "share_of_bound", "share_by_reads", "as_they_come")
+        numbers = [row[name] for name in names]
         table.add_row(str(row["batch"]), row["kind"], str(row["distinct_routes"]), *(f"{x:.3f}" for x in numbers))
     Console().print(table)
 
