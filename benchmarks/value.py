@@ -41,6 +41,7 @@ from routing.labels.table import Table, read_table
 from routing.models.checkpoint import load_checkpoint
 from routing.models.checkpoint_files import training_record
 from routing.models.default_model import DEFAULT_MODEL
+from routing.study.comparing import static_mixture
 from routing.training.value.menu import requests_of
 
 TARGETS = (25.5, 24.0, 22.0, 20.0)
@@ -146,27 +147,6 @@ def cost_for(chooser: Chooser, layers: np.ndarray, target: float, costs=COSTS) -
 
 def nearest_cost(chooser: Chooser, layers: np.ndarray, target: float) -> float:
     return float(min(COSTS, key=lambda cost: abs(layers_of(chooser.at(cost), layers) - target)))
-
-
-def static_mixture(rewards: np.ndarray, layers: np.ndarray, target: float) -> np.ndarray:
-    """[K]: a path, or two of them mixed by a coin, of most mean reward [K] at a mean number of layers, or at fewer.
-
-    Raises:
-        ValueError: if all paths have more layers.
-    """
-    paths, best, found = np.eye(len(layers)), -np.inf, None
-    for low in range(len(layers)):
-        for high in range(len(layers)):
-            if layers[low] > target:
-                continue
-            spread = layers[high] - layers[low]
-            share = min((target - layers[low]) / spread, 1.0) if spread > 0 else 0.0
-            value = share * rewards[high] + (1 - share) * rewards[low]
-            if value > best:
-                best, found = value, share * paths[high] + (1 - share) * paths[low]
-    if found is None:
-        raise ValueError(f"no path has {target:g} layers or fewer")
-    return found
 
 
 def by_dataset(search: Table, validation: Table, target: float):

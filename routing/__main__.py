@@ -23,6 +23,8 @@ COMMANDS = {
     "text_evaluation": "perplexity of routers that were trained on text",
     "prune": "query-level pruning from data to comparison",
     "compare_pruning": "query-level pruning beside its baselines",
+    "study": "all methods on the same questions and clock, by a plan",
+    "recommend": "which method of a study to take for a wanted loss",
     "export": "a path as a stock model, a mergekit recipe or a PEFT folder",
     "report": "pages and pictures of training runs",
     "analysis": "which tokens run which layers",

@@ -141,6 +141,20 @@ ENUMERATED: dict[str, tuple[tuple[str, ...], list[dict]]] = {
     ),
 }
 
+MORE_PEOPLE = (
+    "Alice", "Bruno", "Clara", "Daniel", "Elena", "Felix", "Greta", "Hugo", "Julia", "Kevin", "Laura", "Martin",
+    "Olivia", "Peter",
+)  # fmt: skip
+MORE_MESSAGES = ("good morning", "well played", "come home", "take care")
+# The same functions and phrasings with more values: enough distinct questions to show that two accuracies are near.
+MORE_VALUES = {
+    "send_message": [{"to": to, "text": text} for to, text in product(PEOPLE + MORE_PEOPLE, MESSAGES + MORE_MESSAGES)],
+    # None of what is solved in the prompts, see `SHOTS`.
+    "multiply": [{"a": a, "b": b} for a, b in product(range(11, 30), range(2, 10)) if a != 25],
+    "set_timer": [{"minutes": minutes} for minutes in range(2, 200) if minutes not in (75, 90)],
+    "get_weather": [{"city": city} for city in CITIES],
+}
+
 
 def solved(asked: str, answered: str, phrasing: int, values: dict[str, dict]) -> str:
     """The functions, and a solved question for each, put before the question: cues, number of the phrasing, values."""
@@ -184,12 +198,22 @@ def tool_calls(split: str, loader: Callable) -> Iterator[Example]:
     The default model makes 55 of the 78 calls of the validation split rightly, by
     `benchmarks/base_accuracy.py --datasets tool_calls`.
     """
+    yield from _enumerated("tool_calls", split, {name: values for name, (_, values) in ENUMERATED.items()})
+
+
+def many_tool_calls(split: str, loader: Callable) -> Iterator[Example]:
+    """The calls of `tool_calls` and more of their kind, 2,022 requests; a call is in the same split in both."""
+    yield from _enumerated("many_tool_calls", split, MORE_VALUES)
+
+
+def _enumerated(dataset: str, split: str, values: dict[str, list[dict]]) -> Iterator[Example]:
+    """Requests for each call of each function, in every phrasing."""
     tools = json.dumps(FUNCTIONS)
-    for name, (phrasings, values) in ENUMERATED.items():
-        for arguments in values:
+    for name, own in values.items():
+        for arguments in own:
             calls = json.dumps([{name: {key: [value] for key, value in arguments.items()}}])
             # All phrasings that ask for a call go to the same split.
             if split_of(Example("tool_calls", calls, calls)) == split:
-                for phrasing in phrasings:
+                for phrasing in ENUMERATED[name][0]:
                     question = phrasing.format(**arguments)
-                    yield Example("tool_calls", question, calls, checker="calls", shots=SHOTS, tools=tools)
+                    yield Example(dataset, question, calls, checker="calls", shots=SHOTS, tools=tools)

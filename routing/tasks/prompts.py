@@ -34,7 +34,7 @@ MAX_NEW_TOKENS = {"boxed": 15, "number": 4, "exact": 16, "regex": 16, "calls": 3
 # Data sets whose limit is as published, however long their answers are.
 AS_PUBLISHED = "dart-"
 # The longest list of right calls in the Berkeley data has 338 tokens; where one call is asked for, it has 97 at most.
-SINGLE_CALLS = {"tool_calls": 32, "bfcl_simple": 128, "bfcl_multiple": 128}
+SINGLE_CALLS = {"tool_calls": 32, "many_tool_calls": 32, "bfcl_simple": 128, "bfcl_multiple": 128}
 # What is asked for below the functions, by `Example.form`.
 CALL_REQUESTS = (
     "Reply with one line of JSON, the list of calls that answer the question, as in "

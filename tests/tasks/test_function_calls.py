@@ -48,10 +48,13 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(default_model_folder())
 
 
+SMALL = ("tool_calls", "many_tool_calls")
+
+
 @pytest.fixture(scope="module")
 def everything() -> dict[str, dict[str, list[Example]]]:
     """Examples by data set and split."""
-    return {name: {split: list(iterate(name, split)) for split in SPLITS} for name in ("tool_calls", *FILES)}
+    return {name: {split: list(iterate(name, split)) for split in SPLITS} for name in (*SMALL, *FILES)}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -106,13 +109,14 @@ def test_types_of_parameters(everything):
 
 
 def test_names():
-    assert {"tool_calls", *FILES} <= set(OFFLINE) and "xlam" in HUB
+    assert {*SMALL, *FILES} <= set(OFFLINE) and "xlam" in HUB
     assert expand_names("bfcl") == ["bfcl_simple", "bfcl_multiple", "bfcl_parallel"]
     assert unknown_names("bfcl,tool_calls,bfcl_parallel_multiple,xlam") == []
 
 
-def test_small_calls(everything):
-    parts = everything["tool_calls"]
+@pytest.mark.parametrize("name", SMALL)
+def test_small_calls(everything, name):
+    parts = everything[name]
     examples = [example for part in parts.values() for example in part]
     assert len(examples) == len({question_hash(e) for e in examples}) > 600
     assert len({e.answer for e in examples}) < len(examples)
@@ -127,6 +131,12 @@ def test_small_calls(everything):
         assert json.loads(example.tools) == FUNCTIONS
 
 
+def test_more_calls_hold_the_few_in_the_same_splits(everything):
+    for split, examples in everything["tool_calls"].items():
+        assert {e.question for e in examples} <= {e.question for e in everything["many_tool_calls"][split]}
+    assert len(everything["many_tool_calls"]["test"]) >= 504, "as many as the plan of the study asks"
+
+
 def test_solved_examples_are_right():
     for shots in (SHOTS, OTHER_SHOTS):
         first, *lines = shots.strip().split("\n")
@@ -139,7 +149,7 @@ def test_solved_examples_are_right():
 
 def test_prompts_of_small_calls(everything, tokenizer):
     """Short, and alike up to the question, so that the search computes nearly all of a prompt once for all."""
-    examples = Random(0).sample(everything["tool_calls"]["search"], 40)
+    examples = Random(0).sample(everything["many_tool_calls"]["search"], 40)
     for form in (lambda example: example, rephrased):
         prompts = [encode(tokenizer, build_prompt(form(e), "generate", tokenizer, False)) for e in examples]
         assert max(map(len, prompts)) < 200

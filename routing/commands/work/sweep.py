@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import argparse
 import csv
-import ctypes
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -25,44 +21,12 @@ from routing.common.files import write_json, write_text
 from routing.common.locks import held
 from routing.common.ray_workers import Workers, cluster
 from routing.common.run_info import made_with
+from routing.common.stages import ROOT, call
 from routing.common.tables import csv_text
 from routing.training.language_model.arguments import RESULT
 from routing.training.run_folder import last_whole_checkpoint
 
 FAILED = "failed.txt"  # in the folder of a run: how it ended
-ROOT = Path(__file__).resolve().parents[3]
-LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-
-
-def environment() -> dict[str, str]:
-    """Of a run's own process: alone, on the GPU of this one."""
-    own = {key: value for key, value in os.environ.items() if key not in LAUNCHER and not key.startswith("ACCELERATE_")}
-    if "LOCAL_RANK" in os.environ and torch.cuda.is_available():
-        count = torch.cuda.device_count()
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
-        own["CUDA_VISIBLE_DEVICES"] = visible[int(os.environ["LOCAL_RANK"]) % count]
-    return own
-
-
-def _end_with_parent() -> None:
-    """A run ends with the process that started it, or two might write to one folder; Linux alone can be asked so."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-def call(command: list[str], log: Path) -> None:
-    """Run a command, its output in a file.
-
-    Raises:
-        UserError: with the end of the output, if it fails.
-    """
-    with log.open("a", encoding="utf-8") as file:
-        result = subprocess.run(
-            command, stdout=file, stderr=subprocess.STDOUT, env=environment(), preexec_fn=_end_with_parent
-        )
-    if result.returncode:
-        end = log.read_text(encoding="utf-8", errors="replace")[-1500:]
-        raise UserError(f"{' '.join(command)} failed with status {result.returncode}; {log} ends with:\n{end}")
 
 
 def last_file(name: str, values: dict, output: Path) -> Path:

@@ -1,0 +1,123 @@
+"""What a study leaves: study.json, study.csv, study.md, study.html, pictures, and its table on the terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from routing.common.files import write_json, write_text
+from routing.common.run_info import made_with
+from routing.common.tables import csv_text, markdown_table, print_table
+from routing.report.study_page import study_page
+from routing.report.study_plots import budget_words, plot_frontier, plot_run_shares
+from routing.report.words import signed
+from routing.study.plan import ALL, Plan
+from routing.study.results import rows_keys
+
+COLUMNS = (
+    "method", "layers left out", "accuracy (95 %)", "− full (95 %)", "p, Holm", "− static (95 %)", "p, Holm ", "layers",
+    "time", "GFLOP", "headroom", "training", "added",
+)  # fmt: skip
+
+
+def write_study(output: Path, plan: Plan, found: dict, opened: dict | None) -> None:
+    """Write all files of a study from what `routing.study.results.collect` found."""
+    about = {"plan": plan.values, "plan_sha256": plan.digest, "test_opened": opened} | made_with()
+    write_json(output / "study.json", about | found)
+    rows = found["rows"]
+    columns = [key for key in rows_keys() if key != "run_shares"]
+    lines = ([json.dumps(v) if isinstance(v := row[key], list) else v for key in columns] for row in rows)
+    write_text(output / "study.csv", csv_text(columns, lines))
+    pictures = []
+    for model, task in groups(rows):
+        own = shown(rows, model, task)
+        name = f"{model}-{task}"
+        if any(row["seconds"] is not None for row in own):
+            plot_frontier(own, output / f"frontier-{name}.png", f"{model}, {task}: accuracy against measured time")
+            pictures.append((f"frontier-{name}.png", f"Accuracy against measured time: {model}, {task}"))
+        drawn = [row for row in own if row["run_shares"] is not None]
+        if drawn:
+            plot_run_shares(drawn, output / f"routes-{name}.png", f"{model}, {task}: which layers run")
+            pictures.append((f"routes-{name}.png", f"Which layers run: {model}, {task}"))
+    write_text(output / "study.md", markdown(found))
+    write_text(output / "study.html", study_page(output, found, pictures))
+    for model, task in groups(rows):
+        own = shown(rows, model, task)
+        if task == ALL or len(groups(rows)) == 1 or not any(key == (model, ALL) for key in groups(rows)):
+            print_table(f"{model}, {task}: {own[0]['n']} questions", COLUMNS, map(cells, own), ("method",), 170)
+    for one in found["hypotheses"]:
+        print(hypothesis_words(one))
+    if found["missing"]:
+        print(f"not there yet: {'; '.join(found['missing'])}")
+    print(f"written to {output}: study.html, study.md, study.csv, study.json")
+
+
+def groups(rows: Sequence[dict]) -> list[tuple[str, str]]:
+    """Models and tasks of accuracy, all tasks together first."""
+    found = dict.fromkeys((row["model"], row["task"]) for row in rows if row["accuracy"] is not None)
+    return sorted(found, key=lambda key: (key[0], key[1] != ALL))
+
+
+def shown(rows: Sequence[dict], model: str, task: str) -> list[dict]:
+    """Rows of all seeds together."""
+    return [row for row in rows if (row["model"], row["task"], row["seed"]) == (model, task, ALL)]
+
+
+def cells(row: dict) -> list[str]:
+    """The cells of a row under COLUMNS."""
+    low, high = row["ci95"]
+    full, static = row["difference_ci95"], row["static_ci95"]
+    is_full = row["method"] == "full"
+    none = "–"
+    return [
+        row["title"],
+        budget_words(row["budget"]),
+        f"{row['accuracy']:.3f} ({low:.3f} to {high:.3f})",
+        none if is_full else f"{signed(row['difference'])} ({signed(full[0])} to {signed(full[1])})",
+        probability(row["p_holm"]),
+        none if is_full else f"{signed(row['static_difference'])} ({signed(static[0])} to {signed(static[1])})",
+        probability(row["static_p_holm"]),
+        f"{row['layers']:.2f}",
+        none if row["seconds"] is None else f"{row['seconds'] / row['seconds_full']:.3f}",
+        f"{row['flops'] / 1e9:.2f}",
+        none if row["headroom"] is None else f"{row['headroom']:.2f}",
+        f"{row['training_seconds']:.0f} s, {row['training_forwards']} passes, {row['training_labels']} labels",
+        none if row["added_parameters"] is None else f"{row['added_parameters'] / 1e6:.2f} M",
+    ]
+
+
+def probability(p: float | None) -> str:
+    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def hypothesis_words(one: dict) -> str:
+    """What became of a hypothesis, in a sentence."""
+    verdict = "holds" if one["holds"] else "is not shown"
+    return (
+        f"{one['model']}: that {one['says']} {verdict}: difference {signed(one['difference'])}, "
+        f"p {probability(one['p_holm'])} (Holm), {one['n']} questions, {one['seeds']} seed{'s' * (one['seeds'] != 1)}"
+    )
+
+
+def markdown(found: dict) -> str:
+    """The tables of a study as Markdown."""
+    rows, parts = found["rows"], ["# Study\n"]
+    if found["hypotheses"]:
+        parts.append(
+            "## Hypotheses\n\n" + "\n".join(f"- {hypothesis_words(one)}" for one in found["hypotheses"]) + "\n"
+        )
+    for model, task in groups(rows):
+        own = shown(rows, model, task)
+        parts.append(f"## {model}, {task}\n\n{own[0]['n']} questions.\n\n{markdown_table(COLUMNS, map(cells, own))}\n")
+    text = [row for row in rows if row["task"] == "text"]
+    if text:
+        columns = ("model", "method", "layers left out", "seed", "layers", "perplexity", "− full, nats a token", "p")
+        lines = [
+            (row["model"], row["title"], budget_words(row["budget"]), row["seed"], f"{row['layers']:.2f}",
+             f"{row['perplexity']:.2f}", signed(row["loss_difference"]), probability(row["p"])) for row in text
+        ]  # fmt: skip
+        parts.append(f"## Text\n\n{markdown_table(columns, lines)}\n")
+    if found["missing"]:
+        parts.append(f"## Not there yet\n\n{'; '.join(found['missing'])}.\n")
+    return "\n".join(parts)

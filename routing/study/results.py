@@ -1,0 +1,334 @@
+"""Rows of a study: what its stages left, put together. A row is a method at a budget on a task, of one seed or of all.
+
+study.json holds them under `rows`. Keys of a row, None where it has no such thing:
+- model, task, method, title, budget (a share of layers, or "free"), seed ("all": all of them together), n (questions);
+- accuracy, ci95, layers (executed, mean), flops, seconds (of a request), seconds_full (of the full model);
+- difference, difference_ci95, difference_lower_bound, p, p_holm: to the full model; p is two-sided, uncorrected;
+- static_accuracy, static_difference, static_ci95, static_p, static_p_holm: to the best static path at equal layers;
+- headroom (share of the cross-fitted gain that is used), run_shares (how often each layer runs);
+- training_seconds, training_forwards, training_labels, added_parameters;
+- perplexity, loss_difference (nats a token): of text.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from routing.common.errors import UserError
+from routing.evaluation.headroom import measure
+from routing.labels.reading import LABELS, read_labels
+from routing.labels.table import read_table
+from routing.study.comparing import holm, interval, one_sided, paired, static_mixture
+from routing.study.methods import METHODS
+from routing.study.plan import ALL, FREE, Plan
+from routing.study.runner import DONE
+from routing.study.stages import Place, checkpoints, stages_of
+
+KEY = ("model", "task", "method", "budget", "seed")
+
+
+class Answers:
+    """What one model and seed left of a task: test verdicts, validation rewards and times.
+
+    Raises:
+        FileNotFoundError: if its test questions were not answered yet.
+    """
+
+    def __init__(self, place: Place, task: str):
+        folder = place.folder
+        self.place, self.task = place, task
+        self.test = _json(folder / f"answers-{task}" / "answers.json")
+        self.instances = {(one["method"], one["budget"]): one for one in self.test["instances"]}
+        times = folder / f"times-{task}" / "times.json"
+        self.times = _json(times) if times.exists() else None
+
+    def right(self, key: tuple) -> np.ndarray:
+        return np.array(self.instances[key]["right"], dtype=float)
+
+    def static_at(self, layers: float) -> np.ndarray:
+        """[N] share of right answers of the best static path by validation, mixed so that it runs so many layers."""
+        known = [one for one in self.instances.values() if "rewards" in (one.get("validation") or {})]
+        own = [one for one in known if METHODS[one["method"]].is_static or one["method"] == "full"]
+        lengths = np.array([one["validation"]["layers"] for one in own])
+        rewards = np.array([np.mean(one["validation"]["rewards"]) for one in own])
+        weights = static_mixture(rewards, lengths, max(layers, float(lengths.min())))
+        return weights @ np.array([one["right"] for one in own], dtype=float)
+
+    def seconds(self, key: tuple) -> np.ndarray | None:
+        """Median over repeats of each timed question."""
+        if self.times is None:
+            return None
+        one = next(i for i in self.times["instances"] if (i["method"], i["budget"]) == key)
+        return None if one["seconds"] is None else np.median(np.array(one["seconds"]), axis=1)
+
+    def added(self, key: tuple) -> int | None:
+        if self.times is None:
+            return None
+        return self.times["added_parameters"][[*self.instances].index(key)]
+
+
+def _json(path: Path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def collect(plan: Plan, plan_file: Path, quick: bool, output: Path) -> dict:
+    """All that is there by now: {rows, hypotheses, missing, commands}.
+
+    Raises:
+        UserError: if no test question was answered yet.
+    """
+    rows, hypotheses, missing, commands = [], [], [], {}
+    for model in plan.models:
+        places = [Place(plan, plan_file, quick, output, model, seed) for seed in plan.seeds]
+        found: dict[str, list[Answers]] = {}
+        for task in plan.tasks:
+            for place in places:
+                try:
+                    answers = Answers(place, task)
+                except FileNotFoundError:
+                    missing.append(f"{model}, seed {place.seed}, {task}")
+                else:
+                    found.setdefault(task, []).append(answers)
+        own = _rows_of_model(plan, model, found)
+        rows += own + _text_rows(plan, model, places)
+        for place in places:
+            commands |= _commands(place, output)
+        hypotheses += _hypotheses(plan, model, found)
+    if not rows:
+        raise UserError(
+            f"{output} has no answers to test questions yet, so there is nothing to show; run the study on."
+        )
+    _correct(plan, rows)
+    return {"rows": rows, "hypotheses": hypotheses, "missing": missing, "commands": commands}
+
+
+def _complete(found: dict[str, list[Answers]], plan: Plan) -> dict[int, list[Answers]]:
+    """Answers of all tasks, by seeds that have all of them."""
+    by_seed: dict[int, list[Answers]] = {}
+    for answers in found.values():
+        for one in answers:
+            by_seed.setdefault(one.place.seed, []).append(one)
+    return {seed: own for seed, own in by_seed.items() if len(own) == len(plan.tasks)}
+
+
+def _rows_of_model(plan: Plan, model: str, found: dict[str, list[Answers]]) -> list[dict]:
+    """Rows of each task and of all of them, for each seed and for all seeds together."""
+    groups = {task: {one.place.seed: [one] for one in answers} for task, answers in found.items()}
+    if len(plan.tasks) > 1 and (whole := _complete(found, plan)):
+        groups[ALL] = whole
+    rows, costs = [], {}
+    for task, by_seed in groups.items():
+        keys = list(next(iter(by_seed.values()))[0].instances)
+        for seeds in [[seed] for seed in by_seed] + [list(by_seed)] * (len(by_seed) > 1):
+            parts = [by_seed[seed] for seed in seeds]  # [S][tasks]
+            rows += [_row(model, task, key, seeds, parts, costs) for key in keys]
+        if len(by_seed) == 1:  # It is all that there is.
+            rows += [row | {"seed": ALL} for row in rows if row["task"] == task]
+    return rows
+
+
+def _joined(parts: Sequence[Sequence[Answers]], of) -> np.ndarray:
+    """[S, N] of a function of one seed's answers to one task."""
+    return np.stack([np.concatenate([np.asarray(of(one), dtype=float) for one in own]) for own in parts])
+
+
+def _row(model: str, task: str, key: tuple, seeds: list, parts: Sequence[Sequence[Answers]], costs: dict) -> dict:
+    method, budget = key
+    right = _joined(parts, lambda one: one.right(key))
+    full = _joined(parts, lambda one: one.right(("full", FREE)))
+    static = _joined(parts, lambda one: one.static_at(np.mean(one.instances[key]["layers"])))
+    to_full, to_static = paired(right, full), paired(right, static)
+    layers = _joined(parts, lambda one: one.instances[key]["layers"])
+    counts = [len(one.test["ids"]) for one in parts[0]]
+    shares = [one.instances[key]["run_shares"] for own in parts for one in own]
+    seconds = _seconds(parts, key)
+    row = {
+        "model": model, "task": task, "method": method, "title": METHODS[method].title, "budget": budget,
+        "seed": seeds[0] if len(seeds) == 1 else ALL, "n": right.shape[1], "accuracy": float(right.mean()),
+        "ci95": interval(right), "layers": float(layers.mean()),
+        "flops": float(np.average([[one.instances[key]["flops"] for one in own] for own in parts], axis=1,
+                                  weights=counts).mean()),
+        "seconds": seconds, "seconds_full": _seconds(parts, ("full", FREE)),
+        "difference": to_full["difference"], "difference_ci95": to_full["ci95"],
+        "difference_lower_bound": to_full["lower_bound"], "p": None if method == "full" else to_full["p"],
+        "p_holm": None, "static_accuracy": float(static.mean()), "static_difference": to_static["difference"],
+        "static_ci95": to_static["ci95"], "static_p": to_static["p"], "static_p_holm": None,
+        "added_parameters": parts[0][0].added(key), "run_shares": np.mean(shares, axis=0).tolist(),
+        "perplexity": None, "loss_difference": None,
+    }  # fmt: skip
+    gain = _headroom(parts, float(layers.mean()), costs)
+    row["headroom"] = to_static["difference"] / gain if gain and method not in ("full", "lora") else None
+    return row | _cost(parts, key, costs)
+
+
+def _seconds(parts: Sequence[Sequence[Answers]], key: tuple) -> float | None:
+    """Of a request: mean over timed questions of the median of repeats."""
+    times = [one.seconds(key) for own in parts for one in own]
+    if any(own is None for own in times):
+        return None
+    return float(np.mean(np.concatenate(times)))
+
+
+def _headroom(parts: Sequence[Sequence[Answers]], layers: float, costs: dict) -> float | None:
+    """The cross-fitted gain over static paths that a router was shown to have, at about so many layers.
+
+    By `dlr headroom` on the tables that routers learned from; None where no gain is above 0.
+    """
+    gains = []
+    for own in parts:
+        for one in own:
+            place = (one.place.prefix, one.task, "headroom")
+            if place not in costs:
+                table = read_table([one.place.folder / f"table-{one.task}"])
+                try:
+                    costs[place] = measure(table)["gains"] if len(table.ids) >= 20 else []
+                except UserError:
+                    costs[place] = []
+            text = [gain for gain in costs[place] if gain["policy"] == "text"]
+            if text:
+                gains.append(min(text, key=lambda gain: abs(gain["layers"] - layers))["gain"])
+    mean = float(np.mean(gains)) if gains else 0.0
+    return mean if mean > 1e-3 else None
+
+
+def _cost(parts: Sequence[Sequence[Answers]], key: tuple, costs: dict) -> dict:
+    """What it took to make a method, mean over seeds: seconds of its stages, forward passes, labelled questions."""
+    found = []
+    for own in parts:
+        place, one = own[0].place, own[0].instances[key]
+        names = made_by(place, one)
+        seconds = forwards = labels = 0.0
+        for name in names:
+            if (place.prefix, name) not in costs:
+                costs[place.prefix, name] = _cost_of(place, name)
+            stage = costs[place.prefix, name]
+            seconds, forwards, labels = seconds + stage[0], forwards + stage[1], labels + stage[2]
+        found.append((seconds, forwards, labels))
+    seconds, forwards, labels = np.mean(found, axis=0).tolist()
+    return {"training_seconds": seconds, "training_forwards": int(forwards), "training_labels": int(labels)}
+
+
+def made_by(place: Place, one: dict) -> list[str]:
+    """Names of the stages that make an instance, in their order."""
+    names = []
+    for name in METHODS[one["method"]].made_by:
+        if "{task}" in name:
+            names += [name.format(task=task) for task in place.plan.tasks]
+        elif name == METHODS[one["method"]].weights:
+            names.append(one["weights"])
+        else:
+            names.append(name)
+    return list(dict.fromkeys(names))
+
+
+def _cost_of(place: Place, name: str) -> tuple[float, int, int]:
+    """Seconds, forward passes along one path, and labelled questions of a stage."""
+    record = place.output / ".stages" / place.prefix / name / DONE
+    seconds = _json(record)["seconds"] if record.exists() else 0.0
+    folder, forwards, labels = place.folder / name, 0, 0
+    if (folder / LABELS).exists():
+        for label in read_labels(folder):
+            forwards, labels = forwards + len(label["tried"]), labels + 1
+    elif (folder / "training.json").exists():
+        made = _json(folder / "training.json")["arguments"]
+        if made.get("max_steps", -1) > 0:
+            forwards = made["max_steps"] * made["batch_size"] * made["gradient_accumulation"]
+        elif made.get("objective") == "adapters":
+            forwards = labels = made["num_samples"] * len(made["dataset"].split(","))
+    return seconds, forwards, labels
+
+
+def _commands(place: Place, output: Path) -> dict[str, list[str]]:
+    """The commands that make each method of a model and seed, as they were run; OUTPUT is the folder of the study."""
+    found = {}
+    for name in place.plan.methods:
+        own = []
+        for checkpoint in checkpoints(place, name) or [""]:
+            for stage in made_by(place, {"method": name, "weights": checkpoint}):
+                record = output / ".stages" / place.prefix / stage / DONE
+                if record.exists():
+                    words = _json(record)["command"]
+                    own.append(("python " + " ".join(words)).replace("--only PLAN", "--only"))
+        if own:
+            found[f"{place.model}/{place.seed}/{name}"] = list(dict.fromkeys(own))
+    return found
+
+
+def _text_rows(plan: Plan, model: str, places: Sequence[Place]) -> list[dict]:
+    """Rows of text: perplexity, and the paired difference of losses to the base at full depth, in nats a token."""
+    rows = []
+    for place in places:
+        path = place.folder / "perplexity" / "perplexity.json"
+        if not path.exists():
+            continue
+        instances = _json(path)["instances"]
+        full = next(one for one in instances if one["method"] == "full")
+        for one in instances:
+            losses, counts = np.array(one["losses"]), np.array(one["predicted"])
+            gaps = (losses - np.array(full["losses"])) / counts
+            rows.append(
+                dict.fromkeys(rows_keys()) | {
+                    "model": model, "task": "text", "method": one["method"], "title": METHODS[one["method"]].title,
+                    "budget": one["budget"], "seed": place.seed, "n": len(losses), "layers": one["layers"],
+                    "perplexity": math.exp(losses.sum() / counts.sum()), "loss_difference": float(gaps.mean()),
+                    "difference": None, "p": None if one is full else paired(gaps[None], 0 * gaps[None])["p"],
+                }
+            )  # fmt: skip
+    return rows
+
+
+def rows_keys() -> tuple[str, ...]:
+    """Keys of a row, in the order of tables."""
+    return (
+        *KEY, "title", "n", "accuracy", "ci95", "layers", "flops", "seconds", "seconds_full", "difference",
+        "difference_ci95", "difference_lower_bound", "p", "p_holm", "static_accuracy", "static_difference",
+        "static_ci95", "static_p", "static_p_holm", "headroom", "training_seconds", "training_forwards",
+        "training_labels", "added_parameters", "run_shares", "perplexity", "loss_difference",
+    )  # fmt: skip
+
+
+def _correct(plan: Plan, rows: list[dict]) -> None:
+    """Holm's correction over the tests of the plan: rows of all seeds on its task, for each model."""
+    task = plan.tests.get("task", ALL) if len(plan.tasks) > 1 else next(iter(plan.tasks))
+    against = plan.tests.get("against", ["full", "static"])
+    for model in plan.models:
+        family = []
+        for row in rows:
+            if (row["model"], row["task"], row["seed"]) != (model, task, ALL) or row["method"] in ("full", "oracle"):
+                continue
+            family += [(row, "p", "p_holm")] if "full" in against else []
+            family += [(row, "static_p", "static_p_holm")] if "static" in against else []
+        for (row, _, corrected), p in zip(family, holm([row[name] for row, name, _ in family]), strict=True):
+            row[corrected] = p
+
+
+def _hypotheses(plan: Plan, model: str, found: dict[str, list[Answers]]) -> list[dict]:
+    """What became of the plan's hypotheses, with Holm's correction over them."""
+    whole, tested = _complete(found, plan), []
+    for one in plan.values.get("hypotheses") or []:
+        own = [[answers] for answers in found.get(one["task"], [])]
+        parts = list(whole.values()) if one["task"] == ALL else own
+        key = (one["method"], one["budget"])
+        if not parts or not all(key in part.instances for own in parts for part in own):
+            continue
+        right = _joined(parts, lambda part, key=key: part.right(key))
+        if one["against"] == "full":
+            others = _joined(parts, lambda part: part.right(("full", FREE)))
+        else:
+            others = _joined(parts, lambda part, key=key: part.static_at(np.mean(part.instances[key]["layers"])))
+        p = one_sided(right, others, one.get("above"), one.get("below"))
+        seen = {"difference": float((right - others).mean()), "p": p, "n": right.shape[1], "seeds": len(right)}
+        tested.append({"model": model} | one | seen)
+    level = plan.tests.get("level", 0.05)
+    corrected = holm([one["p"] for one in tested])
+    return [one | {"p_holm": p, "holds": p < level} for one, p in zip(tested, corrected, strict=True)]
+
+
+def stages_left(place: Place) -> list[str]:
+    """Names of stages of a model and seed that are not done."""
+    return [s.name for s in stages_of(place) if not (place.output / ".stages" / s.name / DONE).exists()]

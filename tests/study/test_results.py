@@ -1,0 +1,281 @@
+"""Rows of a study from what stages left, what is written of them, and what is recommended."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from fake_study import DEPTH, N, fake_plan, fake_study
+
+from routing.commands import recommend
+from routing.common.errors import UserError
+from routing.common.files import write_json
+from routing.report import study as report
+from routing.report.study import COLUMNS, markdown, write_study
+from routing.study import comparing
+from routing.study.results import collect, made_by, rows_keys
+from routing.study.stages import Place
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Folder, plan and rows of a study that was written; nothing may change them."""
+    tmp_path, plan = tmp_path_factory.mktemp("study"), fake_plan()
+    record = {"digest": "", "kind": "table", "seconds": 30.0, "command": ["data_generation.py", "--split=search"]}
+    for seed in (0, 1):
+        write_json(tmp_path / f".stages/m/seed-{seed}/table-sums/done.json", record)
+        write_json(tmp_path / f".stages/m/seed-{seed}/value/done.json", record | {"command": ["train.py", "--x=1"]})
+    with pytest.MonkeyPatch.context() as patch:
+        fake_study(tmp_path, plan, patch)
+        found = collect(plan, Path("plan.yaml"), False, tmp_path)
+    write_study(tmp_path, plan, found, {"date": "2026-01-01"})
+    return tmp_path, plan, found
+
+
+@pytest.fixture
+def few_draws(monkeypatch):
+    """Intervals of few draws, where it is not they that are looked at."""
+    monkeypatch.setattr(comparing, "DRAWS", 100)
+    comparing._draws.cache_clear()
+    yield
+    comparing._draws.cache_clear()
+
+
+def row_of(found, **wanted):
+    rows = [row for row in found["rows"] if all(row[key] == value for key, value in wanted.items())]
+    assert len(rows) == 1, (wanted, len(rows))
+    return rows[0]
+
+
+def test_rows_by_hand(study):
+    _, plan, found = study
+    # Methods × (two tasks and both together) × (two seeds and both together).
+    assert len(found["rows"]) == 5 * 3 * 3
+    assert all(set(row) == set(rows_keys()) for row in found["rows"])
+    value = row_of(found, method="value", task="all", seed="all")
+    assert value["n"] == 2 * N and value["accuracy"] == 0.75 and value["budget"] == 0.2
+    assert value["difference"] == 0 and value["p"] == 1.0 and value["difference_lower_bound"] == 0
+    # The static path answers half of the questions rightly; value 0.25 more.
+    assert value["static_accuracy"] == 0.5 and value["static_difference"] == 0.25
+    assert value["headroom"] == pytest.approx(0.25 / 0.5)
+    # The median of 0.8, 9 and 0.8 seconds.
+    assert value["seconds"] == pytest.approx(0.8) and value["seconds_full"] == pytest.approx(1.0)
+    assert value["training_seconds"] == 60.0 and value["added_parameters"] == 2
+    token = row_of(found, method="dlr_token", task="sums", seed=0)
+    assert token["accuracy"] == 0 and token["difference"] == -0.75 and token["p"] < 0.001
+    oracle = row_of(found, method="oracle", task="all", seed="all")
+    assert oracle["seconds"] is None and oracle["p_holm"] is None
+    assert row_of(found, method="full", task="all", seed="all")["p"] is None
+
+
+def test_at_more_layers_the_static_path_is_mixed(tmp_path, monkeypatch, few_draws):
+    plan = fake_plan()
+    fake_study(tmp_path, plan, monkeypatch)
+    for path in tmp_path.rglob("answers.json"):  # value now runs 9 layers: halfway between static, 8, and full, 10.
+        answers = json.loads(path.read_text())
+        next(one for one in answers["instances"] if one["method"] == "value")["layers"] = [9.0] * N
+        write_json(path, answers)
+    found = collect(plan, Path("plan.yaml"), False, tmp_path)
+    assert row_of(found, method="value", task="all", seed="all")["static_accuracy"] == (0.75 + 0.5) / 2
+
+
+def test_corrections_are_over_the_tests_of_the_plan(study):
+    _, _, found = study
+    own = [row for row in found["rows"] if row["p_holm"] is not None]
+    assert {(row["task"], row["seed"]) for row in own} == {("all", "all")}
+    assert {row["method"] for row in own} == {"static", "value", "dlr_token"}
+    smallest = min(p for row in own for p in (row["p"], row["static_p"]))
+    token = row_of(found, method="dlr_token", task="all", seed="all")
+    assert token["p_holm"] == pytest.approx(6 * smallest), "three methods, two comparisons each"
+
+
+def test_hypotheses_are_told(study):
+    _, _, found = study
+    near, far = found["hypotheses"]
+    assert near["holds"] and near["p_holm"] < 0.001 and near["n"] == 2 * N and near["seeds"] == 2
+    assert not far["holds"] and far["difference"] == 0.25
+
+
+def test_what_is_not_there_yet_is_named(tmp_path, monkeypatch, few_draws):
+    plan = fake_plan()
+    fake_study(tmp_path, plan, monkeypatch, times=False)
+    shutil.rmtree(tmp_path / "m/seed-1/answers-words")
+    found = collect(plan, Path("plan.yaml"), False, tmp_path)
+    assert found["missing"] == ["m, seed 1, words"]
+    whole = row_of(found, method="value", task="all", seed="all")
+    assert whole["n"] == 2 * N and whole["seconds"] is None, "of the seed that has all tasks"
+    assert "m, seed 1, words" in markdown(found)
+    shutil.rmtree(tmp_path / "m")
+    with pytest.raises(UserError, match="has no answers to test questions yet"):
+        collect(plan, Path("plan.yaml"), False, tmp_path)
+
+
+def test_one_task_and_seed_is_all_there_is(tmp_path, monkeypatch, few_draws):
+    plan = fake_plan(tasks=("sums",), seeds=(0,), hypotheses=[])
+    fake_study(tmp_path, plan, monkeypatch)
+    found = collect(plan, Path("plan.yaml"), False, tmp_path)
+    assert {(row["task"], row["seed"]) for row in found["rows"]} == {("sums", 0), ("sums", "all")}
+    assert row_of(found, method="value", seed="all")["p_holm"] is not None
+
+
+def test_text_is_told_by_perplexity(tmp_path, monkeypatch, few_draws):
+    output, plan = tmp_path, fake_plan(tasks=("sums",), seeds=(0,), hypotheses=[])
+    fake_study(output, plan, monkeypatch)
+    one = {"method": "full", "budget": "free", "losses": [10.0, 20.0], "predicted": [10, 10], "layers": 10.0}
+    other = {"method": "dlr_token", "budget": 0.2, "losses": [12.0, 22.0], "predicted": [10, 10], "layers": 8.0}
+    write_json(output / "m/seed-0/perplexity/perplexity.json", {"instances": [one, other]})
+    found = collect(plan, Path("plan.yaml"), False, output)
+    row = row_of(found, task="text", method="dlr_token")
+    assert row["perplexity"] == pytest.approx(2.718281828**1.7) and row["loss_difference"] == pytest.approx(0.2)
+    assert row["accuracy"] is None and row["n"] == 2
+    assert "## Text" in markdown(found)
+
+
+def test_what_makes_a_method(study):
+    output, plan, _ = study
+    place = Place(plan, Path("plan.yaml"), False, output, "m", 0)
+    names = made_by(place, {"method": "value", "weights": "value-grid1"})
+    assert names == ["adapters", "menu-sums", "menu-words", "table-sums", "table-words", "value-grid1"]
+
+
+class Reader(HTMLParser):
+    """What stands on a page: texts by tag, rows of the table, names of form fields."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.attributes = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes.append((tag, dict(attrs)))
+
+
+def test_files_of_a_study(study):
+    output, plan, _ = study
+    saved = json.loads((output / "study.json").read_text())
+    wanted = ["model", "task", "method", "budget", "seed", "n", "accuracy", "layers", "seconds", "difference", "p"]
+    assert all(name in row for row in saved["rows"] for name in wanted)
+    assert saved["plan_sha256"] == plan.digest and saved["test_opened"] == {"date": "2026-01-01"}
+    with (output / "study.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(saved["rows"]) and rows[0]["accuracy"] == "0.75"
+    text = (output / "study.md").read_text()
+    assert "menu router by value" in text and "is not shown" in text and f"| {COLUMNS[0]} |" in text
+    for name in ("frontier-m-all.png", "routes-m-all.png", "frontier-m-sums.png"):
+        assert (output / name).read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_table_on_the_terminal(study, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(report, "plot_frontier", lambda rows, path, title: path.touch())
+    monkeypatch.setattr(report, "plot_run_shares", lambda rows, path, title: path.touch())
+    write_study(tmp_path, study[1], study[2], None)
+    shown = capsys.readouterr().out
+    assert "m, all: 80 questions" in shown and "DLR by token" in shown and "is not shown" in shown
+
+
+def test_the_page_reads_without_its_script_and_by_ear(study):
+    output, plan, found = study
+    page, reader = (output / "study.html").read_text(), Reader()
+    reader.feed(page)
+    assert reader.tags.count("tr") == 1 + len(found["rows"]) and reader.tags.count("h1") == 1
+    assert "http://" not in page and "https://" not in page, "it needs nothing beside it"
+    rows = [own for tag, own in reader.attributes if tag == "tr" and own]
+    assert all({"data-method", "data-task", "data-budget", "data-seed"} <= set(own) for own in rows)
+    fields = [own["name"] for tag, own in reader.attributes if tag == "select"]
+    assert fields == ["model", "task", "method", "budget", "seed"]
+    assert ("form", "Rows to show") in [(tag, own.get("aria-label")) for tag, own in reader.attributes]
+    form = next(own for tag, own in reader.attributes if tag == "form")
+    assert "hidden" in form, "without the script there is nothing to filter with"
+    # Claims first, then the table, then pictures, each with a heading; each picture says what it shows.
+    assert re.findall(r'<h2 id="(\w+)"', page) == ["claims", "table", "pictures"]
+    assert all(own["alt"] for tag, own in reader.attributes if tag == "img")
+    assert all(own.get("scope") in ("col", "row") for tag, own in reader.attributes if tag == "th")
+
+
+def test_the_page_in_a_browser(study, tmp_path):
+    """Filtering and sorting, by a script in the page itself; the browser prints what became of it."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no browser here")
+    output = study[0]
+    probe = """<script>
+const pick = (name, value) => { const s = document.querySelector(`select[name=${name}]`); s.value = value;
+  s.dispatchEvent(new Event("change")); };
+const shown = () => [...document.querySelectorAll("#rows tbody tr")].filter(row => !row.hidden);
+pick("method", "menu router by value"); pick("task", "all");
+const filtered = shown().length, told = document.getElementById("told").textContent;
+document.getElementById("reset").click();
+const every = shown().length;
+const button = [...document.querySelectorAll("thead button")].find(b => b.textContent === "accuracy");
+button.click();
+const first = shown()[0].cells[0].textContent;
+button.click();
+const last = shown()[0].cells[0].textContent;
+document.title = JSON.stringify([filtered, told, every, first, last, button.parentElement.getAttribute("aria-sort")]);
+</script></body>"""
+    (tmp_path / "probe.html").write_text((output / "study.html").read_text().replace("</body>", probe))
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", f"file://{tmp_path}/probe.html"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    title = re.search(r"<title>(\[.*?\])</title>", done.stdout)
+    assert title, done.stderr[-500:]
+    assert json.loads(title[1]) == [
+        3,
+        "3 of 45 rows",
+        45,
+        "DLR by token",
+        "hindsight oracle (not a method)",
+        "descending",
+    ]
+
+
+def recommended(output, capsys, *words):
+    recommend.main([str(output), *words])
+    return capsys.readouterr().out
+
+
+def test_the_cheapest_method_within_the_loss_is_recommended(study, capsys):
+    output = study[0]
+    told = recommended(output, capsys, "--max_loss", "0.01")
+    assert told.startswith("Take menu router by value (20% fewer layers): accuracy 0.750, the full model 0.750")
+    assert f"8.0 of {DEPTH} layers, 0.80 of its measured time" in told
+    assert "python train.py --x=1" in told and "python data_generation.py --split=search" in told
+    # The oracle answers everything at fewer layers, and is no method.
+    assert "oracle" not in recommended(output, capsys, "--max_loss", "0.9", "--by", "layers")
+
+
+def test_without_such_a_method_the_full_model_is_recommended(study, tmp_path, capsys):
+    worse = {
+        "rows": [row | {"difference_lower_bound": -0.03} for row in study[2]["rows"] if row["method"] != "dlr_token"]
+    }
+    write_json(tmp_path / "study.json", study[2] | worse)
+    told = recommended(tmp_path, capsys, "--max_loss", "0.01")
+    assert told.startswith("Take the full model") and "may lose up to 0.030" in told
+    assert recommended(tmp_path, capsys, "--max_loss", "0.03").startswith("Take menu router by value")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--max_loss", "1"], "--max_loss 1.0 must lie between 0 and 1"),
+        (["--max_loss", "nan"], "--max_loss nan must lie between 0 and 1"),
+        (["--max_loss", "0", "--task", "x"], "--task x: the study has"),
+        (["--max_loss", "0", "--model", "x"], "--model x: the study has m"),
+    ],
+)
+def test_what_cannot_be_recommended_is_refused(study, words, message):
+    with pytest.raises(UserError, match=message):
+        recommend.main([str(study[0]), *words])
+
+
+def test_a_folder_without_a_study_is_refused(tmp_path):
+    with pytest.raises(UserError, match="give the folder that dlr study wrote"):
+        recommend.main([str(tmp_path), "--max_loss", "0"])
+    (tmp_path / "study.json").write_text("[]")
+    with pytest.raises(UserError, match="holds no rows"):
+        recommend.main([str(tmp_path), "--max_loss", "0"])
