@@ -13,12 +13,15 @@ from routing.report.study_page import study_page
 from routing.report.study_plots import budget_words, plot_frontier, plot_run_shares
 from routing.report.words import signed
 from routing.study.plan import ALL, Plan
-from routing.study.results import rows_keys
+from routing.study.results import TEXT, rows_keys
 
 COLUMNS = (
     "method", "layers left out", "accuracy (95 %)", "− full (95 %)", "p, Holm", "− static (95 %)", "p, Holm ", "layers",
     "time", "GFLOP", "headroom", "training", "added",
 )  # fmt: skip
+
+
+ON_TERMINAL = 9  # columns
 
 
 def write_study(output: Path, plan: Plan, found: dict, opened: dict | None) -> None:
@@ -45,7 +48,8 @@ def write_study(output: Path, plan: Plan, found: dict, opened: dict | None) -> N
     for model, task in groups(rows):
         own = shown(rows, model, task)
         if task == ALL or len(groups(rows)) == 1 or not any(key == (model, ALL) for key in groups(rows)):
-            print_table(f"{model}, {task}: {own[0]['n']} questions", COLUMNS, map(cells, own), ("method",), 170)
+            lines = [cells(row)[:ON_TERMINAL] for row in own]
+            print_table(f"{model}, {task}: {own[0]['n']} questions", COLUMNS[:ON_TERMINAL], lines, ("method",), 190)
     for one in found["hypotheses"]:
         print(hypothesis_words(one))
     if found["missing"]:
@@ -110,11 +114,11 @@ def markdown(found: dict) -> str:
     for model, task in groups(rows):
         own = shown(rows, model, task)
         parts.append(f"## {model}, {task}\n\n{own[0]['n']} questions.\n\n{markdown_table(COLUMNS, map(cells, own))}\n")
-    text = [row for row in rows if row["task"] == "text"]
+    text = [row for row in rows if row["task"] == TEXT and row["seed"] == ALL]
     if text:
-        columns = ("model", "method", "layers left out", "seed", "layers", "perplexity", "− full, nats a token", "p")
+        columns = ("model", "method", "layers left out", "layers", "perplexity", "− full, nats a token", "p")
         lines = [
-            (row["model"], row["title"], budget_words(row["budget"]), row["seed"], f"{row['layers']:.2f}",
+            (row["model"], row["title"], budget_words(row["budget"]), f"{row['layers']:.2f}",
              f"{row['perplexity']:.2f}", signed(row["loss_difference"]), probability(row["p"])) for row in text
         ]  # fmt: skip
         parts.append(f"## Text\n\n{markdown_table(columns, lines)}\n")

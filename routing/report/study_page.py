@@ -16,6 +16,8 @@ from routing.study.plan import ALL
 STYLE = """<style>
 .filters { display: flex; flex-wrap: wrap; gap: .6rem 1.2rem; margin: .8rem 0; }
 .filters label { display: inline-flex; flex-direction: column; font-size: .85rem; color: #4a4a4a; }
+.filters label, .filters select { max-width: 100%; }
+#rows th[scope=row], #rows thead th:first-child { position: sticky; left: 0; background: #fff; }
 .filters select, .filters button { font: inherit; padding: .25rem .4rem; min-height: 2.2rem; }
 [hidden] { display: none; }
 thead button { all: unset; cursor: pointer; font-weight: 600; text-decoration: underline dotted; }
@@ -24,6 +26,7 @@ thead button:focus-visible, .scroll:focus-visible, select:focus-visible {
 th[aria-sort=ascending] button::after { content: " \\25B2"; }
 th[aria-sort=descending] button::after { content: " \\25BC"; }
 #rows td:nth-child(-n+3), #rows thead th:nth-child(-n+4) { text-align: left; }
+@media (max-width: 40rem) { #rows th[scope=row] { white-space: normal; min-width: 8rem; } body { padding: 1rem; } }
 caption { text-align: left; color: #4a4a4a; padding-bottom: .3rem; }
 </style>"""
 SCRIPT = """<script>
@@ -64,6 +67,10 @@ SCRIPT = """<script>
       told.textContent = "sorted by " + button.textContent + ", " + (down === 1 ? "lowest" : "highest") + " first";
     });
   });
+  // All seeds together, and all tasks, come first.
+  for (const s of selects) {
+    if (["seed", "task"].includes(s.name) && [...s.options].some(o => o.value === "all")) s.value = "all";
+  }
   filter();
 })();
 </script>"""
@@ -150,7 +157,7 @@ def _shown(row: dict, key: str) -> str:
 def _filter(key: str, title: str, rows: Sequence[dict]) -> str:
     names = dict.fromkeys(_shown(row, key) for row in rows)
     options = "".join(f'<option value="{escape(name)}">{escape(name)}</option>' for name in names)
-    return f'<label>{title}<select name="{key}"><option value="">all</option>{options}</select></label>'
+    return f'<label>{title}<select name="{key}"><option value="">any</option>{options}</select></label>'
 
 
 def _table(rows: Sequence[dict]) -> str:

@@ -15,7 +15,16 @@ import numpy as np
 
 from routing.report.plots import save
 
-MARKS = "osD^v<>Phd*X"
+# Panels of the frontier: few methods each, or their intervals would hide one another. In all of them stand REFERENCES.
+PANELS = {
+    "static paths": ("healed", "influence", "shortgpt", "cut", "random", "stochastic_depth"),
+    "routers by value, Dr.LLM": ("value", "dr_llm", "dr_llm_verified", "dr_llm_value"),
+    "query routers": ("fbc", "dpo", "orpo"),
+    "routers trained on text": ("dlr_input", "dlr_token", "reinforce", "lora"),
+}
+REFERENCES = ("full", "static")
+COLORS = ("#1b6ca8", "#d95f02", "#4d9221", "#e7298a", "#7570b3", "#a6761d")
+MARKS = "os^vD*"
 
 
 def _lines(rows: Sequence[dict]) -> dict[str, list[dict]]:
@@ -33,21 +42,37 @@ def plot_frontier(rows: Sequence[dict], path: Path | BinaryIO, title: str) -> No
     Args:
         rows: of one model and task, one seed or all together.
     """
-    figure, axes = plt.subplots(figsize=(10, 6.4), layout="constrained")
-    colors = plt.get_cmap("tab20").colors
-    for at, (_, own) in enumerate(_lines(rows).items()):
-        x = [row["seconds"] / row["seconds_full"] for row in own]
-        y, low, high = [row["accuracy"] for row in own], *zip(*(row["ci95"] for row in own))
-        color, mark = colors[at % len(colors)], MARKS[at % len(MARKS)]
-        axes.plot(x, y, color=color, marker=mark, linewidth=1.3, label=own[0]["title"])
-        if len(own) > 1:
-            axes.fill_between(x, low, high, color=color, alpha=0.1, linewidth=0)
-        else:
-            axes.vlines(x, low, high, color=color, alpha=0.5)
-    axes.set(xlabel="time of a request, full model = 1 (router included)", ylabel="accuracy", title=title)
-    axes.grid(alpha=0.25)
-    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    lines = _lines(rows)
+    panels = {name: [m for m in own if m in lines] for name, own in PANELS.items()}
+    panels = {name: own for name, own in panels.items() if own} or {"": []}
+    columns = min(2, len(panels))
+    down = -(-len(panels) // columns)
+    shape = {"figsize": (6 * columns, 4.6 * down), "layout": "constrained", "sharex": True, "sharey": True}
+    figure, grid = plt.subplots(down, columns, squeeze=False, **shape)
+    for axes, (name, members) in zip(grid.flat, panels.items()):
+        for method in (m for m in REFERENCES if m in lines):
+            _line(axes, lines[method], "#555555", "*" if method == "full" else ".", "--")
+        for method, color, mark in zip(members, COLORS, MARKS):
+            _line(axes, lines[method], color, mark, "-")
+        axes.set_title(name, fontsize=10)
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=7, loc="lower right")
+    for axes in list(grid.flat)[len(panels) :]:
+        axes.set_axis_off()
+    figure.suptitle(title)
+    figure.supxlabel("time of a request, full model = 1 (router included)", fontsize=10)
+    figure.supylabel("accuracy", fontsize=10)
     save(figure, path)
+
+
+def _line(axes: plt.Axes, rows: Sequence[dict], color: str, mark: str, style: str) -> None:
+    x, y = [row["seconds"] / row["seconds_full"] for row in rows], [row["accuracy"] for row in rows]
+    low, high = zip(*(row["ci95"] for row in rows))
+    axes.plot(x, y, style, color=color, marker=mark, markersize=8 if mark == "*" else 5, label=rows[0]["title"])
+    if len(rows) > 1:
+        axes.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
+    else:
+        axes.vlines(x, low, high, color=color, alpha=0.5)
 
 
 def plot_run_shares(rows: Sequence[dict], path: Path | BinaryIO, title: str) -> None:

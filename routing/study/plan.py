@@ -144,8 +144,8 @@ def problems(values: dict) -> list[str]:
 
 
 def _task_problems(name: str, task) -> list[str]:
-    if name == ALL or not isinstance(task, dict) or not isinstance(task.get("dataset"), str):
-        return [f"tasks: {name} must say `dataset`, and not be called {ALL}; got {task!r}"]
+    if name in (ALL, "text") or not isinstance(task, dict) or not isinstance(task.get("dataset"), str):
+        return [f"tasks: {name} must say `dataset`, and not be called {ALL} or text; got {task!r}"]
     found = [f"tasks: {name}: {text.removeprefix('--dataset ')}" for text in unknown_names(task["dataset"])]
     found = found or [f"tasks: {name}: {text}" for text in files_without_splits("dataset", task["dataset"])]
     for count in COUNTS:

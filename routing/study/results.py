@@ -29,6 +29,7 @@ from routing.study.plan import ALL, FREE, Plan
 from routing.study.runner import DONE
 from routing.study.stages import Place, checkpoints, stages_of
 
+TEXT = "text"  # the task of rows of text
 KEY = ("model", "task", "method", "budget", "seed")
 
 
@@ -261,25 +262,30 @@ def _commands(place: Place, output: Path) -> dict[str, list[str]]:
 
 def _text_rows(plan: Plan, model: str, places: Sequence[Place]) -> list[dict]:
     """Rows of text: perplexity, and the paired difference of losses to the base at full depth, in nats a token."""
-    rows = []
+    by_seed = {}
     for place in places:
         path = place.folder / "perplexity" / "perplexity.json"
-        if not path.exists():
-            continue
-        instances = _json(path)["instances"]
-        full = next(one for one in instances if one["method"] == "full")
-        for one in instances:
-            losses, counts = np.array(one["losses"]), np.array(one["predicted"])
-            gaps = (losses - np.array(full["losses"])) / counts
-            rows.append(
-                dict.fromkeys(rows_keys()) | {
-                    "model": model, "task": "text", "method": one["method"], "title": METHODS[one["method"]].title,
-                    "budget": one["budget"], "seed": place.seed, "n": len(losses), "layers": one["layers"],
-                    "perplexity": math.exp(losses.sum() / counts.sum()), "loss_difference": float(gaps.mean()),
-                    "difference": None, "p": None if one is full else paired(gaps[None], 0 * gaps[None])["p"],
-                }
-            )  # fmt: skip
-    return rows
+        if path.exists():
+            by_seed[place.seed] = {(one["method"], one["budget"]): one for one in _json(path)["instances"]}
+    groups = [[seed] for seed in by_seed] + [list(by_seed)] * (len(by_seed) > 1)
+    rows = [_text_row(model, key, seeds, by_seed) for seeds in groups for key in by_seed[seeds[0]]]
+    return rows + [row | {"seed": ALL} for row in rows] * (len(by_seed) == 1)
+
+
+def _text_row(model: str, key: tuple, seeds: list, by_seed: dict) -> dict:
+    method, budget = key
+    own = [by_seed[seed][key] for seed in seeds]
+    counts = np.array(own[0]["predicted"], dtype=float)  # the same rows in all seeds
+    losses = np.array([one["losses"] for one in own])
+    full = np.array([by_seed[seed]["full", FREE]["losses"] for seed in seeds])
+    found = paired(losses / counts, full / counts)
+    return dict.fromkeys(rows_keys()) | {
+        "model": model, "task": TEXT, "method": method, "title": METHODS[method].title, "budget": budget,
+        "seed": seeds[0] if len(seeds) == 1 else ALL, "n": len(counts),
+        "layers": float(np.mean([one["layers"] for one in own])),
+        "perplexity": math.exp(losses.sum() / (counts.sum() * len(own))), "loss_difference": found["difference"],
+        "p": None if method == "full" else found["p"],
+    }  # fmt: skip
 
 
 def rows_keys() -> tuple[str, ...]:
