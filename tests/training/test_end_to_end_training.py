@@ -40,7 +40,7 @@ from routing.training.end_to_end import run as run_module
 from routing.training.end_to_end.alarms import alarms, entropy
 from routing.training.end_to_end.arguments import EndToEndArguments
 from routing.training.end_to_end.run import load_trainable, run
-from routing.training.end_to_end.static import static_route
+from routing.training.end_to_end.static import costs_of_layers, static_route
 from routing.training.end_to_end.threshold import threshold_bias
 from routing.training.end_to_end.training import COLUMNS
 from routing.training.end_to_end.validation import Measured, batches_of, validate
@@ -380,6 +380,17 @@ def test_static_routes_leave_out_the_cheapest_layers():
     assert static_route({2: 3.0, 3: 1.0, 4: 2.0}, 5, 2) == [1, 1, 1, 0, 0]
 
 
+def test_the_cost_of_a_layer_is_the_loss_without_it_alone(place, trained):
+    model, batches = (
+        AutoModelForCausalLM.from_pretrained(trained, trust_remote_code=True),
+        rows_of_text(place, trained)[:1],
+    )
+    costs = costs_of_layers(model, batches, 2)
+    without_3 = torch.tensor([[1, 1, 1, 0, 1]] * len(batches[0].ids))
+    assert [*costs] == [2, 3, 4]
+    assert costs[3] == validate(model, batches, lambda n: without_3).loss != costs[2]
+
+
 def test_intervals_and_paired_differences():
     same = Measured(losses=[2.0, 4.0], predicted=[2, 4], tokens=6)
     worse = Measured(losses=[3.0, 6.0], predicted=[2, 4], tokens=6)
@@ -448,6 +459,13 @@ def test_adapters_stay_in_float32_on_a_base_in_half_precision(place):
     model, _, _ = load_trainable(arguments, torch.device("cpu"))
     trained = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
     assert model.dtype == torch.bfloat16 and trained == {torch.float32}
+
+
+def test_the_model_is_put_on_the_device_of_training(place):
+    model, _, _ = load_trainable(
+        parse(EndToEndArguments, words(place, "there", "--objective=gumbel")), torch.device("meta")
+    )
+    assert {parameter.device.type for parameter in model.model.layers.parameters()} == {"meta"}
 
 
 @pytest.mark.slow

@@ -167,6 +167,7 @@ def test_menus_of_influence_files_and_labels(tmp_path):
     full = (1,) * 5
     assert menu_routes("influence:0,1,2", 5, lambda: order) == (full, (1, 1, 1, 0, 1), (1, 0, 1, 0, 1))
     assert menu_routes("influence:2", 5, lambda: order, kept=2) == (full, (1, 1, 0, 0, 1))
+    assert menu_routes("influence:4", 5, lambda: order) == (full, (0, 0, 0, 0, 1))  # One layer runs, which may be.
     (tmp_path / "menu.json").write_text(json.dumps({"routes": [list(ROUTES[0])]}))
     (tmp_path / "paths.json").write_text(json.dumps([[0, 1, 1, 2, 4]]))
     (tmp_path / "labels.header.json").write_text(json.dumps({"menu": {"spec": "x", "routes": [[1] * 5, [*ROUTES[1]]]}}))

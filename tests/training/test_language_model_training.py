@@ -213,6 +213,7 @@ def test_random_shares(place):
 
     assert shares("0.25") == 0.25 and shares("0.3,0.6") == [0.3, 0.6]
     assert LanguageModelArguments().random_share == 0.5  # A number, as records of runs have it.
+    assert LanguageModelArguments(random_share=0.25).random_share == 0.25
     for wrong in ("often", "0.3,x", "nan", "-0.1"):
         with pytest.raises(UserError, match=f"--random_share {wrong} must be a number from 0 to 1"):
             shares(wrong)
