@@ -288,5 +288,7 @@ def test_labels_of_another_model_are_refused(tmp_path, tokenizer):
         load_training_data(training_arguments(f"{tmp_path / 'other'},{tmp_path / 'deeper'}"), CONFIG, tokenizer)
     assert "'other'" in str(caught.value) and "4 layers" in str(caught.value)
     write_labels(tmp_path / "few", lines)
-    with pytest.raises(UserError, match="too few"):
-        load_training_data(training_arguments(tmp_path / "few"), CONFIG, tokenizer)
+    for share, told in ((0.0, "1 training and 0 held-out"), (1.0, "0 training and 1 held-out")):
+        few = TrainArguments(run_name="r", model_id="m", data=str(tmp_path / "few"), eval_fraction=share)
+        with pytest.raises(UserError, match=f"{told} examples with a right path are too few"):
+            load_training_data(few, CONFIG, tokenizer)

@@ -36,7 +36,7 @@ from routing.training.language_model.alarms import alarms
 from routing.training.language_model.arguments import LanguageModelArguments
 from routing.training.language_model.configurations import pattern_of
 from routing.training.language_model.parameters import matched, parameter_counts
-from routing.training.language_model.run import run
+from routing.training.language_model.run import run, save_language_model
 from routing.training.language_model.training import COLUMNS, LanguageModelTrainer
 from routing.training.language_model.validation import validate
 
@@ -204,6 +204,14 @@ def test_divergence_is_told(place, monkeypatch):
     monkeypatch.setattr(LanguageModelTrainer, "_measured", measured)
     with pytest.raises(UserError, match="no validation had a finite loss.*lower --learning_rate"):
         train(place, "diverged", "--config=static", "--max_steps=2")
+
+
+def test_what_a_kill_left_half_written_is_in_nobodys_way(trained, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(trained, trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(trained)
+    (tmp_path / ".saved.tmp" / "old").mkdir(parents=True)
+    save_language_model(tmp_path / "saved", model, tokenizer, trained / "metrics.csv", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"] and not (tmp_path / "saved" / "old").exists()
 
 
 def test_random_shares(place):

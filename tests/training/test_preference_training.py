@@ -244,6 +244,22 @@ def test_heads_and_encoder_have_learning_rates_of_their_own(place, tmp_path):
         assert rates[id(parameter)] == {"heads": 0.5, "encoder": 0.25}[name.split(".")[0]]
 
 
+def test_embeddings_of_another_encoder_or_of_other_texts_are_made_anew(place, tmp_path, monkeypatch):
+    arguments = parse(PreferenceArguments, words(place, "again"))
+    router = make_router(arguments, model_fields(arguments), load_tokenizer(arguments.model_id))
+    made, real = [], embeddings.embed_queries
+    monkeypatch.setattr(embeddings, "embed_queries", lambda *given: made.append(1) or real(*given))
+
+    def times(*texts: str) -> int:
+        embeddings.cached_embeddings(tmp_path / "embeddings", router, list(texts), show=False)
+        return len(made)
+
+    assert (times("a", "b"), times("a", "b"), times("a", "c"), times("a", "c")) == (1, 1, 2, 2)
+    with torch.no_grad():
+        next(router.encoder.parameters()).add_(1.0)
+    assert times("a", "c") == 3
+
+
 def learner_of(place: Path, *more: str) -> tuple[PreferenceLearner, torch.Tensor]:
     arguments = parse(PreferenceArguments, words(place, "other", *more))
     config, tokenizer = load_base_config(arguments.model_id), load_tokenizer(arguments.model_id)

@@ -459,6 +459,13 @@ def test_another_number_of_processes_is_no_continuation(base, labels, tmp_path):
     assert log.count("--num_processes was 1, now 2") == 1
 
 
+def test_the_least_of_every_number_is_allowed():
+    least = dict.fromkeys(("num_epochs", "batch_size", "gradient_accumulation", "num_windows", "warmup_steps"), 1)
+    least |= dict.fromkeys(("router_hidden_size", "num_evaluations", "eval_examples"), 1)
+    arguments = TrainArguments(run_name="r", weight_decay=0, focal_gamma=0, class_beta=0, **least)
+    assert arguments.problems() == [] and not arguments.resume
+
+
 def test_a_device_for_one_process_is_refused(monkeypatch):
     assert not TrainArguments(run_name="r", device="cpu").problems()
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,7 +32,7 @@ from routing.scoring.requests import request_of
 from routing.search.results import SearchResult, Verdict
 from routing.tasks.examples import Example, held_out_key
 from routing.training.features import RouterExample, router_inputs
-from routing.training.value import per_layer
+from routing.training.value import menu, per_layer
 from routing.training.value.arguments import ValueArguments
 from routing.training.value.crossfit import chosen_setting, crossfit, explained, fold_of, from_parts, to_parts
 from routing.training.value.estimators import Mlp, Ridge
@@ -312,6 +314,15 @@ def test_the_values_of_the_best_epoch_are_kept_not_the_last(tmp_path, monkeypatc
     assert trainer.state.best_global_step == 2
     assert all(torch.equal(tensor, seen[1][name]) for name, tensor in stack.state_dict().items())
     assert not torch.equal(stack.down, seen[2]["down"])
+
+
+@pytest.mark.parametrize(("low", "high", "refused"), [(0.0, 1.0, False), (0.0, 1.5, True), (-0.5, 1.0, True)])
+def test_an_mlp_takes_rewards_from_0_to_1(monkeypatch, low, high, refused):
+    table = SimpleNamespace(routes=[(1, 1), (1, 0)], rewards=np.array([[low, high]]))
+    monkeypatch.setattr(menu, "read_table", lambda folders: table)
+    arguments = ValueArguments(run_name="r", data="d", estimator="mlp", device="cpu")
+    with pytest.raises(UserError, match="takes rewards from 0 to 1; use ridge") if refused else nullcontext():
+        assert menu.checked_table(arguments) is table
 
 
 def test_metrics_of_verdicts_are_the_library_ones():
