@@ -94,3 +94,5 @@ METHODS: dict[str, Method] = {
     ),
 }  # fmt: skip
 OWN_WEIGHTS = ("lora", "healed", "dlr_input", "dlr_token", "reinforce", "stochastic_depth")  # LoRA, merged
+# Where validation chooses among trainings: those whose routes are asked of one set of weights, question by question.
+GRIDS = tuple(name for name, method in METHODS.items() if method.knob and name != "dlr_token")

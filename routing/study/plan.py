@@ -11,7 +11,7 @@ from pathlib import Path
 from routing.common.errors import UserError, raise_all
 from routing.common.user_files import read_yaml
 from routing.models.problems import model_problems
-from routing.study.methods import METHODS, Method
+from routing.study.methods import GRIDS, METHODS, Method
 from routing.tasks import unknown_names
 from routing.tasks.problems import files_without_splits
 
@@ -19,6 +19,7 @@ FREE = "free"  # a row without a budget
 ALL = "all"  # the task of all questions together; the seed of all seeds together
 COUNTS = ("adapters", "table", "searched", "explored", "validation", "test")  # questions of each data set of a task
 KEYS = ("models", "tasks", "text", "seeds", "budgets", "options", "methods", "timing", "hypotheses", "tests", "quick")
+OPTIONS = ("adapters", "menu", "searched", "verified", "explored", "text")
 AGAINST = ("full", "static")
 
 
@@ -113,6 +114,8 @@ def problems(values: dict) -> list[str]:
             found.append(f"models: {name} must say `model`, a base model's name, got {model!r}")
         else:
             found += [f"models: {name}: {text}" for text in model_problems(model["model"])]
+            if "adapter_size" in model:
+                found += _too_small(f"models: {name}", model, ("adapter_size",))
     for name, task in values["tasks"].items():
         found += _task_problems(name, task)
     for seed in values["seeds"]:
@@ -129,10 +132,8 @@ def problems(values: dict) -> list[str]:
             found.append(f"methods: {name!r} is unknown; there are {', '.join(METHODS)}")
         elif own is not None and not isinstance(own, dict):
             found.append(f"methods: {name} must be a mapping of options, got {own!r}")
-        elif any(isinstance(value, list) for value in (own or {}).values()) and not METHODS[name].knob:
-            found.append(
-                f"methods: {name} takes no grid, as validation has no knob to turn; give one value of each option"
-            )
+        elif any(isinstance(value, list) for value in (own or {}).values()) and name not in GRIDS:
+            found.append(f"methods: {name} takes no grid; give one value of each option (grids: {', '.join(GRIDS)})")
         elif own and not METHODS[name].weights:
             found.append(f"methods: {name} trains nothing, so it has no options; leave {', '.join(own)} out")
     if "full" not in values["methods"]:
@@ -140,7 +141,19 @@ def problems(values: dict) -> list[str]:
     if not any(METHODS[name].is_static for name in values["methods"] if name in METHODS):
         static = ", ".join(name for name, method in METHODS.items() if method.is_static)
         found.append(f"methods: there is no static path to compare with; give one of {static}")
+    if any("corpus" in METHODS[name].made_by for name in values["methods"] if name in METHODS):
+        found += _too_small("text", values.get("text") or {}, ("passages", "questions", "test_rows"))
+    found += _too_small("timing", values.get("timing") or {}, ("questions", "repeats"))
+    for key in values.get("options") or {}:
+        if key not in OPTIONS:
+            found.append(f"options: {key!r} is unknown; allowed are {', '.join(OPTIONS)}")
     return found + _test_problems(values)
+
+
+def _too_small(where: str, values: dict, keys: tuple[str, ...]) -> list[str]:
+    """What is not a whole number of at least 1."""
+    wrong = [key for key in keys if type(values.get(key)) is not int or values[key] < 1]
+    return [f"{where}: {key} must be a whole number of at least 1, got {values.get(key)!r}" for key in wrong]
 
 
 def _task_problems(name: str, task) -> list[str]:
@@ -148,12 +161,7 @@ def _task_problems(name: str, task) -> list[str]:
         return [f"tasks: {name} must say `dataset`, and not be called {ALL} or text; got {task!r}"]
     found = [f"tasks: {name}: {text.removeprefix('--dataset ')}" for text in unknown_names(task["dataset"])]
     found = found or [f"tasks: {name}: {text}" for text in files_without_splits("dataset", task["dataset"])]
-    for count in COUNTS:
-        if type(task.get(count)) is not int or task[count] < 1:
-            found.append(
-                f"tasks: {name}: {count} must be a number of questions of each data set, at least 1, "
-                f"got {task.get(count)!r}"
-            )
+    found += _too_small(f"tasks: {name}", task, COUNTS)
     return found + [
         f"tasks: {name}: {key!r} is unknown; allowed are dataset, {', '.join(COUNTS)}"
         for key in task
@@ -183,6 +191,12 @@ def _test_problems(values: dict) -> list[str]:
         if method and not (method.free if one.get("budget") == FREE else method.budgets):
             found.append(f"{where}: {one['method']} has no row at budget {one['budget']}")
     tests = values.get("tests") or {}
-    if isinstance(tests, dict) and not 0 < tests.get("level", 0.05) < 1:
+    if not isinstance(tests, dict):
+        return found
+    for key, known in (("task", [*values["tasks"], ALL]), ("against", AGAINST)):
+        given = tests.get(key, known)
+        wrong = [one for one in (given if isinstance(given, list | tuple) else [given]) if one not in known]
+        found += [f"tests: {key} {one!r} is none of {', '.join(known)}" for one in wrong]
+    if not 0 < tests.get("level", 0.05) < 1:
         found.append(f"tests: level {tests['level']!r} must lie between 0 and 1")
     return found

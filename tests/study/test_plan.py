@@ -27,6 +27,7 @@ SMALL = {
     "seeds": [0],
     "budgets": [0.2],
     "methods": {"full": {}, "static": {}, "value": {}},
+    "timing": {"questions": 1, "repeats": 1},
 }
 
 
@@ -57,7 +58,7 @@ def test_a_sound_plan_has_no_problems():
         ({"models": {"m": {"model": "no/such/model"}}}, "models: m: "),
         ({"models": {"m": "x"}}, "models: m must say `model`"),
         ({"tasks": {"sums": TASK | {"dataset": "nosuch"}}}, "tasks: sums: 'nosuch' is unknown"),
-        ({"tasks": {"sums": TASK | {"test": 0}}}, "test must be a number of questions of each data set, at least 1"),
+        ({"tasks": {"sums": TASK | {"test": 0}}}, "tasks: sums: test must be a whole number of at least 1, got 0"),
         ({"tasks": {"sums": TASK | {"tests": 3}}}, "'tests' is unknown"),
         ({"tasks": {"all": TASK}}, "not be called all"),
         ({"seeds": [-1]}, "seeds: -1 must be a whole number of at least 0"),
@@ -67,7 +68,14 @@ def test_a_sound_plan_has_no_problems():
         ({"methods": {"static": {}}}, "`full` is missing"),
         ({"methods": {"full": {}, "value": {}}}, "no static path to compare with"),
         ({"methods": SMALL["methods"] | {"healed": {"lora_rank": [4, 8]}}}, "healed takes no grid"),
+        ({"methods": SMALL["methods"] | {"dlr_token": {"lora_rank": [4, 8]}}}, "dlr_token takes no grid"),
         ({"methods": SMALL["methods"] | {"random": {"seed": 1}}}, "random trains nothing"),
+        ({"methods": SMALL["methods"] | {"lora": {}}}, "text: passages must be a whole number of at least 1, got None"),
+        ({"timing": {"questions": 0}}, "timing: repeats must be a whole number of at least 1, got None"),
+        ({"options": {"search": {}}}, "options: 'search' is unknown; allowed are adapters, menu"),
+        ({"models": {"m": {"model": "smollm2-135m-instruct", "adapter_size": 0}}}, "models: m: adapter_size must be"),
+        ({"tests": {"task": "words"}}, "tests: task 'words' is none of sums, all"),
+        ({"tests": {"against": ["base"]}}, "tests: against 'base' is none of full, static"),
         (
             {"hypotheses": [{"method": "value", "budget": 0.1, "task": "sums", "against": "full", "above": 0}]},
             "hypotheses: number 1: budget 0.1 is none of 0.2, free",

@@ -9,15 +9,18 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from conftest import save_tiny_base
 
 from routing.commands import generate, study, train
 from routing.common.errors import UserError
+from routing.models.config_fields import config_with
+from routing.scoring.plain import Evaluator
 from routing.study import runner
+from routing.study.asking import Asking
 from routing.study.methods import METHODS
 from routing.study.plan import read_plan
+from routing.study.stages import Place
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -71,7 +74,6 @@ def test_every_method_on_a_tiny_model(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(runner.Runner, "__init__", with_run(runner.Runner.__init__))
     words = [str(plan), "--output", str(output)]
     study.main(words)
-    torch.manual_seed(0)
     told = capsys.readouterr().out
     assert "written to" in told
     saved = json.loads((output / "study.json").read_text())
@@ -95,11 +97,31 @@ def test_every_method_on_a_tiny_model(tmp_path, monkeypatch, capsys):
     opened = json.loads((output / "test_opened.json").read_text())
     assert opened["plan_sha256"] == read_plan(plan).digest
 
+    for task in ("sums", "choices"):
+        as_the_routed_models_do(Place(read_plan(plan), plan, False, output, "tiny", 0), task)
     monkeypatch.setattr(runner, "run_command_of", lambda *asked: pytest.fail("all is done"))
     study.main([*words, "--report"])
     plan.write_text(yaml.safe_dump(plan_of(base) | {"budgets": [0.3, 0.4]}))
     with pytest.raises(UserError, match="the plan was changed"):
         study.main(words)
+
+
+def as_the_routed_models_do(place: Place, task: str) -> None:
+    """Routes and verdicts of a study are those that a user's routed model gives, asked one question at a time."""
+    asking = Asking(place, task)
+    answers = json.loads((place.folder / f"answers-{task}" / "answers.json").read_text())["instances"]
+    seen = []
+    for one in answers:
+        if METHODS[one["method"]].path:
+            continue
+        model = asking.model(one["weights"])
+        with config_with(model, **one["fields"]):
+            found = Evaluator(model, asking.tokenizer, 1).verdicts_and_routes(asking.requests("test"), None)
+        where = (one["method"], one["budget"], task)
+        assert [int(verdict.correct) for verdict in found[0]] == one["right"], where
+        assert [sum(route) for route in found[1]] == pytest.approx(one["layers"], abs=1e-4), where
+        seen.append(one["method"])
+    assert {"value", "dr_llm", "dpo", "dlr_input", "dlr_token", "reinforce"} <= set(seen)
 
 
 def with_run(original):
