@@ -22,7 +22,7 @@ from routing.common.locks import held
 from routing.common.stages import ROOT, call
 from routing.study.stages import Stage
 
-DONE, FAILED, LOG = "done.json", "failed.txt", "output.log"
+DONE, FAILED, LOG, BEGUN = "done.json", "failed.txt", "output.log", "begun.txt"
 WAIT = 5.0  # seconds between looks at what other processes make
 
 
@@ -124,13 +124,16 @@ class Runner:
 
     def make(self, stage: Stage) -> None:
         """Make one stage, whose lock is held, and note how it ended."""
-        folder, command = self.state(stage.name), stage.command()
-        if self.record(stage.name) is not None:  # Of another plan, or of parts that were made anew.
+        folder, command, digest = self.state(stage.name), stage.command(), self.digest(stage)
+        begun = folder / BEGUN
+        otherwise = begun.exists() and begun.read_text(encoding="utf-8") != digest
+        if otherwise or self.record(stage.name) is not None:  # By another plan, or from parts that were made anew.
             self.say(f"{stage.name} was made otherwise, so it is made anew")
             for path in (self.output / stage.name, self.work(stage)):
                 shutil.rmtree(path, ignore_errors=True)
-            (folder / DONE).unlink()
+            (folder / DONE).unlink(missing_ok=True)
         (folder / FAILED).unlink(missing_ok=True)
+        write_text(begun, digest)
         self.say(f"[{self.progress()}] {stage.name}")
         self.opened(stage)
         began = time.perf_counter()
@@ -143,7 +146,7 @@ class Runner:
             return
         seconds = round(time.perf_counter() - began, 2)
         shutil.rmtree(self.work(stage), ignore_errors=True)
-        own = {"digest": self.digest(stage), "kind": stage.kind, "seconds": seconds, "needs": list(stage.needs)}
+        own = {"digest": digest, "kind": stage.kind, "seconds": seconds, "needs": list(stage.needs)}
         write_json(folder / DONE, own | {"command": portable(command, self.output)})
 
     def work(self, stage: Stage) -> Path:

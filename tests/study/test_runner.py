@@ -65,6 +65,22 @@ def test_a_changed_stage_and_all_behind_it_are_made_anew(tmp_path):
     assert fake.made[5:] == ["c"]
 
 
+def test_what_was_begun_otherwise_is_not_gone_on_with(tmp_path):
+    """A kill in the middle of a stage, then another plan: train.py would refuse to resume."""
+    fake = Fake(failing=["a"])
+    with pytest.raises(UserError):
+        runner(tmp_path, fake).make_all()
+    begun = tmp_path / "m/seed-0/.work/a"
+    for changed in (STAGES[0], replace(STAGES[0], words=("train.py", "--x=7"))):
+        begun.mkdir(parents=True)
+        with pytest.raises(UserError):
+            runner(tmp_path, fake, [changed], retry_failed=True).make_all()
+        if changed is STAGES[0]:
+            assert begun.exists(), "the same run goes on"
+            begun.rmdir()
+    assert not begun.exists()
+
+
 def test_a_study_that_was_moved_is_done_still(tmp_path):
     fake, first, second = Fake(), tmp_path / "first", tmp_path / "second"
     words = [("train.py", f"--output_dir={first}"), ("-m", "routing", "study", "/a/plan.yaml", "--only", "b")]
