@@ -44,8 +44,6 @@ from routing.tasks.answers import CHECKERS
 from routing.tasks.examples import Example
 from routing.tasks.limits import check_limits, limits_of
 from routing.tasks.local import parse_local
-from routing.training.adapters.arguments import AdapterArguments
-from routing.training.adapters.data import draw
 from train_models.modeling_llama import RoutedLlamaForCausalLM
 from train_models.modeling_qwen3 import RoutedQwen3ForCausalLM
 
@@ -304,9 +302,6 @@ def test_a_template_tells_one_time_for_ever(tmp_path):
     computed = make_tokenizer(template="{% set f = '%H' %}{{ strftime_now(f) }}" + TEMPLATES["bos"])
     with pytest.raises(UserError, match="computes the form in which it asks"):
         tells_time(computed)
-    undated = load_tokenizer(bring("dated_template"))
-    with pytest.raises(UserError, match="the chat template tells the time.*--chat_template_args"):
-        draw(AdapterArguments(apply_chat_template=True), "arithmetic", "search", 1, undated, None)
     line = make_tokenizer(template="\n{{ strftime_now('%Y') }}\n" + TEMPLATES["bos"])
     assert fill(line, "?", moment).startswith("\n2024\n")
 

@@ -17,6 +17,7 @@ import torch
 from conftest import LAYERS, LLAMA, assert_near, random_rows, save_tiny_base, stock_model
 from safetensors import safe_open
 from test_layer_adapters import adapted, oracle, routed_with_adapters
+from zoo import bring
 
 from routing.common.cli import parse
 from routing.common.errors import UserError
@@ -28,7 +29,7 @@ from routing.objectives.divergence import divergence
 from routing.scoring.context import needed_tokens
 from routing.search.routes import SKIP
 from routing.training.adapters.arguments import AdapterArguments
-from routing.training.adapters.data import draw_prompts
+from routing.training.adapters.data import AdapterData, draw, draw_prompts
 from routing.training.adapters.heal_paths import HealPaths, heal_paths, menu_problems, menu_routes, path_name
 from routing.training.adapters.heal_texts import collect_texts, is_prompt_file, prompt_file
 from routing.training.adapters.healing import Healing, RowBatches, heal, path_divergences, right_padded
@@ -160,6 +161,23 @@ def test_paths_are_drawn_as_the_shares_say():
     assert all(HealPaths(ROUTES, (1,), 0.0).draw(Random(i)) in ROUTES for i in range(20))
     with pytest.raises(UserError, match="none of its 1 paths skips a layer"):
         heal_paths([(1, 2, 1)], 0.5, "menu")
+
+
+def test_a_template_that_tells_the_time_is_refused():
+    asking = AdapterArguments(apply_chat_template=True)
+    with pytest.raises(UserError, match="the chat template tells the time.*--chat_template_args"):
+        draw(asking, "arithmetic", "search", 1, load_tokenizer(bring("dated_template")), None)
+
+
+def test_what_a_run_is_made_from(tmp_path):
+    data = AdapterData([], [], [], [], "states", "texts")
+    assert data.made_from(AdapterArguments(heal_epochs=0)) == {"states": "states"}
+    menu = tmp_path / "menu.json"
+    menu.write_text("[]")
+    healed = [data.made_from(AdapterArguments(heal_epochs=1, heal_menu=str(path))) for path in (menu, tmp_path)]
+    assert all(own["states"] == "states" and own["texts"] == "texts" for own in healed)
+    menu.write_text("[[0]]")
+    assert data.made_from(AdapterArguments(heal_epochs=1, heal_menu=str(menu)))["menu"] != healed[0]["menu"]
 
 
 def test_menus_of_influence_files_and_labels(tmp_path):
