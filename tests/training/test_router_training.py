@@ -464,6 +464,8 @@ def test_the_least_of_every_number_is_allowed():
     least |= dict.fromkeys(("router_hidden_size", "num_evaluations", "eval_examples"), 1)
     arguments = TrainArguments(run_name="r", weight_decay=0, focal_gamma=0, class_beta=0, **least)
     assert arguments.problems() == [] and not arguments.resume
+    assert not TrainArguments(run_name="r", seed=2**32 - 1).problems()
+    assert TrainArguments(run_name="r", seed=2**32).problems()
 
 
 def test_a_device_for_one_process_is_refused(monkeypatch):

@@ -297,6 +297,16 @@ def test_the_additive_model_learns_which_layer_can_go():
     assert logits[..., 2].max() < NEVER / 2
 
 
+def test_the_value_of_a_question_reads_the_mean_of_its_windows():
+    torch.manual_seed(0)
+    stack = ValueStack(nn.ModuleList(RouterBlock(10, 8) for _ in range(3)), 0.5)
+    nn.init.normal_(stack.base_down.weight)
+    features, windows = torch.randn(2, 3, 2, 10), torch.tensor([[3, 1], [2, 0]])
+    for row, mean in enumerate((0.75 * features[0, 0, 0] + 0.25 * features[0, 0, 1], features[1, 0, 0])):
+        hidden = nn.functional.gelu(stack.base_up(mean / mean.square().mean().sqrt()))
+        assert stack.base(features, windows)[row].item() == pytest.approx(stack.base_down(hidden).item(), abs=1e-5)
+
+
 def test_the_values_of_the_best_epoch_are_kept_not_the_last(tmp_path, monkeypatch):
     torch.manual_seed(0)
     stack = ValueStack(nn.ModuleList(RouterBlock(10, 8) for _ in range(3)), 0.5)
@@ -309,9 +319,9 @@ def test_the_values_of_the_best_epoch_are_kept_not_the_last(tmp_path, monkeypatc
 
     monkeypatch.setattr(per_layer, "verdict_metrics", measure)
     monkeypatch.setattr(per_layer, "read_batch", default_collate)
-    arguments = ValueArguments(run_name="r", num_epochs=3, batch_size=8, learning_rate=1e-2, device="cpu")
+    arguments = ValueArguments(run_name="r", num_epochs=3, batch_size=2, learning_rate=1e-2, device="cpu")
     trainer = train_stack(arguments, stack, (rows, rows), 0.5, tmp_path)
-    assert trainer.state.best_global_step == 2
+    assert trainer.state.best_global_step == 8  # of 12
     assert all(torch.equal(tensor, seen[1][name]) for name, tensor in stack.state_dict().items())
     assert not torch.equal(stack.down, seen[2]["down"])
 
