@@ -20,9 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from routing.common.errors import UserError
-from routing.evaluation.headroom import measure
 from routing.labels.reading import LABELS, read_labels
-from routing.labels.table import read_table
 from routing.study.comparing import holm, interval, one_sided, paired, static_mixture
 from routing.study.methods import METHODS
 from routing.study.plan import ALL, FREE, Plan
@@ -185,11 +183,8 @@ def _headroom(parts: Sequence[Sequence[Answers]], layers: float, costs: dict) ->
         for one in own:
             place = (one.place.prefix, one.task, "headroom")
             if place not in costs:
-                table = read_table([one.place.folder / f"table-{one.task}"])
-                try:
-                    costs[place] = measure(table)["gains"] if len(table.ids) >= 20 else []
-                except UserError:
-                    costs[place] = []
+                path = one.place.folder / f"headroom-{one.task}" / "headroom.json"
+                costs[place] = _json(path)["gains"] if path.exists() else []
             text = [gain for gain in costs[place] if gain["policy"] == "text"]
             if text:
                 gains.append(min(text, key=lambda gain: abs(gain["layers"] - layers))["gain"])
@@ -254,7 +249,7 @@ def _commands(place: Place, output: Path) -> dict[str, list[str]]:
                 record = output / ".stages" / place.prefix / stage / DONE
                 if record.exists():
                     words = _json(record)["command"]
-                    own.append(("python " + " ".join(words)).replace("--only PLAN", "--only"))
+                    own.append("python " + " ".join(words))
         if own:
             found[f"{place.model}/{place.seed}/{name}"] = list(dict.fromkeys(own))
     return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import resource
 import shutil
 import sys
 import time
@@ -136,7 +137,7 @@ class Runner:
         write_text(begun, digest)
         self.say(f"[{self.progress()}] {stage.name}")
         self.opened(stage)
-        began = time.perf_counter()
+        began, used = time.perf_counter(), cpu_seconds()
         try:
             self.run(stage, command, folder / LOG, self.output)
         except UserError as error:
@@ -147,7 +148,8 @@ class Runner:
         seconds = round(time.perf_counter() - began, 2)
         shutil.rmtree(self.work(stage), ignore_errors=True)
         own = {"digest": digest, "kind": stage.kind, "seconds": seconds, "needs": list(stage.needs)}
-        write_json(folder / DONE, own | {"command": portable(command, self.output)})
+        cpu = round(cpu_seconds() - used, 2)
+        write_json(folder / DONE, own | {"cpu_seconds": cpu, "command": portable(command, self.output)})
 
     def work(self, stage: Stage) -> Path:
         """What train.py keeps on its way; not needed once its checkpoint is there."""
@@ -171,6 +173,12 @@ class Runner:
             if records[stage.name] is None
         )
         return f"{told}, about {left / 60:.0f} minutes of work left"
+
+
+def cpu_seconds() -> float:
+    """Of all processes that this one started and that ended: beside other work, they tell more than a clock."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def portable(command: list[str], output: Path) -> list[str]:

@@ -153,6 +153,7 @@ def test_stages_follow_from_the_methods_of_a_plan():
         "adapters",
         "menu-sums",
         "table-sums",
+        "headroom-sums",
         "weighed-sums",
         "paths",
         "chosen-sums",

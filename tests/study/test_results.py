@@ -31,9 +31,8 @@ def study(tmp_path_factory):
     for seed in (0, 1):
         write_json(tmp_path / f".stages/m/seed-{seed}/table-sums/done.json", record)
         write_json(tmp_path / f".stages/m/seed-{seed}/value/done.json", record | {"command": ["train.py", "--x=1"]})
-    with pytest.MonkeyPatch.context() as patch:
-        fake_study(tmp_path, plan, patch)
-        found = collect(plan, Path("plan.yaml"), False, tmp_path)
+    fake_study(tmp_path, plan)
+    found = collect(plan, Path("plan.yaml"), False, tmp_path)
     write_study(tmp_path, plan, found, {"date": "2026-01-01"})
     return tmp_path, plan, found
 
@@ -74,9 +73,9 @@ def test_rows_by_hand(study):
     assert row_of(found, method="full", task="all", seed="all")["p"] is None
 
 
-def test_at_more_layers_the_static_path_is_mixed(tmp_path, monkeypatch, few_draws):
+def test_at_more_layers_the_static_path_is_mixed(tmp_path, few_draws):
     plan = fake_plan()
-    fake_study(tmp_path, plan, monkeypatch)
+    fake_study(tmp_path, plan)
     for path in tmp_path.rglob("answers.json"):  # value now runs 9 layers: halfway between static, 8, and full, 10.
         answers = json.loads(path.read_text())
         next(one for one in answers["instances"] if one["method"] == "value")["layers"] = [9.0] * N
@@ -102,9 +101,9 @@ def test_hypotheses_are_told(study):
     assert not far["holds"] and far["difference"] == 0.25
 
 
-def test_what_is_not_there_yet_is_named(tmp_path, monkeypatch, few_draws):
+def test_what_is_not_there_yet_is_named(tmp_path, few_draws):
     plan = fake_plan()
-    fake_study(tmp_path, plan, monkeypatch, times=False)
+    fake_study(tmp_path, plan, times=False)
     shutil.rmtree(tmp_path / "m/seed-1/answers-words")
     found = collect(plan, Path("plan.yaml"), False, tmp_path)
     assert found["missing"] == ["m, seed 1, words"]
@@ -116,17 +115,17 @@ def test_what_is_not_there_yet_is_named(tmp_path, monkeypatch, few_draws):
         collect(plan, Path("plan.yaml"), False, tmp_path)
 
 
-def test_one_task_and_seed_is_all_there_is(tmp_path, monkeypatch, few_draws):
+def test_one_task_and_seed_is_all_there_is(tmp_path, few_draws):
     plan = fake_plan(tasks=("sums",), seeds=(0,), hypotheses=[])
-    fake_study(tmp_path, plan, monkeypatch)
+    fake_study(tmp_path, plan)
     found = collect(plan, Path("plan.yaml"), False, tmp_path)
     assert {(row["task"], row["seed"]) for row in found["rows"]} == {("sums", 0), ("sums", "all")}
     assert row_of(found, method="value", seed="all")["p_holm"] is not None
 
 
-def test_text_is_told_by_perplexity(tmp_path, monkeypatch, few_draws):
+def test_text_is_told_by_perplexity(tmp_path, few_draws):
     output, plan = tmp_path, fake_plan(tasks=("sums",), seeds=(0,), hypotheses=[])
-    fake_study(output, plan, monkeypatch)
+    fake_study(output, plan)
     one = {"method": "full", "budget": "free", "losses": [10.0, 20.0], "predicted": [10, 10], "layers": 10.0}
     other = {"method": "dlr_token", "budget": 0.2, "losses": [12.0, 22.0], "predicted": [10, 10], "layers": 8.0}
     write_json(output / "m/seed-0/perplexity/perplexity.json", {"instances": [one, other]})
