@@ -44,6 +44,7 @@ class Asking:
         self.tokenizer = load_tokenizer(place.base)
         self._loaded: tuple[str, object] | None = None
         self._requests: dict[str, list[Request]] = {}
+        self._decider: tuple[tuple, Callable] | None = None
 
     def requests(self, split: str) -> list[Request]:
         """Questions of a split, the same for all seeds."""
@@ -110,6 +111,12 @@ class Asking:
 
         What does not depend on the fields is computed once. Routers of tokens tell the share of the prompt's tokens.
         """
+        asked = (weights, split, count)
+        if self._decider is None or self._decider[0] != asked:
+            self._decider = (asked, self._make_decider(*asked))
+        return self._decider[1]
+
+    def _make_decider(self, weights: str, split: str, count: int | None) -> Callable[[dict], list[Route]]:
         model, requests = self.model(weights), self.requests(split)[:count]
         prompts, kind = [request.prompt_ids for request in requests], kind_of(model.config)
         if kind.has_menu:
