@@ -144,6 +144,10 @@ class _Builder:
         asked = self._names(name), name.split("-")[0], (*words, *only), self._names(*needs)
         return Stage(asked[0][0], *asked[1:], depends=json.dumps(depends, sort_keys=True))
 
+    def _asked(self, task: str, split: str) -> list:
+        """What says which questions of a split are asked."""
+        return [self.tasks[task]["dataset"], self.tasks[task][split]]
+
     def _wanted(self, name: str) -> bool:
         return name in self.made_by
 
@@ -159,7 +163,7 @@ class _Builder:
         for task in self.tasks:
             yield self._headroom(task)
         for task in self.tasks:
-            yield self._own(f"weighed-{task}", [f"table-{task}"], self.tasks[task], self.plan.budgets)
+            yield self._own(f"weighed-{task}", [f"table-{task}"], self._asked(task, "validation"), self.plan.budgets)
         yield self._own("paths", self._each("weighed"), self.plan.budgets)
         for name, options in (("searched", {}), ("verified", {"verify": "paraphrase"})):
             for task in self.tasks if self._wanted(f"{name}-{{task}}") else ():
@@ -173,9 +177,10 @@ class _Builder:
             yield from self._trained(method, adapters)
         for task in self.tasks:
             needs = [f"weighed-{task}", "paths", *self._checkpoints()]
-            yield self._own(f"chosen-{task}", needs, self.tasks[task], self.plan.methods, self.plan.budgets)
+            asked = self._asked(task, "validation")
+            yield self._own(f"chosen-{task}", needs, asked, self.plan.methods, self.plan.budgets)
         for task in self.tasks:
-            yield self._own(f"{TEST}-{task}", [f"chosen-{task}"], self.tasks[task])
+            yield self._own(f"{TEST}-{task}", [f"chosen-{task}"], self._asked(task, "test"))
         for task in self.tasks:
             yield self._own(f"times-{task}", [f"{TEST}-{task}"], self.plan.timing)
         if self.plan.text and self._wanted("corpus"):
