@@ -18,6 +18,7 @@ JUDGES = (
     "train_models/*.py",
     "routing/tasks/*.py",
     "routing/scoring/*.py",
+    "routing/models/*.py",
     "routing/evaluation/lm.py",
     "routing/evaluation/methods.py",
     "routing/evaluation/flops.py",

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from routing.common.errors import UserError
 from routing.common.files import sha256
+from routing.common.keyed import judging
 from routing.labels.reading import LABELS, read_labels
 from routing.scoring.along import verdicts_along
 from routing.scoring.divergence import AnswerDivergence, Remembered, answers_of, greedy_order
@@ -203,7 +204,7 @@ class MenuQuestions:
 
             return divergence_without
 
-        key = [self.key, [[request.prompt, request.choice_ids, request.max_new_tokens] for request in requests]]
+        key = [self.key, judging(), [request.key() for request in requests]]
         # A name may be the path of a file.
         kept = f"divergence-{hashlib.sha256(name.encode()).hexdigest()[:12]}.json" if name else "divergence.json"
         # About four measurements for each layer that goes, and one for each at first.

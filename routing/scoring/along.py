@@ -17,7 +17,7 @@ from routing.scoring.requests import Request
 from routing.search.results import Verdict
 from routing.search.routes import Route
 
-FORMAT = 2  # of the files of groups
+FORMAT = 3  # of the files of groups
 TOGETHER = 32  # questions whose paths are evaluated side by side
 
 
@@ -50,9 +50,8 @@ def verdicts_along(
             part = requests[start : start + TOGETHER]
             # Methods that agree on a question share its verdict.
             pairs = list(dict.fromkeys((at, line[start + at]) for line in lines for at in range(len(part))))
-            asked = [[request.prompt, request.choice_ids, request.max_new_tokens, request.stop] for request in part]
-            answers = [[request.example.answer, request.example.accepted] for request in part]
-            own = [FORMAT, key, judging(), skip_action, score, asked, answers]
+            asked = [request.key() for request in part]
+            own = [FORMAT, key, judging(), skip_action, score, evaluator.ends, asked]
             digest = hashlib.sha256(json.dumps(own, default=str).encode()).hexdigest()
             path = None if folder is None else folder / f"{skip_action}-{start // TOGETHER:04d}.json"
             known = _read(path, digest)

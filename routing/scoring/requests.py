@@ -46,6 +46,12 @@ class Request:
     max_new_tokens: int = 0
     stop: str | None = None
 
+    def key(self) -> list:
+        """All that the answers to it and their verdicts hang on, for keys of what is kept on disk."""
+        example = self.example
+        judged = [example.choices, example.gold, example.answer, example.accepted, example.checker]
+        return [self.scoring, self.prompt_ids, self.choice_ids, self.max_new_tokens, self.stop, judged]
+
 
 def make_request(
     example: Example, scoring: str, prompt: str, tokenizer, chat: bool, limit: int | None = None

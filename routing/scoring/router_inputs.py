@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from routing.common.errors import UserError
+from routing.common.keyed import judging
 from routing.models.bases import weight_stamps
 from routing.models.checkpoint_files import adapter_hashes
 from routing.scoring.path_runner import PathRunner
@@ -81,7 +82,7 @@ class StoredInputs:
     """
 
     def __init__(self, folder: Path, model: str, windows: int, dtype: str, adapters: str):
-        made_with = [model, weight_stamps(model), windows, dtype, adapter_hashes(adapters)]
+        made_with = [model, weight_stamps(model), windows, dtype, adapter_hashes(adapters), judging()]
         self.folder, self.key = folder / FOLDER, _hashed(made_with)
 
     def path(self, prompt: Sequence[int], route: Sequence[int]) -> Path:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from routing.common.errors import UserError
 from routing.common.files import write_json
+from routing.common.keyed import judging
 from routing.common.locks import held
 from routing.scoring.router_inputs import StoredInputs
 from routing.tasks.prompts import left_pad
@@ -29,6 +30,7 @@ from routing.training.packed_inputs import PackedInputs
 from train_models.routers import pool_windows, window_weights
 
 MANIFEST = "features.json"
+FORMAT = 1  # of the shards
 SHARD_SIZE = 64  # examples; a shard is made in memory, and what several processes share out
 # dtype names of safetensors that shards use
 STORED = {
@@ -84,7 +86,7 @@ def router_inputs(model, examples: list[RouterExample], pad_id: int) -> dict[str
 
 def fingerprint(examples: list[RouterExample], **settings) -> str:
     """Hash of everything that the features depend on."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([FORMAT, judging(), settings], sort_keys=True).encode())
     for example in examples:
         digest.update(json.dumps([example.prompt_ids, example.route]).encode())
     return digest.hexdigest()

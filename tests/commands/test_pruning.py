@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from routing.commands import compare_pruning as comparison
 from routing.commands import prune as pipeline
 from routing.commands.work import compare_pruning as compare_pruning_work
 from routing.commands.work import generate as generate_work
+from routing.common import keyed
 from routing.common.cli import as_dict, read_arguments
 from routing.common.errors import UserError
 from routing.evaluation.pruning_methods import (
@@ -230,7 +232,7 @@ def test_the_comparison_has_all_methods_and_measured_speed(compared, place, requ
     assert "| orpo | adapters |" in table and "random 2 pruned, 2 seeds" in table
 
 
-def test_a_rerun_computes_no_answer_anew(compared, place, monkeypatch):
+def test_a_rerun_computes_no_answer_anew(compared, place, tmp_path, monkeypatch):
     before = json.loads((compared / "comparison.json").read_text())
 
     def never(*args):
@@ -243,6 +245,13 @@ def test_a_rerun_computes_no_answer_anew(compared, place, monkeypatch):
         run(patch, *words(place, compared))
     after = json.loads((compared / "comparison.json").read_text())
     assert after["methods"] == before["methods"] and after["speed"] == before["speed"]
+    shutil.copytree(compared, tmp_path / "again")
+    for name in ("static_routes", "measure"):  # By other code all is answered and timed anew.
+        with monkeypatch.context() as patch:
+            patch.setattr(keyed, "code_hash", lambda: "another")
+            patch.setattr(compare_pruning_work, name, never)
+            with pytest.raises(AssertionError, match="computed already"):
+                run(patch, *words(place, tmp_path / "again"))
 
 
 def test_few_questions_are_warned_of_and_many_are_not():

@@ -17,12 +17,15 @@ from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM
 
 from routing.commands import evaluate as evaluation
+from routing.common import keyed
 from routing.common.errors import UserError
 from routing.evaluation import check, comparison, methods
+from routing.evaluation.arguments import EvaluationArguments
 from routing.evaluation.lm import Key, PromptRoutedLM
 from routing.evaluation.methods import Settings, evaluate
 from routing.evaluation.tasks import check_tasks
 from routing.models.checkpoint import load_checkpoint
+from routing.models.checkpoint_files import training_record
 from routing.models.families import load_tokenizer, vocabulary_rows
 
 LAYERS = 6
@@ -224,6 +227,33 @@ def test_a_rerun_repeats_nothing_and_other_settings_all(checkpoint, monkeypatch)
     (checkpoint / "config.json").write_text(json.dumps(config))
     run(monkeypatch, *words)
     assert len(asked) == 13
+
+
+def test_kept_results_hang_on_all_that_decides_them(checkpoint, monkeypatch):
+    """Code that judges, versions, weights, tokenizer, prompting, and the base at its commit."""
+    record = training_record(checkpoint)
+
+    def key(**arguments) -> str:
+        found = comparison.Comparison(EvaluationArguments(str(checkpoint), base=False, **arguments), record).key
+        return json.dumps(found, default=str)
+
+    found = [key(), key(apply_chat_template=True), key(batch_size=3)]
+    assert key() == found[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(keyed, "version", lambda name: "0")
+        found.append(key())
+    with monkeypatch.context() as patch:
+        patch.setattr(keyed, "code_hash", lambda: "another")
+        found.append(key())
+    with monkeypatch.context() as patch:
+        patch.setattr(comparison, "weight_stamps", lambda name, revision: [revision])
+        found.append(key())
+        record["base_revision"] = "abc"
+        found.append(key())
+    for name in ("tokenizer_config.json", "config.json", "model.safetensors"):
+        os.utime(checkpoint / name, (1, 1))
+        found.append(key())
+    assert len(set(found)) == len(found)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import torch
 
 from routing.common.devices import DTYPES, pick_device
 from routing.common.files import file_stamps, write_json, write_text
+from routing.common.keyed import judging
 from routing.common.run_info import hardware, made_with
 from routing.common.statistics import mcnemar, wilson_interval
 from routing.evaluation.pruning_methods import (
@@ -24,7 +25,7 @@ from routing.evaluation.pruning_methods import (
     unpruned,
 )
 from routing.evaluation.pruning_speed import measure
-from routing.models.bases import load_stock
+from routing.models.bases import load_stock, weight_stamps
 from routing.models.checkpoint import load_adapted, load_checkpoint
 from routing.models.checkpoint_files import training_record
 from routing.models.config_fields import config_with
@@ -70,10 +71,11 @@ class Comparison:
         )
         self.key = [
             file_stamps(folder, "*.safetensors", "config.json"),
-            self.base_name,
+            [self.base_name, weight_stamps(self.base_name, self.revision)],
             arguments.dtype,
             recorded(prompting),
             hardware(),
+            judging(),
         ]
 
     def influence_routes(self, most: int) -> list[Route]:
@@ -87,7 +89,7 @@ class Comparison:
     def static_routes(self, most: int, skip_action: str) -> list[Route]:
         """The best routes without 1, 2, ... layers that are the same for all queries; kept in a file."""
         path = self.output / "parts" / f"static-{skip_action}.json"
-        asked = [request.prompt for request in self.tuning]
+        asked = [request.key() for request in self.tuning]
         key = json.loads(json.dumps([self.key, self.arguments.score, asked], default=str))
         saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         found = saved.get("routes", []) if saved.get("key") == key else []
@@ -170,7 +172,7 @@ class Comparison:
         step = max(len(self.test) // max(arguments.speed_prompts, 1), 1)
         places = list(range(0, len(self.test), step))[: arguments.speed_prompts]  # From all data sets.
         prompts = [self.test[at] for at in places]
-        asked = [[request.prompt for request in prompts], arguments.speed_tokens, arguments.repeats]
+        asked = [[request.key() for request in prompts], arguments.speed_tokens, arguments.repeats]
         key = json.loads(json.dumps([self.key, asked], default=str))
         saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         done = saved.get("done", {}) if saved.get("key") == key else {}

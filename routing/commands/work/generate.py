@@ -18,7 +18,7 @@ from routing.labels.menus import MenuQuestions, make_menu, menu_hashes
 from routing.labels.reading import FORMAT, LABELS
 from routing.labels.table import menu_routes
 from routing.labels.writing import LabelFolder
-from routing.models.bases import load_base
+from routing.models.bases import load_base, weight_stamps
 from routing.models.checkpoint import load_adapted
 from routing.models.checkpoint_files import adapter_hashes
 from routing.models.families import load_base_config, load_tokenizer
@@ -205,7 +205,11 @@ def menu_field(arguments: DataGenerationArguments, header: dict, model: Callable
         Path(arguments.output_dir) / MENU_PARTS,
         arguments.batch_size,
         score_of_answers(arguments),
-        [header["model"], header["revision"], header["arguments"].get("adapters_sha256"), arguments.dtype],
+        [
+            [header["model"], weight_stamps(arguments.model, header["revision"])],
+            header["arguments"].get("adapters_sha256"),
+            arguments.dtype,
+        ],
     )
     sources = parse_spec(arguments.menu)
     routes = make_menu(sources, header["num_layers"], arguments.menu_kept, asked.order, asked.rewards, asked.diverging)

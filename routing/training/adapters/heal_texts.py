@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from routing.common.errors import UserError
 from routing.common.files import write_json
+from routing.common.keyed import judging
 from routing.common.user_files import records, text_lines
 from routing.scoring.own_answers import own_answers
 from routing.scoring.packed import PathEvaluator
@@ -70,13 +71,14 @@ def collect_texts(
         eval_fraction: share of the prompts that are held out, by their hash.
     """
     saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    rows: list[list[int]] = saved["rows"] if saved.get("key") == key else []
+    wanted = {"key": key, "judging": judging()}
+    rows: list[list[int]] = saved["rows"] if {name: saved.get(name) for name in wanted} == wanted else []
     evaluator = PathEvaluator(model, tokenizer, batch_size, score="accuracy")
     with tqdm(total=len(requests), initial=len(rows), desc="own answers", unit="prompt") as progress:
         for start in range(len(rows), len(requests), GROUP):
             part = requests[start : start + GROUP]
             rows += [list(tokens) for tokens, _ in own_answers(evaluator, part)]
-            write_json(path, {"key": key, "rows": rows})
+            write_json(path, wanted | {"rows": rows})
             progress.update(len(part))
     found: dict[str, list[list[int]]] = {part: [] for part in PARTS}
     for request, row in zip(requests, rows, strict=True):

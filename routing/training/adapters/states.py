@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from routing.common.errors import UserError
 from routing.common.files import write_json
+from routing.common.keyed import judging
 from routing.scoring.own_answers import own_answers
 from routing.scoring.packed import PathEvaluator
 from routing.scoring.requests import Request
@@ -62,9 +63,7 @@ def states_key(requests: Sequence[Request], **settings) -> str:
     """Hash of everything that the states depend on."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for request in requests:
-        digest.update(
-            json.dumps([request.example.id, request.prompt, request.example.answer, request.scoring]).encode()
-        )
+        digest.update(json.dumps([request.example.id, *request.key()]).encode())
     return digest.hexdigest()
 
 
@@ -112,7 +111,9 @@ def collect_states(
 
 def _prepare(folder: Path, config, count: int, key: str, tokens: int, dtype: torch.dtype) -> None:
     manifest = folder / "manifest.json"
-    if not (manifest.exists() and json.loads(manifest.read_text())["key"] == key):
+    wanted = {"key": key, "judging": judging(), "questions": count}
+    known = json.loads(manifest.read_text()) if manifest.exists() else {}
+    if [known.get(name) for name in ("key", "judging")] != [key, wanted["judging"]]:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     there = sum(json.loads(note.read_text())["questions"] for note in folder.glob("group-*.json"))
@@ -123,7 +124,7 @@ def _prepare(folder: Path, config, count: int, key: str, tokens: int, dtype: tor
             f"the states of {count - there} questions need up to {needed} bytes and {folder} has {free} free. Give a "
             "--work_dir on a larger disk, fewer --num_samples or --tokens_per_example, or --states_dtype bfloat16."
         )
-    write_json(manifest, {"key": key, "questions": count})
+    write_json(manifest, wanted)
 
 
 def _write_group(folder, number, evaluator, part, tokens_per_example, eval_fraction, dtype, rng) -> int:

@@ -11,12 +11,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from routing.common.keyed import judging
 from train_models.query_router import TEXTS_TOGETHER, QueryRouter
 
 
 def fingerprint(router: QueryRouter, texts: list[str]) -> str:
-    """Hash of all that the embeddings depend on: the encoder, its weights and tokenizer, and the texts."""
-    digest = hashlib.sha256(json.dumps([router.max_tokens, texts]).encode())
+    """Hash of all that the embeddings depend on: the encoder, its weights and tokenizer, the texts, and the code."""
+    digest = hashlib.sha256(json.dumps([judging(), router.max_tokens, texts]).encode())
     digest.update(router.encoder.config.to_json_string().encode())
     digest.update(json.dumps(router.tokenizers[1].get_vocab(), sort_keys=True).encode())
     for name, tensor in router.encoder.state_dict().items():
