@@ -54,6 +54,8 @@ def main(argv: list[str] | None = None) -> None:
     from routing.report import card as cards  # Takes seconds to import.
 
     cards.read_text_results(folder)
+    if push:
+        cards.check_frontier(folder)
     if card := cards.write_model_card(folder, cards.read_results(folder), repo_id):
         print(card, file=sys.stderr)
     if push:

@@ -5,7 +5,7 @@
 Or train a router end to end on text, with adapters or on the frozen base; a YAML file can hold the arguments:
 
     python train.py --objective gumbel --router prefix_token --run_name my-run
-    python train.py experiments/gumbel.yaml --run_name my-run --seed 1
+    python train.py ARGUMENTS.yaml --run_name my-run --seed 1
 
 Or train adapters that stand in for skipped layers; other commands take them with --adapters checkpoints/my-adapters:
 

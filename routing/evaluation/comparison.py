@@ -36,7 +36,7 @@ from routing.evaluation.methods import (
 from routing.labels.table import Table, read_table
 from routing.models.bases import load_stock, weight_stamps
 from routing.models.checkpoint import load_checkpoint
-from routing.models.checkpoint_files import checkpoint_hash
+from routing.models.checkpoint_files import checkpoint_hash, read_config
 from routing.models.config_fields import config_with
 from routing.models.templates import filling_problems
 from routing.scoring.context import fitting
@@ -60,15 +60,18 @@ def static_name(route: Route) -> str:
     return f"static, {skipped} skipped" + (f", {repeated} repeated" if repeated else "")
 
 
-def dataset_table(arguments: EvaluationArguments, training: dict, config) -> Table:
+def dataset_table(arguments: EvaluationArguments, training: dict, menu: list) -> Table:
     """The table that the path of a data set is chosen by.
+
+    Args:
+        menu: of the checkpoint, whose paths the table must have.
 
     Raises:
         UserError: if it is of another menu, or lacks a task's data set.
     """
     folders = (arguments.table or training["arguments"].get("data", "")).split(",")
     table = read_table([Path(folder.strip()) for folder in folders if folder.strip()])
-    if table.routes != [tuple(route) for route in config.menu]:
+    if table.routes != [tuple(route) for route in menu]:
         raise UserError(f"--table {','.join(folders)} has another menu than the checkpoint. Give labels of its menu.")
     if unknown := [task for task in arguments.task_names() if dataset_of(task) not in table.datasets]:
         raise UserError(
@@ -95,6 +98,9 @@ class Comparison:
     def __init__(self, arguments: EvaluationArguments, training: dict):
         self.arguments, self.base_name = arguments, training["arguments"]["model_id"]
         folder = Path(arguments.checkpoint)
+        self.table, self._shuffled = None, None
+        if "dataset" in arguments.control_names():  # Before models are loaded: it may be missing, or of another menu.
+            self.table = dataset_table(arguments, training, read_config(folder)["menu"])
         device, dtype = pick_device(arguments.device), DTYPES[arguments.dtype]
         # Connects the processes of `accelerate launch`; all but the first wait while it looks for static paths.
         PartialState(cpu=device.type == "cpu", timeout=timedelta(weeks=1))
@@ -126,9 +132,7 @@ class Comparison:
         self.checkpoint_sha256 = checkpoint_hash(folder)
         self.has_own_weights = training["arguments"].get("trainable") == "lora"
         self.control_data = arguments.control_data or ",".join(training.get("datasets", ()))
-        self.tuning, self.table, self._shuffled = [], None, None
-        if "dataset" in arguments.control_names():
-            self.table = dataset_table(arguments, training, routed.config)
+        self.tuning = []
         if "static" in arguments.control_names() and not kind_of(routed.config).has_menu:
             drawn = self.control_data, "validation", arguments.control_samples
             self.tuning = fitting(draw_requests(*drawn, tokenizer, prompting), routed.config)

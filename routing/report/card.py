@@ -24,6 +24,7 @@ from train_models.query_router import ENCODER_FOLDER
 
 RESULTS = "evaluation.json"
 TEXT_RESULTS = "text_evaluation.json"
+FRONTIER = "frontier.json"
 MARK = re.compile(r"<!-- written by [^,>]+, replaced until it is edited: ([0-9a-f]{64}) -->\n")
 # Kinds of files that make a checkpoint; other folders and anything else stay where they are.
 SUFFIXES = (".json", ".safetensors", ".py", ".jinja", ".txt", ".model")
@@ -108,12 +109,25 @@ def read_text_results(folder: Path) -> dict | None:
     Raises:
         UserError: as `read_results` does.
     """
-    path, command = folder / TEXT_RESULTS, "dlr text_evaluation"
+    return _current(folder / TEXT_RESULTS, "dlr text_evaluation", "rows")
+
+
+def check_frontier(folder: Path) -> None:
+    """Refuse what `dlr frontier` left in a checkpoint folder, if it is of the checkpoint as it was before.
+
+    Raises:
+        UserError: as `read_results` does.
+    """
+    _current(folder / FRONTIER, "dlr frontier", "points")
+
+
+def _current(path: Path, command: str, needed: str) -> dict | None:
+    """Results in a file of a checkpoint folder, which have a field of the name `needed`; None without such a file."""
     if not path.exists():
         return None
     try:
         measured = json.loads(path.read_text(encoding="utf-8"))
-        missing = [key for key in ("rows", "checkpoint_sha256") if key not in measured]
+        missing = [key for key in (needed, "checkpoint_sha256") if key not in measured]
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}). Run {command} again, or remove it.") from error
     if missing:

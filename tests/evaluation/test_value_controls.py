@@ -120,6 +120,7 @@ def test_all_controls_of_a_menu_router(checkpoints, monkeypatch, capsys):
 def test_controls_that_do_not_fit_are_refused(checkpoints, tmp_path, monkeypatch):
     own, shuffled, table = checkpoints
     words = ["--checkpoint", own, "--tasks", TASK, "--limit", 2, "--no_base"]
+    monkeypatch.setattr(comparison, "load_checkpoint", None)  # Before a model is loaded.
     with pytest.raises(UserError) as error:
         run(monkeypatch, *words, "--controls", "dataset,shuffled")
     assert "--controls shuffled and --shuffled_checkpoint go together" in str(error.value)
@@ -132,4 +133,6 @@ def test_controls_that_do_not_fit_are_refused(checkpoints, tmp_path, monkeypatch
     words[3] = "routed_piqa"
     with pytest.raises(UserError, match="routed_piqa is of none of the data sets of .*arithmetic"):
         run(monkeypatch, *words, "--controls", "dataset", "--table", table)
+    with pytest.raises(UserError, match="nowhere holds no labels"):
+        run(monkeypatch, *words, "--controls", "dataset", "--table", tmp_path / "nowhere")
     assert comparison.dataset_of("routed_arithmetic") == "arithmetic"

@@ -20,11 +20,12 @@ from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from routing.commands import card as card_command
 from routing.commands.card import main
 from routing.common.errors import UserError
 from routing.models.checkpoint_files import checkpoint_hash
 from routing.models.default_model import DEFAULT_MODEL, default_model_folder
-from routing.report.card import CARD, RESULTS, TEXT_RESULTS, read_text_results, renew_card, write_model_card
+from routing.report.card import CARD, FRONTIER, RESULTS, TEXT_RESULTS, read_text_results, renew_card, write_model_card
 from routing.report.card_text import limits
 
 CONFIG = {
@@ -252,6 +253,22 @@ def test_text_results_of_what_a_checkpoint_was_before_are_refused(tmp_path, monk
         path.write_text(content)
         with pytest.raises(UserError, match=said):
             run(monkeypatch, folder)
+
+
+def test_a_frontier_of_what_a_checkpoint_was_before_is_not_published(tmp_path, monkeypatch):
+    folder = checkpoint(tmp_path / "run")
+    (folder / FRONTIER).write_text(json.dumps({"points": [], "checkpoint_sha256": checkpoint_hash(folder)}))
+    pushed = []
+    monkeypatch.setattr(card_command, "upload", lambda *given: pushed.append(given) or "there")
+    run(monkeypatch, folder, "--push", "--repo_id", "me/routed")
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"route_bias": 0.5}))
+    with pytest.raises(UserError, match="frontier.json is of this checkpoint as it was before.*dlr frontier"):
+        run(monkeypatch, folder, "--push", "--repo_id", "me/routed")
+    (folder / FRONTIER).write_text('{"points": []}')
+    with pytest.raises(UserError, match="lacks 'checkpoint_sha256'"):
+        run(monkeypatch, folder, "--push", "--repo_id", "me/routed")
+    run(monkeypatch, folder)  # The card tells nothing of it.
+    assert len(pushed) == 1
 
 
 @pytest.mark.parametrize(

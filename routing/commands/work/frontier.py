@@ -17,7 +17,8 @@ from routing.common.statistics import mcnemar, wilson_interval
 from routing.common.tables import print_table
 from routing.evaluation.budget import decided_routes, find_bias, mean_layers
 from routing.models.checkpoint import load_checkpoint
-from routing.models.checkpoint_files import training_record
+from routing.models.checkpoint_files import checkpoint_hash, training_record
+from routing.report.card import FRONTIER
 from routing.report.plots import plot_frontier
 from routing.scoring.context import fitting
 from routing.scoring.controls import first_routed_layer, random_like, static_routes
@@ -142,6 +143,7 @@ def print_points(points: list[dict]) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    checkpoint_sha256 = checkpoint_hash(Path(arguments.checkpoint))
     model, tokenizer = load_checkpoint(
         Path(arguments.checkpoint), DTYPES[arguments.dtype], pick_device(arguments.device)
     )
@@ -159,15 +161,16 @@ def run(arguments: argparse.Namespace) -> None:
     print_points(summaries)
     output = Path(arguments.output or arguments.checkpoint)
     write_json(
-        output / "frontier.json",
+        output / FRONTIER,
         {
             "points": summaries,
             "calibrated": found,
             "test_questions": len(test),
             "validation_questions": len(tuning),
             "arguments": vars(arguments),
+            "checkpoint_sha256": checkpoint_sha256,
         }
         | made_with(),
     )
     plot_frontier(summaries, output / "frontier.png", f"{len(test)} test questions ({arguments.dataset}), {hardware()}")
-    print(f"written to {output / 'frontier.json'} and {output / 'frontier.png'}")
+    print(f"written to {output / FRONTIER} and {output / 'frontier.png'}")

@@ -21,6 +21,7 @@ from routing.tasks.problems import files_without_splits
 from routing.training.adapters.arguments import AdapterArguments
 from routing.training.adapters.heal_texts import is_prompt_file, prompt_file, prompt_request
 from routing.training.adapters.states import FORMAT, states_key
+from routing.training.routers.data import spread
 
 
 def draw(arguments: AdapterArguments, names: str, split: str, count: int, tokenizer, config) -> list[Request]:
@@ -88,7 +89,7 @@ def load_data(arguments: AdapterArguments, tokenizer, config) -> AdapterData:
     requests = draw(arguments, arguments.dataset, arguments.split, arguments.num_samples, tokenizer, config)
     if files_without_splits("dataset", arguments.dataset):
         aside = [r for r in requests if held_out(held_out_key(r.example), arguments.eval_fraction)]
-        scored = aside[: arguments.score_samples]
+        scored = spread(aside)[: arguments.score_samples]
     else:
         scored = draw(arguments, arguments.dataset, "validation", arguments.score_samples, tokenizer, config)
     prompts = draw_prompts(arguments, tokenizer, config) if arguments.heal_epochs else []

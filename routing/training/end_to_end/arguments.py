@@ -182,7 +182,7 @@ class EndToEndArguments(RunArguments):
             found.append(f"--noise_steps {self.noise_steps} must be at least 0, or -1")
         if self.max_steps != -1 and self.max_steps < 1:
             found.append(f"--max_steps {self.max_steps} must be at least 1, or -1")
-        if self.device not in ("auto", "cpu"):
+        if self.device not in ("auto", "cpu") and not any(text.startswith("--device") for text in found):
             found.append(f"--device {self.device!r}: give auto or cpu, and choose a GPU with CUDA_VISIBLE_DEVICES")
         return found
 

@@ -136,7 +136,7 @@ class LanguageModelArguments(RunArguments):
             found.append(f"--learning_rate {self.learning_rate} must be a number above 0, or -1")
         if self.max_steps != -1 and self.max_steps < 1:
             found.append(f"--max_steps {self.max_steps} must be at least 1, or -1")
-        if self.device not in ("auto", "cpu"):
+        if self.device not in ("auto", "cpu") and not any(text.startswith("--device") for text in found):
             found.append(f"--device {self.device!r}: give auto or cpu, and choose a GPU with CUDA_VISIBLE_DEVICES")
         if not self.named() and not self.config.endswith(SUFFIXES):
             found.append(f"--config {self.config!r}: give {', '.join(PATTERNS)}, or a file that ends in .yaml")
