@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -13,6 +14,16 @@ from routing.__main__ import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+CODE_ROOMS = (
+    "*.py",
+    "routing/**/*",
+    "train_models/*",
+    "data_models/*",
+    "eval_configs/*",
+    "examples/*",
+    "benchmarks/**/*",
+)
+USERS_OWN = ("GRID.yaml", "ARGUMENTS.yaml")
 CODE = re.compile(r"^```.*?^```|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 
 
@@ -33,6 +44,21 @@ def test_the_page_of_files_is_current():
 
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 220
+
+
+def test_docstrings_cite_files_that_readers_have():
+    code = [path for room in CODE_ROOMS for path in ROOT.glob(room) if path.suffix == ".py"]
+    there = {path.name for path in [*code, *PAGES, *ROOT.rglob("train_models/*.md"), *ROOT.rglob("data_models/*.md")]}
+    there |= {*USERS_OWN} | {
+        path.name for folder in ("experiments", "eval_configs") for path in (ROOT / folder).iterdir()
+    }
+    missing = []
+    for path in code:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+                cited = re.findall(r"[\w./-]*?([\w-]+\.(?:md|py|yaml))\b", ast.get_docstring(node) or "")
+                missing += [(name_of(path), name) for name in cited if name not in there]
+    assert len(code) > 200 and not missing
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)

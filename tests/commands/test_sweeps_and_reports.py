@@ -109,21 +109,25 @@ def test_a_task_that_fails_leaves_the_others_their_results(tmp_path, monkeypatch
         def run(self, task, manager):
             if task == "bad":
                 raise UserError("no plain right or wrong")
-            return {"task": task}
+            of_base = dict.fromkeys(("base", "paired", "difference_lower_bound", "static_at_equal_layers"))
+            return {"task": task, "key_sha256": "k", "controls": []} | of_base
 
-    found = []
-    monkeypatch.setattr(evaluate, "parse", lambda kind, argv: EvaluationArguments(checkpoint="c", tasks="a,bad,b"))
+    found, tasks = [], ["a,bad,b", "c"]
+    monkeypatch.setattr(
+        evaluate, "parse", lambda kind, argv: EvaluationArguments(checkpoint="c", tasks=tasks.pop(0))
+    )  # fmt: skip
     monkeypatch.setattr(evaluate_work, "check_tasks", lambda names, checkpoint: None)
     monkeypatch.setattr(evaluate_work, "members", lambda names, manager: names)
     monkeypatch.setattr(evaluate_work, "training_record", lambda folder: {})
     monkeypatch.setattr(evaluate_work, "Comparison", Comparison)
-    monkeypatch.setattr(evaluate_work, "merged", lambda old, new: [*old, new])
-    monkeypatch.setattr(evaluate_work, "write_html", lambda results, page: found.extend(results))
+    monkeypatch.setattr(evaluate_work, "write_html", lambda results, page: found.append([r["task"] for r in results]))
     monkeypatch.setattr(evaluate_work, "print_table", lambda results: None)
     monkeypatch.setattr(evaluate_work, "write_model_card", lambda folder, results: None)
     with pytest.raises(UserError, match="^bad: no plain right or wrong"):
         evaluate.main()
-    assert found == [{"task": "a"}, {"task": "b"}] and Comparison.output.exists()
+    assert found == [["a", "b"]] and Comparison.output.exists()
+    evaluate.main()
+    assert found[1] == ["a", "b", "c"], "a second call adds to what the first one found"
 
 
 @pytest.mark.parametrize("recorded", ("mine", "own.jsonl"))

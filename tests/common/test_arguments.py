@@ -183,10 +183,14 @@ def test_problems_end_a_run_before_a_model_is_fetched(tmp_path):
     """A process of its own, from another directory."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "DLR_CACHE": str(tmp_path / "cache")}
     command = [sys.executable, str(ROOT / "data_generation.py"), "--budget", "0.5", "--dataset", "nope"]
+    before = os.times()
     result = subprocess.run(
         [*command, "--num_simulations", "0"], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
+    after = os.times()
     assert result.returncode == 2
+    used = after.children_user + after.children_system - before.children_user - before.children_system
+    assert used < 2, "seconds of a processor, however busy the machine is"
     assert result.stdout == "" and "Traceback" not in result.stderr
     lines = [line for line in result.stderr.splitlines() if line.startswith("- ")]
     assert len(lines) == 3

@@ -237,13 +237,15 @@ def test_predictions_under_the_stock_trainer_are_the_logits_alone(tmp_path):
     assert predictions.shape == (4, 4, model.config.vocab_size)
 
 
-def test_untrained_routers_say_so_once(tmp_path):
-    base = bring("plain")
-    model = load_base(base, torch.float32)
+@pytest.mark.parametrize("kind", ("per_layer", "token", "embedding", "prefix"))
+def test_untrained_routers_say_so_once(kind, tmp_path):
+    """Menu routers: tests/train_models/test_menu_router.py."""
+    base, fields = bring("plain"), KINDS.get(kind, {"router": "prefix", "kept_layers": 1})
+    model = load_base(base, torch.float32, **fields)
     with pytest.warns(UserWarning, match="never trained and decide at random"):
         model(IDS)
-    trained = loaded(checkpoint(base, tmp_path / "ck"))
-    forced = load_base(base, torch.float32)
+    trained = loaded(checkpoint(base, tmp_path / "ck", **fields))
+    forced = load_base(base, torch.float32, **({} if kind == "token" else fields))  # A token's own is not forced.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("warnings.warn", lambda *_, **__: pytest.fail("warned"))
         model(IDS)

@@ -268,6 +268,14 @@ def test_training_data(tmp_path, tokenizer, chat, capsys):
     assert "10 labels asked before" in reported and "10 labels without a right path" in reported
 
 
+def test_questions_that_choose_a_checkpoint_are_of_all_data_sets(tmp_path, tokenizer):
+    """The first of them are answered in training; in the order of the labels they would be of one data set alone."""
+    cases = [Example(name, f"{name} {i}?", "x") for name in ("first", "second") for i in range(40)]
+    write_labels(tmp_path, [labelled(case, tokenizer, chat=False)[1] for case in cases])
+    data = load_training_data(training_arguments(tmp_path), CONFIG, tokenizer)
+    assert [request.example.dataset for request in data.held_out_requests[:6]] == ["first", "second"] * 3
+
+
 def test_some_data_sets_are_trained_on_only_when_asked_for(tmp_path, tokenizer, capsys):
     names = ("own", "squadv2", "commonsense_qa")
     cases = [Example(name, f"{name} {i}?", "x") for name in names for i in range(12)]

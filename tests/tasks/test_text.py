@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import pytest
 import torch
@@ -82,6 +83,18 @@ def test_texts_are_tokenized_some_at_a_time(monkeypatch):
     assert asked == [2, 2, 1] and rows.ids.tolist() == [[1, 2, 9, 3], [9, 4, 5, 9], [6, 9, 7, 9]]
     assert rows.ids.dtype == torch.long
     assert make_sequences(["1"], Tokenizer(), 4, "packed", 1).ids.shape == (0, 4)
+
+
+def test_packing_holds_no_numbers_of_python(monkeypatch):
+    """Some 40 bytes a token, where a large corpus in several processes has room for a few."""
+    documents = ([1000 + n for n in range(1000)] for _ in range(100))
+    tracemalloc.start()
+    try:
+        rows = pack(documents, 512, separator=9)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(rows) == 100 * 1001 // 512 and peak < 8 * 100_000
 
 
 def test_layouts_use_the_tokenizer():
