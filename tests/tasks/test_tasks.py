@@ -211,7 +211,7 @@ def test_unknown_names_are_all_reported_with_what_is_allowed(tmp_path):
     assert "no such file" in problems[2] and "no such file" in problems[3]
     assert len(unknown_names(" , ")) == 1
     own = tmp_path / "own.jsonl"
-    own.write_text("{}\n")
+    own.write_text('{"question": "1 + 1 =", "answer": 2}\n')
     assert unknown_names(str(own)) == []
 
 

@@ -28,10 +28,11 @@ from routing.models.head import Head
 from routing.objectives.divergence import divergence
 from routing.scoring.context import needed_tokens
 from routing.search.routes import SKIP
+from routing.tasks.prompt_files import is_prompt_file, prompt_file
 from routing.training.adapters.arguments import AdapterArguments
 from routing.training.adapters.data import AdapterData, draw, draw_prompts
 from routing.training.adapters.heal_paths import HealPaths, heal_paths, menu_problems, menu_routes, path_name
-from routing.training.adapters.heal_texts import collect_texts, is_prompt_file, prompt_file
+from routing.training.adapters.heal_texts import collect_texts
 from routing.training.adapters.healing import Healing, RowBatches, heal, path_divergences, right_padded
 from routing.training.adapters.least_squares import RIDGES, Moments, fit_adapters, reduced_rank
 from routing.training.adapters.run import run

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from routing.common.cli import below, checkpoint_problems, not_positive, option, outside
 from routing.common.devices import DTYPES
@@ -13,6 +12,7 @@ from routing.models.wheel_models import ANY_BASE
 from routing.tasks import expand_names, unknown_names
 from routing.tasks.examples import SPLITS
 from routing.tasks.problems import template_problems
+from routing.tasks.prompt_files import prompt_file_problems
 from routing.tasks.prompts import SCORINGS
 from routing.training.adapters.heal_paths import menu_problems
 from routing.training.run_arguments import RunArguments
@@ -111,8 +111,9 @@ class AdapterArguments(RunArguments):
         if self.heal_epochs:
             found += menu_problems(self.heal_menu)
             for name in expand_names(self.heal_dataset):
-                if not Path(name).is_file():
-                    found += [text.replace("--dataset", "--heal_dataset", 1) for text in unknown_names(name)]
+                if (own := prompt_file_problems(name)) is None:
+                    own = [text.replace("--dataset", "--heal_dataset", 1) for text in unknown_names(name)]
+                found += own
         if self.eval_fraction in (0, 1):
             found.append(f"--eval_fraction {self.eval_fraction} must lie between 0 and 1, neither of them")
         return found + not_positive(self, "learning_rate", "heal_learning_rate") + template_problems(self)

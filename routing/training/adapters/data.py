@@ -18,8 +18,9 @@ from routing.tasks import expand_names, load_examples
 from routing.tasks.examples import held_out, held_out_key
 from routing.tasks.limits import limits_of
 from routing.tasks.problems import files_without_splits
+from routing.tasks.prompt_files import is_prompt_file, prompt_file
 from routing.training.adapters.arguments import AdapterArguments
-from routing.training.adapters.heal_texts import is_prompt_file, prompt_file, prompt_request
+from routing.training.adapters.heal_texts import prompt_request
 from routing.training.adapters.states import FORMAT, states_key
 from routing.training.routers.data import spread
 

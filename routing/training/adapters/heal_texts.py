@@ -8,10 +8,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from routing.common.errors import UserError
 from routing.common.files import write_json
 from routing.common.keyed import judging
-from routing.common.user_files import records, text_lines
 from routing.scoring.own_answers import own_answers
 from routing.scoring.packed import PathEvaluator
 from routing.scoring.requests import Request
@@ -20,38 +18,6 @@ from routing.tasks.prompts import encode
 from routing.training.adapters.states import GROUP
 
 PARTS = ("train", "held_out")
-WANTED = 'each line must be {"prompt": text}'
-
-
-def prompt_file(path: Path) -> list[str]:
-    """Prompts of a text file, one a line, or of records of {"prompt": text}.
-
-    Raises:
-        UserError: for a damaged line, with its number, and for a file without any.
-    """
-    if path.suffix == ".txt":
-        prompts = [line for _, line in text_lines(path)]
-    else:
-        prompts = []
-        for place, record in records(path, WANTED):
-            prompt = record.get("prompt") if isinstance(record, dict) else None
-            if not isinstance(prompt, str) or not prompt.strip():
-                raise UserError(f"{place}: {WANTED}, got {str(record)[:80]!r}.")
-            prompts.append(prompt)
-    if not prompts:
-        raise UserError(f"{path} holds no prompt.")
-    return list(dict.fromkeys(prompts))
-
-
-def is_prompt_file(name: str) -> bool:
-    """Whether a name of --heal_dataset is a file of prompts and not one of questions with answers."""
-    path = Path(name)
-    if not path.is_file():
-        return False
-    if path.suffix == ".txt":
-        return True
-    _, first = next(records(path, WANTED), ("", {}))
-    return isinstance(first, dict) and "prompt" in first and "question" not in first
 
 
 def prompt_request(prompt: str, dataset: str, answer_tokens: int, tokenizer) -> Request:
