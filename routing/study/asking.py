@@ -90,7 +90,7 @@ class Asking:
         requests, right, shares = self.requests(split), [], []
         for start in range(0, len(requests), BATCH):
             part = requests[start : start + BATCH]
-            asked = [[request.prompt, request.choice_ids, request.max_new_tokens, request.stop] for request in part]
+            asked = [request.key() for request in part]
             own = json.dumps([self.key(weights), judging(), fields, asked], default=str)
             digest = hashlib.sha256(own.encode()).hexdigest()
             name = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
