@@ -28,7 +28,8 @@ COMMANDS = {
     "export": "a path as a stock model, a mergekit recipe or a PEFT folder",
     "report": "pages and pictures of training runs",
     "analysis": "which tokens run which layers",
-    "show_tokens": "the route of each token of a text",
+    "show": "the route of a prompt, or of each of its tokens, beside the full model",
+    "app": "a page on which prompts are typed: routed and full model side by side (needs gradio)",
     "card": "write the card of a checkpoint, upload it",
     "fetch": "fetch a model that comes without a hub",
 }

@@ -43,7 +43,7 @@ def check_checkpoint(folder: Path) -> dict:
         raise UserError(
             f"{folder} is a hybrid language model of --objective lm, which has no base and skips no layers. Give a "
             "checkpoint of another objective. Hybrids are measured by their training (training.json, test), compared "
-            "by python -m routing report, shown by python -m routing show_tokens and evaluated by stock lm_eval "
+            "by python -m routing report, shown by python -m routing show and evaluated by stock lm_eval "
             f"(--model_args pretrained={folder},trust_remote_code=True)."
         )
     if fields.get("trained_num_windows") is None:

@@ -39,7 +39,7 @@ figure { margin: 0; }
 .column figure { max-width: 960px; margin-bottom: 1rem; }
 img { width: 100%; height: auto; }
 @media print { section { break-before: page; } }
-</style>
+$style</style>
 </head>
 <body>
 <h1>$title</h1>
@@ -49,9 +49,9 @@ $body
 """)
 
 
-def page(title: str, body: str) -> str:
-    """A page of a title, a text, and a body, HTML."""
-    return PAGE.substitute(title=escape(title), body=body)
+def page(title: str, body: str, style: str = "") -> str:
+    """A page of a title, a text, and a body, HTML; `style` is more CSS."""
+    return PAGE.substitute(title=escape(title), body=body, style=style)
 
 
 def facts(found: dict[str, str]) -> str:

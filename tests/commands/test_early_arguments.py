@@ -14,7 +14,7 @@ from routing.__main__ import COMMANDS
 from routing.training.registry import OBJECTIVES
 
 ROOT = Path(__file__).resolve().parents[2]
-SLOW = ("torch", "transformers", "datasets", "lm_eval", "accelerate", "peft", "scipy", "matplotlib", "pandas")
+SLOW = ("torch", "transformers", "datasets", "lm_eval", "accelerate", "peft", "scipy", "matplotlib", "pandas", "gradio")
 # Runs command lines in one process; an import of what is slow ends it with the way there.
 PROBE = """
 import contextlib, io, json, sys
@@ -135,7 +135,9 @@ WRONG = [
     (["export", "{tmp}/base", "--output", "{tmp}/out"], "--path is missing"),
     (["report", NO, "--output", "{tmp}/out"], NO),
     (["analysis", NO, "--output", "{tmp}/out"], f"{NO}/config.json cannot be read"),
-    (["show_tokens", NO, "--text", "a"], f"{NO}/config.json cannot be read"),
+    (["show", NO, "--text", "a"], f"{NO}/config.json cannot be read"),
+    (["show", NO, "--text", "a", "--budget", "1"], f"{NO}/config.json cannot be read"),
+    (["app", NO, "--port", "0"], "--port 0 must lie between 1 and 65535"),
     (["card", NO], f"{NO}/config.json cannot be read"),
     (["demo", "--nosuch"], "unrecognized arguments: --nosuch"),
     (["fetch", "--nosuch"], "unrecognized arguments: --nosuch"),

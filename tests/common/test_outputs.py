@@ -16,7 +16,7 @@ from routing.commands import (
     frontier,
     headroom,
     report,
-    show_tokens,
+    show,
     sweep,
     text_evaluation,
 )
@@ -75,7 +75,7 @@ COMMANDS = {
     "labels records": (labels_command.main, ["records", "{missing}", "{file}/r.jsonl"]),
     "labels card": (labels_command.main, ["card", "{file}"]),
     "report": (report.main, ["{missing}", "--output", "{file}"]),
-    "show_tokens": (show_tokens.main, ["{missing}", "--text", "a", "--html", "{file}/a.html"]),
+    "show": (show.main, ["{missing}", "--text", "a", "--html", "{file}/a.html"]),
     "sweep": (sweep.main, ["{missing}", "--output", "{file}"]),
     "text_evaluation": (text_evaluation.main, ["{file}"]),
 }  # fmt: skip

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from transformers import HfArgumentParser
 
-from routing.commands import adapters, labels, show_tokens, text_evaluation
+from routing.commands import adapters, labels, show, text_evaluation
 from routing.common.cli import read_arguments
 from routing.common.dataclass_parser import parser_of
 from routing.common.parser import Parser, file_of, spelled
@@ -45,7 +45,7 @@ def test_a_checkpoint_is_named_or_comes_first(words):
     assert read_arguments(EvaluationArguments, words + tasks).checkpoint == "c"
     assert text_evaluation.make_parser().parse_args([*words, "--rows", "3"]).checkpoint == "c"
     assert text_evaluation.make_parser().parse_args(["--rows", "3", *words]).checkpoint == "c"
-    assert show_tokens.make_parser().parse_args([*words, "--text", "hello"]).checkpoint == Path("c")
+    assert show.make_parser().parse_args([*words, "--text", "hello"]).checkpoint == Path("c")
 
 
 @pytest.mark.parametrize(

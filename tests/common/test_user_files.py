@@ -11,7 +11,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from routing.commands.show_tokens import make_parser, text_of
+from routing.commands.show import make_parser, text_of
 from routing.commands.sweep import read_grid
 from routing.common import user_files
 from routing.common.cli import expanded
@@ -254,7 +254,7 @@ def test_yaml_files(tmp_path, read, content):
         read(tmp_path / "none.yaml")
 
 
-def test_texts_of_show_tokens(tmp_path):
+def test_texts_of_show(tmp_path):
     path = tmp_path / "text.txt"
     path.write_bytes((BOM + "one\r\ntwo").encode())
     arguments = make_parser().parse_args(["checkpoint", "--file", str(path)])
