@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DOCS_VENV ?= .docs-venv
 
-.PHONY: demo test slow mutants lint clean gpu gpu-smoke gpu-wheels docs docs-check
+.PHONY: demo test slow mutants lint clean gpu gpu-smoke gpu-wheels docs docs-check figures
 
 demo: $(VENV)/runtime
 	$(BIN)/python -m routing demo
@@ -22,7 +22,7 @@ lint: $(VENV)/development
 	$(BIN)/lint-imports --no-logo --no-cache
 
 # What takes minutes: run before a release.
-slow: $(VENV)/ray
+slow: $(VENV)/extras
 	$(BIN)/python -m routing fetch
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
@@ -31,6 +31,10 @@ slow: $(VENV)/ray
 mutants: $(VENV)/development
 	$(BIN)/python -m routing fetch
 	OMP_NUM_THREADS=1 nice $(BIN)/python benchmarks/mutants.py $(MUTANTS_ARGS)
+
+# The pictures of the pages, from the committed results. FIGURES_ARGS="--only decode" for some of them.
+figures: $(VENV)/runtime
+	$(BIN)/python benchmarks/figures.py $(FIGURES_ARGS)
 
 # Wheels that were brought along (make gpu-wheels) are for the Python of a machine without a package index; elsewhere
 # the environment of this project has all. GPU_ARGS="--sections decode --seconds 120" for a part.
@@ -66,8 +70,8 @@ $(VENV)/development: $(VENV)/runtime requirements-dev.txt
 	touch $@
 
 # Optional for users, and for the slow tests of what uses it.
-$(VENV)/ray: $(VENV)/development
-	$(BIN)/python -m pip install --disable-pip-version-check --no-compile --editable ".[ray]"
+$(VENV)/extras: $(VENV)/development requirements-slow.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --no-compile --editable ".[app,ray]" -r requirements-slow.txt
 	touch $@
 
 $(DOCS_VENV)/installed: requirements-docs.txt

@@ -29,6 +29,7 @@ OTHERS = {
     "requirements.txt": "run-time packages, pinned",
     "requirements-dev.txt": "packages of the tests, pinned",
     "requirements-docs.txt": "packages of the site, pinned",
+    "requirements-slow.txt": "packages of slow tests alone, pinned",
     "requirements-gpu.txt": "optional packages for a CUDA machine",
     "pyproject.toml": "packaging, settings of pytest and ruff, and which room may import which",
     ".ci/run": "calls `make test`",
