@@ -6,9 +6,11 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 from routing.__main__ import COMMANDS
 
@@ -40,6 +42,15 @@ def headings(text: str) -> set[str]:
 def test_the_page_of_files_is_current():
     run = subprocess.run([sys.executable, "docs/make_files.py", "--check"], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+def test_one_version_is_told_everywhere():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == version and citation["license"] == "Apache-2.0"
+    assert all({"type", "title", "authors", "url"} <= set(reference) for reference in citation["references"])
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(r"^## (\d+\.\d+\.\d+)", changes, re.MULTILINE)[1] == version
 
 
 def test_the_readme_is_short():
