@@ -157,7 +157,7 @@ class Runner:
         return path.parent / ".work" / path.name
 
     def progress(self) -> str:
-        """How many stages are done, and how long the others will take if they take as long as those of their kind."""
+        """How many stages are done, and how long the others will take, as far as some of their kind are done."""
         records = {stage.name: self.record(stage.name) for stage in self.stages}
         done = [record for record in records.values() if record is not None]
         told = f"{len(done)} of {len(self.stages)} stages done"
@@ -166,13 +166,9 @@ class Runner:
         kinds: dict[str, list[float]] = {}
         for record in done:
             kinds.setdefault(record["kind"], []).append(record["seconds"])
-        usual = sum(record["seconds"] for record in done) / len(done)
-        left = sum(
-            sum(kinds[stage.kind]) / len(kinds[stage.kind]) if stage.kind in kinds else usual
-            for stage in self.stages
-            if records[stage.name] is None
-        )
-        return f"{told}, about {left / 60:.0f} minutes of work left"
+        left = [stage.kind for stage in self.stages if records[stage.name] is None]
+        known = [sum(kinds[kind]) / len(kinds[kind]) for kind in left if kind in kinds]
+        return f"{told}, about {sum(known) / 60:.0f} minutes of work for {len(known)} of the {len(left)} left"
 
 
 def cpu_seconds() -> float:

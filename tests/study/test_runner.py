@@ -172,8 +172,8 @@ def test_progress_tells_how_long_the_rest_takes(tmp_path):
     assert own.progress() == "0 of 3 stages done"
     own.state("m/seed-0/a").mkdir(parents=True)
     own.state("m/seed-0/a").joinpath("done.json").write_text('{"kind": "b", "seconds": 120, "digest": ""}')
-    # b took 120 s, so another b takes as long, and so does what nothing is known of.
-    assert own.progress() == "1 of 3 stages done, about 4 minutes of work left"
+    # A b took 120 s, so the other takes as long; of c nothing is known.
+    assert own.progress() == "1 of 3 stages done, about 2 minutes of work for 1 of the 2 left"
 
 
 PROGRAM = """
