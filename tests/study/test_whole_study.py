@@ -12,7 +12,8 @@ import pytest
 import yaml
 from conftest import save_tiny_base
 
-from routing.commands import generate, study, train
+from routing.__main__ import named
+from routing.commands import study
 from routing.common.errors import UserError
 from routing.models.config_fields import config_with
 from routing.scoring.plain import Evaluator
@@ -56,14 +57,10 @@ def plan_of(base: Path) -> dict:
 def in_this_process(stage, command, log, output):
     """What a stage's own process does."""
     script, *words = command
-    if script == "-m":
-        study.main(words[2:])
-    elif script == "data_generation.py":
-        generate.main(words)
-    else:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", ["train.py", *words])
-            train.main()
+    name = {"data_generation.py": "generate", "train.py": "train"}.get(script, words[1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [])
+        named([name, *(words[2:] if script == "-m" else words)])
 
 
 @pytest.mark.slow
