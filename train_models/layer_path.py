@@ -23,6 +23,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 
 from .attention_shapes import changing_shapes
 from .decoder_parts import of_type, rotary_embeddings, scaled
+from .offloading import device_of
 from .path_cache import PathCache, Step, checked_cache
 
 
@@ -314,6 +315,11 @@ class LayerPathForCausalLM:
     """Mixin over a `...ForCausalLM`: holds `inner_model_class`, and lets generate() work with a `PathCache`."""
 
     inner_model_class: type
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go: of an embedding that is offloaded, the device that its weights are brought to."""
+        return device_of(self.model.embed_tokens)
 
     def __init__(self, config):
         # Not the stock __init__, which would build the stock decoder first and throw it away.

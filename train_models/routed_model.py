@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Collection
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from .global_routers import GlobalRouter
 from .layer_adapters import LayerAdapter, make_adapters
 from .layer_path import LayerPathForCausalLM, LayerPathModel, layer_plan, run_plan
 from .menu_router import MenuRouter
+from .offloading import hooks_of
 from .query_router import QueryRouter
 from .route_totals import RouteTotals
 from .router_kinds import kind_of
@@ -125,6 +126,10 @@ class RoutedModel(RouterWeights, LayerPathModel):
         """The adapters, while `config.skip_action` says that they stand in for skipped layers."""
         return self.adapters if self.config.skip_action == "adapter" else ()
 
+    def around(self, layer: int) -> AbstractContextManager:
+        """What is done around each layer, whoever runs it: nothing, but where processes share its weights."""
+        return nullcontext()
+
     def count_layers(self, on: bool = True) -> None:
         """Start new running totals (`totals`), or stop counting."""
         self.totals = RouteTotals() if on else None
@@ -187,7 +192,8 @@ class RoutedModel(RouterWeights, LayerPathModel):
             for layer in range(len(self.layers)):
                 if states is not None:
                     states.append(hidden)
-                hidden = decision.run(runner, hidden, layer)
+                with self.around(layer):
+                    hidden = decision.run(runner, hidden, layer)
             decision.record(self, cache)
             return hidden
 
@@ -414,8 +420,7 @@ def keep_loaded(part: torch.nn.Module) -> None:
     They are small, and their weights are read outside of the forward calls in which offloaded ones are there.
     """
     for module in part.modules():
-        hooks = getattr(module, "_hf_hook", None)
-        for hook in getattr(hooks, "hooks", (hooks,)):
+        for hook in hooks_of(module):
             if not getattr(hook, "offload", False):
                 continue
             for name, parameter in list(module.named_parameters(recurse=False)):

@@ -14,6 +14,7 @@ import torch
 
 from .attention_shapes import changing_shapes
 from .decoder_parts import LayerParts, attend, heads, turned
+from .offloading import device_of
 from .path_cache import Step
 
 ATTENTION = ("sdpa", "eager")  # What takes a mask for each query.
@@ -88,8 +89,7 @@ def run_tokens(runner, hidden: torch.Tensor, layer: int, some: Gathering | None)
     block = runner.layers[layer]
     attention, parts = block.self_attn, LayerParts.of(block)
     place = block.post_attention_layernorm.weight.device
-    if place.type != "meta":  # Weights that were offloaded come when they are called.
-        hidden = hidden.to(place)
+    hidden = hidden.to(device_of(block) if place.type == "meta" else place)
     some = _on(some, hidden.device)
     cos, sin = (t.to(hidden.device) for t in runner.rotary(layer))
     normed = parts.before_attention(hidden)
@@ -121,8 +121,9 @@ def blend(runner, hidden: torch.Tensor, layer: int, gate: torch.Tensor) -> torch
 
     A is the layer's adapter, or the identity.
     """
-    gate = gate.to(hidden.dtype).reshape(*gate.shape, *[1] * (3 - gate.ndim))
-    return gate * runner.run(hidden, Step(layer, 0)) + (1 - gate) * runner.stand_in(hidden, layer)
+    ran = runner.run(hidden, Step(layer, 0))
+    gate = gate.to(ran).reshape(*gate.shape, *[1] * (3 - gate.ndim))  # The layer may compute on another device.
+    return gate * ran + (1 - gate) * runner.stand_in(hidden, layer).to(ran.device)
 
 
 def _on(some: Gathering, device: torch.device) -> Gathering:

@@ -11,10 +11,11 @@ import argparse
 from pathlib import Path
 
 from routing.common.cli import below
-from routing.common.devices import DTYPES, device_problems
+from routing.common.devices import DTYPES
 from routing.common.errors import UserError, raise_all, run_command
 from routing.common.files import unwritable
 from routing.common.parser import Parser
+from routing.common.placing import add_place_arguments, place_problems
 from routing.models.checkpoint_files import check_adapters
 from routing.scoring.prompting import add_flags, flag_problems
 from routing.tasks import unknown_names
@@ -31,11 +32,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add_flags(parser)
     parser.add_argument("--batch_size", type=int, default=64, help="paths evaluated together, at most")
     parser.add_argument("--dtype", default="float32", choices=sorted(DTYPES))
-    parser.add_argument("--device", default="auto", help="torch device; auto: cuda if there is one, else cpu")
+    add_place_arguments(parser)
     parser.add_argument("--output", type=Path, required=True, help="folder of the results")
     arguments = parser.parse_args(argv)
     problems = unknown_names(arguments.dataset)
-    problems += files_without_splits("dataset", arguments.dataset) + device_problems(arguments.device)
+    problems += files_without_splits("dataset", arguments.dataset) + place_problems(arguments)
     problems += flag_problems(arguments)
     problems += below(arguments, num_samples=1, batch_size=1)
     problems += unwritable("--output", arguments.output)

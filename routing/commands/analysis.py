@@ -15,10 +15,11 @@ import argparse
 from pathlib import Path
 
 from routing.common.cli import below
-from routing.common.devices import DTYPES, device_problems
+from routing.common.devices import DTYPES
 from routing.common.errors import UserError, raise_all, run_command
 from routing.common.files import unwritable
 from routing.common.parser import Parser, file_of
+from routing.common.placing import add_place_arguments, place_problems
 from routing.models.checkpoint_files import check_checkpoint, training_record
 from routing.tasks.corpora import corpus_problems
 from train_models.router_kinds import GLOBAL
@@ -36,11 +37,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--batch_size", type=int, default=4, help="passages a forward")
     parser.add_argument("--dtype", default="float32", choices=sorted(DTYPES))
-    parser.add_argument("--device", default="auto", help="torch device; auto: cuda if there is one, else cpu")
+    add_place_arguments(parser)
     parser.add_argument("--output", required=True, help="folder for analysis.json, or a JSON file")
     arguments = parser.parse_args(argv)
     folder = Path(arguments.checkpoint)
-    found = corpus_problems("corpus", arguments.corpus) + device_problems(arguments.device)
+    found = corpus_problems("corpus", arguments.corpus) + place_problems(arguments)
     found += unwritable("--output", file_of(arguments.output, "analysis.json").parent)
     found += below(arguments, passages=1, train_passages=1, sequence_length=2, batch_size=1)
     try:

@@ -24,6 +24,7 @@ from routing.common.devices import DTYPES
 from routing.common.errors import UserError, raise_all, run_command
 from routing.common.files import unwritable
 from routing.common.parser import Parser
+from routing.common.placing import add_place_arguments, place_problems
 from routing.models.checkpoint_files import check_checkpoint
 from routing.scoring.prompting import add_flags, flag_problems
 from routing.tasks import expand_names, unknown_names
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tolerance", type=float, default=0.1, help="difference in layers that is good enough")
     parser.add_argument("--batch_size", type=int, default=16, help="prompts a forward")
     parser.add_argument("--dtype", default="float32", choices=sorted(DTYPES))
-    parser.add_argument("--device", default="auto", help="torch device; auto: cuda if there is one, else cpu")
+    add_place_arguments(parser)
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -125,7 +126,7 @@ def problems_of(arguments: argparse.Namespace, name: str, targets: list[str]) ->
             found.append(f"--{name} {text!r} is no number" + (", nor none" if name == "target_layers" else ""))
     found += unknown_names(arguments.dataset)
     found += below(arguments, num_samples=1, batch_size=1)
-    found += flag_problems(arguments)
+    found += flag_problems(arguments) + place_problems(arguments)
     given = getattr(arguments, "output", "")  # frontier has one, calibrate writes into the checkpoint.
     found += unwritable("--output" if given else "--checkpoint", Path(given or arguments.checkpoint))
     if not arguments.tolerance > 0:

@@ -13,10 +13,11 @@ import argparse
 from pathlib import Path
 
 from routing.common.cli import below
-from routing.common.devices import DTYPES, device_problems
+from routing.common.devices import DTYPES
 from routing.common.errors import UserError, raise_all, run_command
 from routing.common.files import unwritable
 from routing.common.parser import Parser
+from routing.common.placing import add_place_arguments, place_problems
 from routing.models.checkpoint_files import check_adapters, check_checkpoint, stored_adapters, training_record
 from routing.scoring.prompting import add_flags, flag_problems
 from routing.tasks import unknown_names
@@ -43,7 +44,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="times each of them is measured; the fastest counts")
     parser.add_argument("--batch_size", type=int, default=64, help="paths evaluated together, at most")
     parser.add_argument("--dtype", default="float32", choices=sorted(DTYPES))
-    parser.add_argument("--device", default="auto", help="torch device; auto: cuda if there is one, else cpu")
+    add_place_arguments(parser)
     parser.add_argument("--output", required=True, help="folder for comparison.json, .md and .png")
     arguments = parser.parse_args(argv)
     raise_all(problems_of(arguments))
@@ -93,7 +94,7 @@ def problems_of(arguments: argparse.Namespace) -> list[str]:
     found += unknown_names(arguments.dataset)
     found += files_without_splits("dataset", arguments.dataset)
     found += unwritable("--output", Path(arguments.output))
-    return found + device_problems(arguments.device)
+    return found + place_problems(arguments)
 
 
 def _same_adapters(folder: Path, adapters: Path) -> bool:

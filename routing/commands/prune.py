@@ -13,9 +13,10 @@ from dataclasses import fields
 from pathlib import Path
 
 from routing.common.cli import as_dict, below, read_arguments
-from routing.common.devices import DTYPES, device_problems
+from routing.common.devices import DTYPES
 from routing.common.errors import UserError, raise_all, run_command
 from routing.common.parser import Parser
+from routing.common.placing import add_place_arguments, place_problems
 from routing.common.stages import done, run_stage
 from routing.models.default_model import DEFAULT_MODEL
 from routing.models.problems import model_problems
@@ -52,13 +53,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--system_instruction", default="", help="text of a system message in the chat template")
     parser.add_argument("--tools_in_template", action="store_true", help="let the chat template list the functions")
     parser.add_argument("--dtype", default="float32", choices=sorted(DTYPES), help="dtype of the model")
-    parser.add_argument("--device", default="auto", help="torch device; auto: cuda if there is one, else cpu")
+    add_place_arguments(parser)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
     problems = unknown_names(arguments.dataset) + files_without_splits("dataset", arguments.dataset)
     counted = ("adapter_samples", "adapter_epochs", "dfs_samples", "random_samples", "pair_epochs", "set_epochs")
     problems += below(arguments, **dict.fromkeys((*counted, "test_samples", "control_samples"), 1))
-    problems += template_problems(arguments) + device_problems(arguments.device)
+    problems += template_problems(arguments) + place_problems(arguments)
     raise_all(problems + model_problems(arguments.model))
     return arguments
 
@@ -97,6 +98,8 @@ def main(argv: list[str] | None = None) -> None:
     device = ("--device", arguments.device)
     asked = [f"--{name}" for name in ("apply_chat_template", "tools_in_template") if getattr(arguments, name)]
     asked += ["--dtype", arguments.dtype, *device]
+    for name in ("device_map", "max_memory", "offload_folder"):  # Query routers are trained without the base.
+        asked += [f"--{name}", getattr(arguments, name)] if getattr(arguments, name) else []
     filling = []  # The comparison finds it in the checkpoints.
     for name in ("chat_template_args", "system_instruction"):
         filling += [f"--{name}", getattr(arguments, name)] if getattr(arguments, name) else []

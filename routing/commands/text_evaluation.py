@@ -15,10 +15,11 @@ import argparse
 from pathlib import Path
 
 from routing.common.cli import below
-from routing.common.devices import DTYPES, device_problems
+from routing.common.devices import DTYPES
 from routing.common.errors import UserError, raise_all, run_command
 from routing.common.files import unwritable
 from routing.common.parser import Parser
+from routing.common.placing import add_place_arguments, place_problems
 from routing.models.checkpoint_files import check_checkpoint, training_record
 from train_models.router_kinds import LEARNED
 
@@ -39,13 +40,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch_size", type=int, default=4, help="rows a forward")
     parser.add_argument("--controls", default=",".join(CONTROLS), help="of equal depth, with commas; empty for none")
     parser.add_argument("--dtype", default="float32", choices=sorted(DTYPES))
-    parser.add_argument("--device", default="auto", help="torch device; auto: cuda if there is one, else cpu")
+    add_place_arguments(parser)
     return parser
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     arguments = make_parser().parse_args(argv)
-    found = device_problems(arguments.device) + unwritable("checkpoint", Path(arguments.checkpoint))
+    found = place_problems(arguments) + unwritable("checkpoint", Path(arguments.checkpoint))
     found += below(arguments, rows=1, seeds=1, batch_size=1)
     arguments.controls = [name.strip() for name in arguments.controls.split(",") if name.strip()]
     if unknown := [name for name in arguments.controls if name not in CONTROLS]:

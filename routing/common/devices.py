@@ -47,12 +47,12 @@ def device_problems(name: str) -> list[str]:
     """What is wrong with --device; torch is imported where there may be a GPU and one is asked for."""
     if name != "auto" and not FORM.fullmatch(name):
         return [f"--device {name!r} is no torch device, such as cpu or cuda:0"]
-    if name.startswith("cuda") and not _has_gpu():
+    if name.startswith("cuda") and not has_gpu():
         return [f"--device {name!r}: this machine has no usable GPU; give cpu or auto"]
     return []
 
 
-def _has_gpu() -> bool:
+def has_gpu() -> bool:
     try:
         ctypes.CDLL("libcuda.so.1")  # Of the driver; without it torch finds no GPU of NVIDIA.
     except OSError:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from routing.common.cli import below, names_of, option
-from routing.common.devices import DTYPES, device_problems
+from routing.common.devices import DTYPES
 from routing.common.errors import UserError
 from routing.common.files import unwritable
+from routing.common.placing import device_map_option, max_memory_option, no_map, offload_folder_option, place_problems
 from routing.evaluation.task_names import task_problems
 from routing.models.checkpoint_files import check_checkpoint, training_record
 from routing.scoring.prompting import flag_problems
@@ -59,6 +60,9 @@ class EvaluationArguments:
     batch_size: int = option(16, "sequences a forward")
     dtype: str = option("float32", "dtype of the model", tuple(DTYPES))
     device: str = option("auto", "torch device; auto: cuda if there is one, else cpu")
+    device_map: str = device_map_option()
+    max_memory: str = max_memory_option()
+    offload_folder: str = offload_folder_option()
     output: str = option(
         "", "folder for evaluation.json and its page, or a JSON file; default the folder of the checkpoint"
     )
@@ -84,7 +88,9 @@ class EvaluationArguments:
             found += below(self, limit=1)
         if self.num_fewshot is not None:
             found += below(self, num_fewshot=0)
-        return found + flag_problems(self) + device_problems(self.device)
+        if self.check:
+            found += no_map(self, "--check takes the stock model apart, layer by layer, on one device; leave one out")
+        return found + flag_problems(self) + place_problems(self)
 
     def outside_problems(self) -> list[str]:
         try:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from routing.common.devices import DTYPES, pick_device
+from routing.common.devices import DTYPES
 from routing.common.errors import UserError, raise_all
 from routing.common.files import file_stamps, write_json
 from routing.common.keyed import judging
@@ -38,6 +38,7 @@ from routing.models.bases import load_stock, weight_stamps
 from routing.models.checkpoint import load_checkpoint
 from routing.models.checkpoint_files import checkpoint_hash, read_config
 from routing.models.config_fields import config_with
+from routing.models.placement import place_of
 from routing.models.templates import filling_problems
 from routing.scoring.context import fitting
 from routing.scoring.controls import around, first_routed_layer, skips_around, static_routes
@@ -101,10 +102,10 @@ class Comparison:
         self.table, self._shuffled = None, None
         if "dataset" in arguments.control_names():  # Before models are loaded: it may be missing, or of another menu.
             self.table = dataset_table(arguments, training, read_config(folder)["menu"])
-        device, dtype = pick_device(arguments.device), DTYPES[arguments.dtype]
+        place, dtype = place_of(arguments), DTYPES[arguments.dtype]
         # Connects the processes of `accelerate launch`; all but the first wait while it looks for static paths.
-        PartialState(cpu=device.type == "cpu", timeout=timedelta(weeks=1))
-        routed, tokenizer = load_checkpoint(folder, dtype, device)
+        PartialState(cpu=place.device.type == "cpu", timeout=timedelta(weeks=1))
+        routed, tokenizer = load_checkpoint(folder, dtype, place)
         prompting = asked(trained_prompting(training), arguments)
         chat = prompting.apply_chat_template
         raise_all(filling_problems(tokenizer, prompting, chat, prompting.tools_in_template))
@@ -113,8 +114,8 @@ class Comparison:
         self.base = None
         if arguments.base or arguments.check:
             # The commit that the routers were trained on, whatever the hub has now.
-            stock = load_stock(self.base_name, dtype, training.get("base_revision"))
-            self.base = PromptRoutedLM(stock.to(device), tokenizer, arguments.batch_size, prompting)
+            stock = load_stock(self.base_name, dtype, training.get("base_revision"), place)
+            self.base = PromptRoutedLM(stock, tokenizer, arguments.batch_size, prompting)
         self.depth = routed.config.num_hidden_layers
         self.output = file_of(arguments.output or str(folder), "evaluation.json")
         system = prompting.system_instruction or None
@@ -186,8 +187,8 @@ class Comparison:
     def shuffled(self) -> PromptRoutedLM:
         """The control that was trained on shuffled questions, loaded once."""
         if self._shuffled is None:
-            device, dtype = pick_device(self.arguments.device), DTYPES[self.arguments.dtype]
-            model, tokenizer = load_checkpoint(Path(self.arguments.shuffled_checkpoint), dtype, device)
+            place, dtype = place_of(self.arguments), DTYPES[self.arguments.dtype]
+            model, tokenizer = load_checkpoint(Path(self.arguments.shuffled_checkpoint), dtype, place)
             self._shuffled = PromptRoutedLM(model, tokenizer, self.arguments.batch_size, self.prompting)
         return self._shuffled
 

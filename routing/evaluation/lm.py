@@ -22,6 +22,7 @@ from routing.models.templates import fix_time
 from routing.scoring.finite import FiniteLogits, check_finite
 from routing.scoring.prompting import DEFAULT, Prompting
 from routing.search.routes import Route
+from train_models.offloading import device_of
 
 
 class Key(NamedTuple):
@@ -73,6 +74,7 @@ class PromptRoutedLM(HFLM):
         super().__init__(
             pretrained=model, tokenizer=tokenizer, batch_size=batch_size, chat_template_args=prompting.arguments
         )
+        self._device = device_of(self.model.get_input_embeddings())  # lm-eval's own is meta where that is offloaded.
         processes = PartialState()
         self._rank, self._world_size = processes.process_index, processes.num_processes
         if self._world_size > 1:

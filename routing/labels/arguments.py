@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from routing.common.cli import below, option, outside
-from routing.common.devices import DTYPES, device_problems
+from routing.common.devices import DTYPES
 from routing.common.files import unwritable
+from routing.common.placing import device_map_option, max_memory_option, no_map, offload_folder_option, place_problems
 from routing.common.ray_workers import ray_problems
 from routing.labels.problems import pool_problems
 from routing.models.default_model import DEFAULT_MODEL
@@ -139,6 +140,9 @@ class DataGenerationArguments:
     )
     dtype: str = option("float32", "dtype of the model", tuple(DTYPES))
     device: str = option("auto", "torch device; auto: cuda if there is one, else cpu")
+    device_map: str = device_map_option()
+    max_memory: str = max_memory_option()
+    offload_folder: str = offload_folder_option()
     batch_size: int = option(64, "paths evaluated together, at most")
     group_size: int = option(
         64, "examples searched side by side; what one process claims at a time, at most (less near the end)"
@@ -172,6 +176,8 @@ class DataGenerationArguments:
                 f"labels, and --search {self.search} labels none; leave it out, or use --search mcts"
             )
         found += ray_problems(self.engine, self.address, self.workers)
+        if self.engine == "ray":
+            found += no_map(self, "a worker of --engine ray has one device; leave it out, or use --engine files")
         if self.engine == "ray" and self.store_features > 0:
             found.append(
                 f"--store_features {self.store_features} writes beside the labels, which workers of --engine ray do "
@@ -204,7 +210,7 @@ class DataGenerationArguments:
         if self.search == "menu" and "greedy:" in self.menu:
             found += files_without_splits("dataset", self.dataset)
         found += unwritable("--output_dir", Path(self.output_dir))
-        return found + template_problems(self) + device_problems(self.device)
+        return found + template_problems(self) + place_problems(self)
 
     def outside_problems(self) -> list[str]:
         found = model_problems(self.model) + adapter_problems(self.adapters, self.model)

@@ -15,40 +15,45 @@ from routing.common.errors import UserError
 from routing.common.files import file_stamps
 from routing.models.base_files import base_file, commit_of, locate_model, to_make_whole
 from routing.models.families import load_base_config, routed_class
+from routing.models.placement import IN_MEMORY, Placement
 from train_models.routed_model import lacking_weights
 
 EXPERT = re.compile(r"^(.*\.mlp\.experts)\.(\d+)\.(gate|up|down)_proj\.weight$")
 
 
-def load_base(name: str, dtype: torch.dtype | str, revision: str | None = None, **fields):
+def load_base(
+    name: str, dtype: torch.dtype | str, revision: str | None = None, placement: Placement = IN_MEMORY, **fields
+):
     """The routed model over the weights of a base, in eval mode; its routers and adapters are drawn at random.
 
     Args:
         name: of the base.
         dtype: of the model; auto: what the base's config says.
         revision: of a base on the hub; default the branch main.
+        placement: where it goes.
         fields: of RoutingFields, and arguments of from_pretrained.
 
     Raises:
         UserError: if it cannot be loaded whole.
     """
     config = load_base_config(name, revision)
-    place = _place(name, config._commit_hash)
-    return _loaded(name, lambda: routed_class(config.model_type).from_pretrained(**place, dtype=dtype, **fields))
+    given = _place(name, config._commit_hash) | placement.loading | fields
+    model = _loaded(name, lambda: routed_class(config.model_type).from_pretrained(dtype=dtype, **given))
+    return placement.put(model)
 
 
-def load_stock(name: str, dtype: torch.dtype | str, revision: str | None = None):
+def load_stock(name: str, dtype: torch.dtype | str, revision: str | None = None, placement: Placement = IN_MEMORY):
     """The stock model of a base, in eval mode; see `load_base`."""
     config = load_base_config(name, revision)
 
     def load():
-        place = _place(name, config._commit_hash)
-        model, info = AutoModelForCausalLM.from_pretrained(**place, dtype=dtype, output_loading_info=True)
+        given = _place(name, config._commit_hash) | placement.loading
+        model, info = AutoModelForCausalLM.from_pretrained(**given, dtype=dtype, output_loading_info=True)
         if info["missing_keys"]:
             raise ValueError(lacking_weights(name, info["missing_keys"]))
         return model
 
-    return _loaded(name, load)
+    return placement.put(_loaded(name, load))
 
 
 def _place(name: str, commit: str | None) -> dict[str, str]:

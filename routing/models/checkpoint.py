@@ -19,6 +19,7 @@ from routing.models.bases import take_stored_dtypes, weight_files
 from routing.models.checkpoint_files import check_adapters, check_checkpoint, check_code, read_config
 from routing.models.ends import ends_of
 from routing.models.families import load_base_config, load_tokenizer, routed_class
+from routing.models.placement import Placement
 from routing.models.query_encoder import encoder_tokenizer
 from routing.models.templates import fix_time
 from train_models.checkpoint_card import CARD
@@ -138,28 +139,30 @@ def save_reference(
     save_file({name: tensor.contiguous() for name, tensor in routers.items()}, work / ROUTER_FILE)
 
 
-def load_checkpoint(folder: Path, dtype: torch.dtype, device: torch.device):
+def load_checkpoint(folder: Path, dtype: torch.dtype, place: torch.device | Placement):
     """A routed checkpoint in eval mode, and its tokenizer.
 
     Raises:
-        UserError: for a folder that train.py did not write.
+        UserError: for a folder that train.py did not write, or a device map that does not fit.
     """
     check_checkpoint(folder)
     check_code(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=dtype)
+    placement = place if isinstance(place, Placement) else Placement(place)
+    with placement.telling(str(folder)):
+        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=dtype, **placement.loading)
     if not hasattr(model.config, "route_bias"):
         raise UserError(f"{folder} was made by a version without route_bias. Make it again with train.py.")
-    return model.to(device).eval(), AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    return placement.put(model).eval(), AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 
 
-def load_adapted(folder: Path, dtype: torch.dtype, device: torch.device):
+def load_adapted(folder: Path, dtype: torch.dtype, place: torch.device | Placement):
     """A checkpoint with adapters, in eval mode.
 
     Raises:
         UserError: for a folder that train.py did not write, or that has no adapters.
     """
     check_adapters(folder)
-    return load_checkpoint(folder, dtype, device)[0]
+    return load_checkpoint(folder, dtype, place)[0]
 
 
 def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:

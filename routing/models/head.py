@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from train_models.offloading import weight_of
+
 
 @dataclass(frozen=True)
 class Head:
@@ -40,4 +42,4 @@ class Head:
         """The gradient of states [N, D], of slopes [N, V] that are the gradient of logits."""
         if self.softcap is not None:
             slopes = slopes * (1 - (logits / self.softcap) ** 2)
-        return (slopes / self.scaling).to(self.linear.weight.dtype) @ self.linear.weight
+        return (slopes / self.scaling).to(self.linear.weight.dtype) @ weight_of(self.linear)

@@ -56,7 +56,7 @@ def loss(step: TrainingStep) -> dict[str, torch.Tensor]:
         return gumbel_gates(logits, step.temperature, noise)
 
     losses = step.language_losses(step.logits(draw_gates=draw))
-    z = drawn[0]
+    z = drawn[0].to(step.batch.ids.device)  # The router of a model on several devices may have another.
     real = step.batch.mask.bool() if z.ndim == 3 else None
     quiet = mean_gates(straight_through(z > 0, torch.sigmoid(z / step.temperature)), real)
     target = arguments.target_weight * skip_target(quiet, arguments.target_skip * warmed_up(step))

@@ -25,6 +25,7 @@ def policy_logits(step: TrainingStep) -> torch.Tensor:
         torch.arange(batch.ids.shape[1], device=batch.ids.device) < batch.prompt_lengths[:, None]
     )
     embedded = scaled(step.model.model, step.model.get_input_embeddings()(batch.ids))
+    prompt = prompt.to(embedded.device)
     return step.model.model.routers(masked_mean(embedded.flatten(0, 1)[None], prompt.flatten()[None]))[0]
 
 
@@ -38,7 +39,7 @@ def moving_average(memory: dict[str, torch.Tensor], cost: torch.Tensor) -> torch
 
 def loss(step: TrainingStep) -> dict[str, torch.Tensor]:
     arguments, batch = step.arguments, step.batch
-    z = policy_logits(step)
+    z = policy_logits(step).to(batch.ids.device)  # The router of a model on several devices may have another.
     actions = torch.bernoulli(torch.sigmoid(z.detach()))
     losses = step.language_losses(step.logits(routes=step.same_route(actions)))
     cost = losses["ce_loss"].detach() + arguments.layer_penalty * actions.sum()

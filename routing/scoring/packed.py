@@ -148,6 +148,7 @@ class PathEvaluator:
             torch.cat([segment.states[full[:length]].hidden for segment in tree.segment.line])[tokens].float()
             for length in range(len(full) + 1)
         ]
+        states = [state.to(states[0].device) for state in states]  # Layers may compute on several.
         kept = torch.stack([torch.cosine_similarity(*pair, dim=-1).mean() for pair in zip(states, states[1:])])
         return [round(1 - cosine, 3) for cosine in kept.tolist()]
 

@@ -10,8 +10,10 @@ from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 
 from routing.models.head import Head
+from routing.models.placement import refuse_tensor_parallel
 from routing.scoring.packed_attention import NAME, PackedStep
 from train_models.decoder_parts import LayerParts
+from train_models.offloading import device_of
 
 # Weights in the processor's own order take as much memory again, so only for models up to this size (bytes).
 LARGEST_PREPACKED = 4 * 2**30
@@ -54,12 +56,16 @@ class PackedLayer(nn.Module):
     """A decoder layer over packed tokens.
 
     The MLP runs on the tokens alone whose state is asked for; keys and values are those of all.
+
+    Attributes:
+        place: device that it computes on; weights that are offloaded come there when their modules are called.
     """
 
     def __init__(self, layer: nn.Module):
         super().__init__()
         for name, child in layer.named_children():
             self.add_module(name, child)
+        self.place = device_of(layer)
         self.parts = LayerParts.of(layer)
         self.fused = FusedMLP(layer.mlp) if FusedMLP.fits(layer.mlp) and self.parts.is_plain else None
 
@@ -79,11 +85,15 @@ class PackedLayer(nn.Module):
 def packed_layers(model: PreTrainedModel) -> tuple[nn.ModuleList, Head]:
     """Decoder layers that attend within segments of packed tokens, and the language-model head.
 
-    They share the model's weights, but for reordered copies in fp32 on a processor.
+    They share the model's weights, but for reordered copies in fp32 on a processor, and accelerate's hooks of a device
+    map, which fetch the weights of the modules that they are on.
     """
+    refuse_tensor_parallel(model)
     config = copy.deepcopy(model.config)
     config._attn_implementation = NAME
     memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())} | {id(model.config): config}
+    # A hook holds the offloaded weights of its whole model.
+    memo |= {id(hook): hook for part in model.modules() if (hook := getattr(part, "_hf_hook", None)) is not None}
     layers, head = copy.deepcopy(model.model.layers, memo), model.lm_head
     if _prepackable(model):
         for layer in layers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
+from accelerate.utils import send_to_device
 
 from routing.models.config_fields import attention_windows
 from routing.scoring.packed_attention import PackedStep, make_layout
@@ -13,6 +14,7 @@ from routing.scoring.prefix_store import Prefix, PrefixStore, State
 from routing.scoring.segments import Node, Segment
 from train_models.decoder_parts import rotary_embeddings, scaled
 from train_models.layer_path import LayerRunner, path_steps
+from train_models.offloading import device_of
 from train_models.path_cache import Step
 
 MAX_PAIRS = 2**21  # (query, key) pairs in one call: attention takes memory for each of them.
@@ -34,6 +36,7 @@ class PathRunner:
     def __init__(self, model, store: PrefixStore, max_tokens: int = 2048):
         self.model, self.store, self.max_tokens = model, store, max_tokens
         self.layers, self.head = packed_layers(model)
+        self.end = device_of(self.head.linear)
         self.layer_types = getattr(model.config, "layer_types", None)
         self.scales = getattr(model.config, "residual_scale", None)
         self.windows = attention_windows(model.config)
@@ -63,14 +66,15 @@ class PathRunner:
                 self.store.touch(member, path)
 
     def last_hidden(self, nodes: Sequence[tuple[Node, Prefix]]) -> torch.Tensor:
-        """Normalised states [N, D] of tokens behind the last layer of a path; `compute` came before."""
+        """Normalised states [N, D] of tokens behind the last layer of a path, where the head computes; `compute` came
+        before."""
         # Counted from the end, since of a segment the last tokens may be there alone.
         states = [node.segment.states[path].hidden[node.offset - len(node.segment)] for node, path in nodes]
-        hidden = torch.stack(states)
+        hidden = torch.stack([state.to(self.end) for state in states])  # Paths end in layers of any device.
         if len(self.model.model.stand_ins):
             skipped = [_between(path, len(self.layers)) for _, path in nodes]
             hidden = self._stand_in(hidden, [1] * len(states), skipped)
-        return self.model.model.norm(hidden)
+        return self.model.model.norm(hidden).to(self.end)
 
     def _stand_in(self, hidden: torch.Tensor, sizes: Sequence[int], skipped: Sequence[range]) -> torch.Tensor:
         """Packed states [N, D] behind the adapters of layers that were skipped.
@@ -86,10 +90,10 @@ class PathRunner:
         for layer in sorted(set().union(*skipped)):
             taken = [layer in layers for layers in skipped]
             if all(taken):
-                hidden = adapters[layer](hidden)
+                hidden = adapters[layer](hidden).to(hidden.device)
                 continue
             chosen = torch.tensor(taken).repeat_interleave(torch.tensor(sizes)).nonzero()[:, 0].to(hidden.device)
-            hidden = hidden.index_copy(0, chosen, adapters[layer](hidden[chosen]))
+            hidden = hidden.index_copy(0, chosen, adapters[layer](hidden[chosen]).to(hidden.device))
         return hidden
 
     def _known(self, segment: Segment, path: Prefix, whole: bool) -> int:
@@ -117,14 +121,14 @@ class PathRunner:
         yield portion
 
     def _run(self, step: Step, items: list[tuple[Segment, Prefix]], whole: list[bool], layouts: dict) -> None:
-        segments = [segment for segment, _ in items]
-        hidden = torch.cat([segment.states[prefix[:-1]].hidden for segment, prefix in items])
+        segments, place = [segment for segment, _ in items], self.layers[step.layer].place
+        hidden = torch.cat([segment.states[prefix[:-1]].hidden.to(place) for segment, prefix in items])
         sizes = list(map(len, segments))
         if len(self.model.model.stand_ins):
             hidden = self._stand_in(hidden, sizes, [_between(prefix[:-1], prefix[-1]) for _, prefix in items])
         sources, context = _sources(items)
         window = self.windows[step.layer]
-        key = (*segments, *sources, window)
+        key = (*segments, *sources, window, place)
         if key not in layouts:
             layouts[key] = self._inputs(segments, sources, hidden, window)
         layout, position_ids, position_embeddings = layouts[key]
@@ -156,7 +160,8 @@ class PathRunner:
         positions = [position for segment in segments for position in segment.positions[segment.start :]]
         position_ids = torch.tensor([positions], device=hidden.device)
         layout = make_layout(segments, sources, window).to(hidden.device)
-        return layout, position_ids, rotary_embeddings(self.model.model, hidden[None], position_ids)
+        turns = rotary_embeddings(self.model.model, hidden[None], position_ids)
+        return layout, position_ids, send_to_device(turns, hidden.device)
 
 
 def _between(prefix: Prefix, layer: int) -> range:

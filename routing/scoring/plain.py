@@ -130,7 +130,7 @@ class Evaluator:
             # Logits where a choice token is predicted only: the vocabulary is the widest layer of a small model.
             logits = head(hidden[len(prompt) - 1 : len(prompt) + len(choice) - 1])
             logprobs = torch.log_softmax(logits.float(), dim=-1)
-            scores.append(float(logprobs.gather(1, torch.tensor(choice, device=device)[:, None]).sum()))
+            scores.append(float(logprobs.gather(1, torch.tensor(choice, device=logits.device)[:, None]).sum()))
         check_finite(scores, self.model.dtype)
         results = []
         start = 0

@@ -55,7 +55,8 @@ def inputs_along(
     weights, used = pooling(inner, prompt, windows, runner.model.device)
 
     def state(done: int) -> torch.Tensor:
-        return torch.cat([member.states[path[:done]].hidden for member in segment.line])[: len(prompt)]
+        hidden = torch.cat([member.states[path[:done]].hidden for member in segment.line])[: len(prompt)]
+        return hidden.to(weights.device)  # That of the embedding: layers may compute on several.
 
     hidden, done, features = state(0), 0, []
     for layer, count in enumerate(route):
@@ -66,7 +67,7 @@ def inputs_along(
         if count:
             hidden = state(done)
         elif len(inner.stand_ins):
-            hidden = inner.stand_ins[layer](hidden)
+            hidden = inner.stand_ins[layer](hidden).to(hidden.device)
     return {"features": torch.stack(features).cpu(), "windows": used[0].cpu()}
 
 

@@ -57,7 +57,8 @@ class PackedInputs:
                 places, states = self._behind(layer, counts, places, segments)
                 for place in set(places) - states.keys():
                     stand_ins = inner.stand_ins
-                    states[place] = stand_ins[layer](before[place]) if len(stand_ins) else before[place]
+                    state = before[place]
+                    states[place] = stand_ins[layer](state).to(state.device) if len(stand_ins) else state
         for segment in segments.values():
             for member in segment.line:
                 self.store.forget(member)
@@ -82,7 +83,8 @@ class PackedInputs:
 
     def _state(self, segment: Segment, path: tuple[int, ...]) -> torch.Tensor:
         """[T, D] states of a whole prompt."""
-        return torch.cat([member.states[path].hidden for member in segment.line])
+        hidden = torch.cat([member.states[path].hidden for member in segment.line])
+        return hidden.to(self.runner.model.device)  # That of the embedding: layers may compute on several.
 
 
 def segments_of(prompts: Sequence[Prompt]) -> dict[Prompt, Segment]:

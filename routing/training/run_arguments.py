@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from routing.common.cli import option, outside, reporting_problems, run_name_problems
-from routing.common.devices import device_problems
 from routing.common.files import unwritable
+from routing.common.placing import device_map_option, max_memory_option, offload_folder_option, place_problems
 
 
 @dataclass
@@ -19,6 +19,9 @@ class RunArguments:
     output_dir: str = option("checkpoints", "folder of the finished checkpoint folders")
     work_dir: str = option("runs", "folder of what a run makes on its way: features, states, logs, metrics")
     device: str = option("auto", "torch device; auto: cuda if there is one, else cpu")
+    device_map: str = device_map_option()
+    max_memory: str = max_memory_option()
+    offload_folder: str = offload_folder_option()
     report_to: str = option("none", "where the Trainer logs", ("none", "wandb", "tensorboard"))
     seed: int = option(0, "seed of initial weights, of shuffling and of all that is drawn")
     resume: bool = option(False, "continue the run from its last checkpoint")
@@ -31,4 +34,4 @@ class RunArguments:
         if re.fullmatch(r"cuda:0*[1-9]\d*", self.device):  # The Trainer takes the first card it sees.
             found.append(f"--device {self.device!r}: give auto or cpu, and choose a GPU with CUDA_VISIBLE_DEVICES")
             return found + reporting_problems(self.report_to)
-        return found + reporting_problems(self.report_to) + device_problems(self.device)
+        return found + reporting_problems(self.report_to) + place_problems(self)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 from routing.common.cli import as_dict
@@ -31,7 +33,12 @@ def prepare_folder(arguments, work: Path, states: Path, made_from: dict | None =
         print(f"--resume: there is no run in {work} yet, so it starts", file=sys.stderr)
     if arguments.resume and saved.exists():
         old = json.loads(saved.read_text())
-        differences = [f"--{k} was {old.get(k)!r}, now {v!r}" for k, v in chosen.items() if old.get(k) != v]
+        # An argument that was added since had its default.
+        old = {field.name: field.default for field in fields(arguments)} | old
+        changed = {key: value for key, value in chosen.items() if old.get(key) != value}
+        if same_updates(old, chosen) and getattr(arguments, "other_processes", False):
+            changed = {key: value for key, value in changed.items() if key not in SHARED}
+        differences = [f"--{key} was {old.get(key)!r}, now {value!r}" for key, value in changed.items()]
         if differences:
             raise UserError(
                 f"--resume continues the run in {work} with its own arguments; {'; '.join(differences)}. Give the "
@@ -50,6 +57,16 @@ def prepare_folder(arguments, work: Path, states: Path, made_from: dict | None =
         write_json(saved, chosen)
         if made_from is not None:
             write_json(source, made_from)
+
+
+SHARED = ("gradient_accumulation", "num_processes")
+
+
+def same_updates(old: dict, new: dict) -> bool:
+    """Whether each update has the same batches, dealt out to other processes."""
+    return all(name in both for name in SHARED for both in (old, new)) and (
+        math.prod(old[name] for name in SHARED) == math.prod(new[name] for name in SHARED)
+    )
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:

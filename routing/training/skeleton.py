@@ -14,13 +14,14 @@ from accelerate import PartialState
 from transformers import set_seed
 
 from routing.common.cli import as_dict
-from routing.common.devices import is_first_process, pick_device
+from routing.common.devices import is_first_process
 from routing.common.files import file_stamps
 from routing.common.locks import only_run
 from routing.common.run_info import made_with
 from routing.models.base_files import locate_model
 from routing.models.bases import weight_stamps
 from routing.models.checkpoint_files import adapter_hashes
+from routing.models.placement import Placement, place_of
 from routing.training.run_folder import prepare_folder
 
 
@@ -31,14 +32,18 @@ class Run:
     Attributes:
         arguments: of the run.
         work: folder of its states and logs; `states`: of the Trainer's checkpoints.
-        device: that the model goes to.
+        placement: where the base goes; `device`: of what is trained beside it.
         processes: of `accelerate launch`, or one.
     """
 
     arguments: object
     work: Path
-    device: torch.device
+    placement: Placement
     processes: PartialState
+
+    @property
+    def device(self) -> torch.device:
+        return self.placement.device
 
     @property
     def states(self) -> Path:
@@ -97,10 +102,10 @@ def training_run(arguments, made_from: Callable[[], dict], train: Callable[[Run]
     """
     work = Path(arguments.work_dir) / arguments.run_name
     own_precision()
-    device = pick_device(arguments.device)
-    processes = PartialState(cpu=device.type == "cpu")
+    placement = place_of(arguments)
+    processes = PartialState(cpu=placement.device.type == "cpu")
     with only_run(work, together=True):
-        run = Run(arguments, work, device, processes)
+        run = Run(arguments, work, placement, processes)
         if processes.is_main_process:
             prepare_folder(arguments, work, run.states, base_of(arguments) | made_from())
         processes.wait_for_everyone()

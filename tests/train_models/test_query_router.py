@@ -86,8 +86,11 @@ def test_heads_give_one_number_for_the_share_of_each_query():
 
 @pytest.fixture(scope="module", params=("copy", "reference"))
 def checkpoint(request, tmp_path_factory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("query"), request.param)
+
+
+def make_checkpoint(folder: Path, save_base: str) -> Path:
     """A checkpoint with adapters, whose query router decides differently for different questions."""
-    folder = tmp_path_factory.mktemp("query")
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
     base = save_tiny_base(folder / "base", LAYERS, **sizes)
     inner = encoder_tokenizer(DEFAULT_ENCODER)
@@ -109,7 +112,7 @@ def checkpoint(request, tmp_path_factory) -> Path:
         model.model.routers.heads.ratio_out.weight.mul_(0.05)  # Shares between nothing and all.
     info = {"arguments": {"model_id": str(base), "objective": "orpo"}, "datasets": []}
     save_checkpoint(
-        folder / "checkpoint", str(base), small_parts(model.model), fields, request.param, info, encoder=encoder
+        folder / "checkpoint", str(base), small_parts(model.model), fields, save_base, info, encoder=encoder
     )
     return folder / "checkpoint"
 

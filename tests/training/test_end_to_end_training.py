@@ -33,6 +33,7 @@ from routing.evaluation.budget import decided_routes, find_bias, mean_layers
 from routing.evaluation.text_controls import bootstrap, difference
 from routing.models.checkpoint import load_checkpoint
 from routing.models.config_fields import config_with
+from routing.models.placement import Placement
 from routing.objectives.table import END_TO_END
 from routing.tasks.corpora import passages
 from routing.tasks.sequences import Sequences, make_sequences
@@ -456,14 +457,14 @@ def test_adapters_of_a_coarse_base_are_merged_in_the_dtype_of_training(place, tm
 
 def test_adapters_stay_in_float32_on_a_base_in_half_precision(place):
     arguments = parse(EndToEndArguments, words(place, "half", "--objective=gumbel", "--dtype=bfloat16"))
-    model, _, _ = load_trainable(arguments, torch.device("cpu"))
+    model, _, _ = load_trainable(arguments, Placement(torch.device("cpu")))
     trained = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
     assert model.dtype == torch.bfloat16 and trained == {torch.float32}
 
 
 def test_the_model_is_put_on_the_device_of_training(place):
     model, _, _ = load_trainable(
-        parse(EndToEndArguments, words(place, "there", "--objective=gumbel")), torch.device("meta")
+        parse(EndToEndArguments, words(place, "there", "--objective=gumbel")), Placement(torch.device("meta"))
     )
     assert {parameter.device.type for parameter in model.model.layers.parameters()} == {"meta"}
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 
-from routing.common.devices import DTYPES, pick_device
+from routing.common.devices import DTYPES
 from routing.common.files import file_stamps, write_json
 from routing.common.run_info import hardware, made_with
 from routing.models.checkpoint import load_checkpoint
 from routing.models.checkpoint_files import training_record
+from routing.models.placement import place_of
 from routing.scoring.context import fitting
 from routing.scoring.prompting import asked, trained_prompting
 from routing.scoring.requests import draw_requests
@@ -18,7 +19,7 @@ from routing.training.adapters.report import plot_worth, print_worth, worth_of_l
 
 def run(arguments: argparse.Namespace) -> None:
     folder, output = arguments.checkpoint, arguments.output
-    model, tokenizer = load_checkpoint(folder, DTYPES[arguments.dtype], pick_device(arguments.device))
+    model, tokenizer = load_checkpoint(folder, DTYPES[arguments.dtype], place_of(arguments))
     prompting = asked(trained_prompting(training_record(folder)), arguments)
     requests = fitting(
         draw_requests(arguments.dataset, arguments.split, arguments.num_samples, tokenizer, prompting), model.config

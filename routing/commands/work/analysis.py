@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from routing.common.devices import DTYPES, pick_device
+from routing.common.devices import DTYPES
 from routing.common.errors import UserError
 from routing.common.files import write_json
 from routing.common.parser import file_of
@@ -22,6 +22,7 @@ from routing.common.run_info import made_with
 from routing.common.statistics import pearson
 from routing.evaluation.text_controls import bootstrap
 from routing.models.checkpoint import load_checkpoint
+from routing.models.placement import place_of
 from routing.tasks.corpora import passages
 from routing.tasks.sequences import TextBatch, make_sequences
 from routing.training.end_to_end.validation import batches_of
@@ -189,8 +190,8 @@ def _mean_of(layers: np.ndarray) -> dict:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    device = pick_device(arguments.device)
-    model, tokenizer = load_checkpoint(Path(arguments.checkpoint), DTYPES[arguments.dtype], device)
+    folder, place = Path(arguments.checkpoint), place_of(arguments)
+    model, tokenizer = load_checkpoint(folder, DTYPES[arguments.dtype], place)
     texts = passages(arguments.corpus, "validation", arguments.passages)
     rows = make_sequences(texts, tokenizer, arguments.sequence_length, "padded", arguments.prompt_tokens)
     if not len(rows):
@@ -198,7 +199,7 @@ def run(arguments: argparse.Namespace) -> None:
             f"no validation passage of {arguments.corpus!r} has more than --prompt_tokens {arguments.prompt_tokens} "
             "tokens; give more passages or fewer prompt tokens."
         )
-    tokens = collect(model, batches_of(rows, arguments.batch_size, arguments.prompt_tokens, device))
+    tokens = collect(model, batches_of(rows, arguments.batch_size, arguments.prompt_tokens, model.device))
     kinds = []
     for ids, length in zip(rows.ids.tolist(), rows.lengths.tolist()):
         kinds += kinds_of(piece_texts(tokenizer, ids[:length]))

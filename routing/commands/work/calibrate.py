@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from routing.commands.calibrate import SAMPLES
-from routing.common.devices import DTYPES, pick_device
+from routing.common.devices import DTYPES
 from routing.common.files import write_json
 from routing.common.paired_bounds import Tested, needed_questions
 from routing.common.run_info import made_with
@@ -20,6 +20,7 @@ from routing.evaluation.calibration import PRICES, as_set, biases, swept_field, 
 from routing.evaluation.promise import CALIBRATION, SET
 from routing.models.checkpoint import load_checkpoint
 from routing.models.checkpoint_files import check_checkpoint, checkpoint_hash, training_record
+from routing.models.placement import place_of
 from routing.report.card import renew_card
 from routing.scoring.context import fitting
 from routing.scoring.prompting import asked, recorded, trained_prompting
@@ -56,7 +57,7 @@ def promise(arguments: argparse.Namespace) -> None:
     """The largest saving that is shown to lose at most --max_loss, written into the checkpoint."""
     folder = Path(arguments.checkpoint)
     prompting = asked(trained_prompting(training_record(folder)), arguments)
-    model, tokenizer = load_checkpoint(folder, DTYPES[arguments.dtype], pick_device(arguments.device))
+    model, tokenizer = load_checkpoint(folder, DTYPES[arguments.dtype], place_of(arguments))
     config, depth = model.config, model.config.num_hidden_layers
     requests = fitting(
         draw_requests(arguments.dataset, arguments.split, arguments.num_samples, tokenizer, prompting), model.config
@@ -146,7 +147,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"{folder}: {in_words(fields)}, the routers decide as trained")
         return
     target = float(arguments.target_layers)
-    model, tokenizer = load_checkpoint(folder, DTYPES[arguments.dtype], pick_device(arguments.device))
+    model, tokenizer = load_checkpoint(folder, DTYPES[arguments.dtype], place_of(arguments))
     prompting = asked(trained_prompting(training_record(folder)), arguments)
     requests = fitting(
         draw_requests(arguments.dataset, arguments.split, arguments.num_samples, tokenizer, prompting), model.config

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from routing.common.devices import DTYPES, pick_device
+from routing.common.devices import DTYPES
 from routing.common.files import file_stamps, write_json, write_text
 from routing.common.keyed import judging
 from routing.common.run_info import hardware, made_with
@@ -30,6 +30,7 @@ from routing.models.checkpoint import load_adapted, load_checkpoint
 from routing.models.checkpoint_files import training_record
 from routing.models.config_fields import config_with
 from routing.models.families import load_tokenizer
+from routing.models.placement import place_of
 from routing.report.pruning_pictures import comparison_text, plot_comparison, print_comparison
 from routing.scoring.along import verdicts_along
 from routing.scoring.context import fitting
@@ -59,9 +60,9 @@ class Comparison:
         folder = Path(arguments.adapters)
         record = training_record(folder)
         self.base_name, self.revision = record["arguments"]["model_id"], record.get("base_revision")
-        self.device, self.dtype = pick_device(arguments.device), DTYPES[arguments.dtype]
+        self.place, self.dtype = place_of(arguments), DTYPES[arguments.dtype]
         self.tokenizer = load_tokenizer(self.base_name, self.revision)
-        self.model = load_adapted(folder, self.dtype, self.device)
+        self.model = load_adapted(folder, self.dtype, self.place)
         self.depth = self.model.config.num_hidden_layers
         prompting = asked(trained_prompting(training_record(folder)), arguments)
         drawn = {"validation": arguments.control_samples, "test": arguments.num_samples}
@@ -105,7 +106,7 @@ class Comparison:
         """What the query routers of all checkpoints do."""
         found = []
         for folder in self.arguments.checkpoints:
-            model, tokenizer = load_checkpoint(folder, self.dtype, self.device)
+            model, tokenizer = load_checkpoint(folder, self.dtype, self.place)
             found += router_methods(folder.name, model, tokenizer, self.test, self.arguments.counts)
         return found
 
@@ -153,7 +154,7 @@ class Comparison:
         found, names = [], [method.name for method in methods]
         part = self.test[:16]
         for folder in self.arguments.checkpoints:
-            model, tokenizer = load_checkpoint(folder, self.dtype, self.device)
+            model, tokenizer = load_checkpoint(folder, self.dtype, self.place)
             answers, routes = Evaluator(model, tokenizer, 1, score=self.arguments.score).verdicts_and_routes(part, None)
             at = names.index(folder.name)
             same = sum(route == own for route, own in zip(routes, methods[at].routes[: len(part)], strict=True))
@@ -176,7 +177,7 @@ class Comparison:
         key = json.loads(json.dumps([self.key, asked], default=str))
         saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         done = saved.get("done", {}) if saved.get("key") == key else {}
-        stock = load_stock(self.base_name, self.dtype, self.revision).to(self.device)
+        stock = load_stock(self.base_name, self.dtype, self.revision, self.place)
         folders, timed = {folder.name: folder for folder in arguments.checkpoints}, []
         for method in methods if prompts else ():
             largest = method.pruned == max(arguments.counts, default=None)
@@ -193,7 +194,7 @@ class Comparison:
                 continue
             model, forced = self.model, routes
             if name in folders:
-                (model, _), forced = load_checkpoint(folders[name], self.dtype, self.device), None
+                (model, _), forced = load_checkpoint(folders[name], self.dtype, self.place), None
             with config_with(model, skip_action=method.skip_action):
                 results = [
                     measure(stock, model, prompts, forced, tokens, arguments.repeats)

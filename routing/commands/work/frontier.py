@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from routing.common.devices import DTYPES, pick_device
+from routing.common.devices import DTYPES
 from routing.common.files import write_json
 from routing.common.run_info import hardware, made_with
 from routing.common.statistics import mcnemar, wilson_interval
@@ -18,6 +18,7 @@ from routing.common.tables import print_table
 from routing.evaluation.budget import decided_routes, find_bias, mean_layers
 from routing.models.checkpoint import load_checkpoint
 from routing.models.checkpoint_files import checkpoint_hash, training_record
+from routing.models.placement import place_of
 from routing.report.card import FRONTIER
 from routing.report.plots import plot_frontier
 from routing.scoring.context import fitting
@@ -144,9 +145,7 @@ def print_points(points: list[dict]) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     checkpoint_sha256 = checkpoint_hash(Path(arguments.checkpoint))
-    model, tokenizer = load_checkpoint(
-        Path(arguments.checkpoint), DTYPES[arguments.dtype], pick_device(arguments.device)
-    )
+    model, tokenizer = load_checkpoint(Path(arguments.checkpoint), DTYPES[arguments.dtype], place_of(arguments))
     prompting = asked(trained_prompting(training_record(Path(arguments.checkpoint))), arguments)
     tuning, test = (
         fitting(draw_requests(arguments.dataset, split, arguments.num_samples, tokenizer, prompting), model.config)

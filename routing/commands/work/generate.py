@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from routing.common.cli import as_dict
-from routing.common.devices import DTYPES, is_first_process, pick_device
+from routing.common.devices import DTYPES, is_first_process
 from routing.common.errors import UserError, raise_all
 from routing.common.run_info import git_commit, versions
 from routing.labels.arguments import DataGenerationArguments
@@ -22,6 +22,7 @@ from routing.models.bases import load_base, weight_stamps
 from routing.models.checkpoint import load_adapted
 from routing.models.checkpoint_files import adapter_hashes
 from routing.models.families import load_base_config, load_tokenizer
+from routing.models.placement import place_of
 from routing.models.templates import canonical_arguments, filling_problems, now, tells_time, thought_warning
 from routing.scoring.context import Fitting, fitting
 from routing.scoring.packed import PathEvaluator
@@ -42,7 +43,10 @@ from routing.tasks.prompts import max_new_tokens, scoring_of
 from routing.tasks.variants import permuted, rephrased
 
 # A run may be continued with others of these.
-NOT_IN_HEADER = ("output_dir", "device", "batch_size", "cache_gib", "store_features", "engine", "address", "workers")
+NOT_IN_HEADER = (
+    "output_dir", "device", "device_map", "max_memory", "offload_folder", "batch_size", "cache_gib", "store_features",
+    "engine", "address", "workers",
+)  # fmt: skip
 # Arguments that matter to one kind of search alone: those of the others are in no header either.
 OF_SEARCH = {
     "mcts": (
@@ -182,10 +186,10 @@ def make_search(
 
 def load_model(arguments: DataGenerationArguments, config):
     """The model that runs the routes, in eval mode."""
-    dtype, device = DTYPES[arguments.dtype], pick_device(arguments.device)
+    dtype, place = DTYPES[arguments.dtype], place_of(arguments)
     if arguments.adapters:
-        return load_adapted(Path(arguments.adapters), dtype, device)
-    return load_base(arguments.model, dtype, config._commit_hash).to(device)
+        return load_adapted(Path(arguments.adapters), dtype, place)
+    return load_base(arguments.model, dtype, config._commit_hash, place)
 
 
 def score_of_answers(arguments: DataGenerationArguments) -> str | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from routing.common.devices import DTYPES, pick_device
+from routing.common.devices import DTYPES
 from routing.common.errors import UserError
 from routing.common.files import write_json, write_text
 from routing.common.run_info import made_with
@@ -29,6 +29,7 @@ from routing.evaluation.text_controls import (
 from routing.models.bases import load_base
 from routing.models.checkpoint import load_checkpoint
 from routing.models.checkpoint_files import checkpoint_hash, training_record
+from routing.models.placement import place_of
 from routing.report.card import TEXT_RESULTS, read_results, usable, write_model_card
 from routing.tasks.corpora import passages
 from routing.tasks.sequences import Sequences, make_sequences
@@ -109,20 +110,22 @@ def print_rows(rows: list[dict], title: str) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    folder, device = Path(arguments.checkpoint), pick_device(arguments.device)
+    folder, place = Path(arguments.checkpoint), place_of(arguments)
     record = training_record(folder)
     training, checkpoint_sha256 = record["arguments"], checkpoint_hash(folder)
-    model, tokenizer = load_checkpoint(folder, DTYPES[arguments.dtype], device)
+    model, tokenizer = load_checkpoint(folder, DTYPES[arguments.dtype], place)
     kept, depth = model.config.kept_layers, model.config.num_hidden_layers
     batches, ranking = (
-        batches_of(text_of(training, tokenizer, part, rows), arguments.batch_size, training["prompt_tokens"], device)
+        batches_of(
+            text_of(training, tokenizer, part, rows), arguments.batch_size, training["prompt_tokens"], model.device
+        )
         for part, rows in (("test", arguments.rows), ("train", max(RANKING_TOKENS // training["sequence_length"], 1)))
     )
     methods = [full_depth(model)]
     if training["trainable"] == "lora":  # Else it is the model at full depth.
-        own = (DTYPES[arguments.dtype], record.get("base_revision"))
+        own = (DTYPES[arguments.dtype], record.get("base_revision"), place)
         base = load_base(training["model_id"], *own, router="none", kept_layers=kept)
-        methods.append(full_depth(base.to(device), "base"))
+        methods.append(full_depth(base, "base"))
     decides = model.config.router != "none" or model.config.fixed_route is not None
     skipped = None
     if decides:

@@ -26,6 +26,7 @@ from routing.objectives.divergence import divergence
 from routing.search.routes import Route, full_route
 from routing.training.adapters.arguments import AdapterArguments
 from routing.training.adapters.heal_paths import HealPaths, path_name
+from routing.training.refetching import Refetching
 from routing.training.run_folder import WholeCheckpoints, last_whole_checkpoint
 from routing.training.trainer_arguments import trainer_arguments, write_metrics
 
@@ -35,8 +36,8 @@ WARMUP = 0.05  # of the steps
 def last_states(model, ids: torch.LongTensor, mask: torch.LongTensor, route: Route) -> torch.Tensor:
     """Normalised states [N, D] of the real tokens of right-padded rows [B, T], all along one route."""
     routes = torch.tensor([route] * len(ids))
-    output = model.model(input_ids=ids, attention_mask=mask, routes=routes, use_cache=False)
-    return output.last_hidden_state[mask.bool()]
+    states = model.model(input_ids=ids, attention_mask=mask, routes=routes, use_cache=False).last_hidden_state
+    return states[mask.bool().to(states.device)]
 
 
 def right_padded(rows: Sequence[Sequence[int]]) -> dict[str, torch.LongTensor]:
@@ -86,6 +87,7 @@ class Healing(nn.Module):
     def __init__(self, model: nn.Module, paths: HealPaths, seed: int, process: int = 0):
         super().__init__()
         self._held = (model,)  # In a tuple, so that it is no submodule.
+        self.refetching = Refetching(model)
         self.paths, self.key = paths, f"{seed}/{process}"
         for name, parameter in model.model.adapters.named_parameters():
             self.register_parameter(name.replace(".", "/"), parameter)
@@ -98,7 +100,8 @@ class Healing(nn.Module):
         self.steps += 1
         with torch.no_grad():
             teacher = last_states(model, ids, mask, full_route(len(route)))
-        student = last_states(model, ids, mask, route)
+        with self.refetching.forward():
+            student = last_states(model, ids, mask, route)
         return {"loss": divergence(student, teacher, Head.of(model)) / len(student)}
 
 

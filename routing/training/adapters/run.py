@@ -107,8 +107,8 @@ def train(run: Run, commit: str | None, tokenizer, data: AdapterData) -> Save:
     arguments = run.arguments
     run.states.mkdir(parents=True, exist_ok=True)
     fields = {"router": "none", "skip_action": "adapter", "adapter_size": arguments.adapter_size}
-    model = load_base(arguments.model_id, DTYPES[arguments.dtype], commit, **fields)
-    model.to(run.device).requires_grad_(False)
+    model = load_base(arguments.model_id, DTYPES[arguments.dtype], commit, run.placement, **fields)
+    model.requires_grad_(False)
     model.model.init_adapters()
     adapters, stages = model.model.adapters, {}
     stored = run.work / "states"

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from data_models.path_notation import EXAMPLE, parse_path
 from routing.common.cli import below, checkpoint_problems, not_positive, option, outside
 from routing.common.devices import DTYPES
+from routing.common.placing import no_map
+from routing.common.sharding import FSDP, is_on
 from routing.models.default_model import DEFAULT_MODEL
 from routing.models.problems import adapter_problems, model_problems
 from routing.models.wheel_models import ANY_BASE
@@ -97,6 +99,8 @@ class EndToEndArguments(RunArguments):
     dtype: str = option("float32", "dtype of the base in training", tuple(DTYPES))
     device: str = option("auto", "auto or cpu; auto: a GPU if there is one")
 
+    other_processes = True  # A run goes on with another number of them, where its updates stay the same.
+
     def __post_init__(self):
         plan = END_TO_END.get(self.objective)
         if plan is None:
@@ -111,6 +115,11 @@ class EndToEndArguments(RunArguments):
             self.router_bias_init = -1.5 if self.router == "prefix_token" else 0.0
         if self.router_learning_rate is None:
             self.router_learning_rate = self.learning_rate
+
+    @property
+    def takes_fsdp(self) -> bool:
+        """Whether all processes run the same parts of all layers in each step of training."""
+        return self.objective in ("gumbel", "dense", "static")
 
     @property
     def plan(self) -> Objective:
@@ -147,6 +156,10 @@ class EndToEndArguments(RunArguments):
             )
         if self.trainable == "lora" and self.save_base == "reference":
             found.append("--save_base reference: LoRA is merged into the weights; use copy, or --trainable router")
+        if self.load_in_4bit and is_on(FSDP):
+            found.append("--load_in_4bit: a base of 4 bits is not shared out; launch without FSDP, or leave it out")
+        if self.load_in_4bit:
+            found += no_map(self, "--load_in_4bit puts the base on one device; leave one of them out")
         if self.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
             found.append("--load_in_4bit: bitsandbytes is not installed; pip install -r requirements-gpu.txt")
         try:

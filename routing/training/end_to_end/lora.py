@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from routing.common.errors import raise_all
+from train_models.offloading import device_of
 
 NAME = "default"
 
@@ -53,10 +54,28 @@ def add_lora(model: nn.Module, config: LoraConfig) -> LoraModel:
     """
     raise_all(tied_problems(",".join(config.target_modules), model.config))
     raise_all(unknown_problems(config.target_modules, model))
-    adapters = LoraModel(model, config, NAME)
+    with there(model, config.target_modules):
+        adapters = LoraModel(model, config, NAME)
     # Adapters of a base in half precision stay in float32: steps of the size of a learning rate would round to nothing.
     cast_adapter_dtype(model, NAME)
     return adapters
+
+
+@contextmanager
+def there(model: nn.Module, targets: Iterable[str]) -> Iterator[None]:
+    """Linear maps whose weights a device map offloads as if they were where they compute, while inside: PEFT puts the
+    LoRA where the weight is, and meta is no place. A stand-in has the shape and takes no memory."""
+    away = {}
+    for name, part in model.named_modules():
+        if name.split(".")[-1] in set(targets) and isinstance(part, nn.Linear) and part.weight.device.type == "meta":
+            away[part] = part.weight
+            empty = torch.empty(1, 1, dtype=part.weight.dtype, device=device_of(part)).expand_as(part.weight)
+            part.weight = nn.Parameter(empty, requires_grad=False)
+    try:
+        yield
+    finally:
+        for part, weight in away.items():
+            part.weight = weight
 
 
 def unknown_problems(targets: Iterable[str], model: nn.Module) -> list[str]:

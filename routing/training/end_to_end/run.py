@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from functools import partial
 from pathlib import Path
 
-import torch
 from accelerate.utils import broadcast_object_list
 from transformers import BitsAndBytesConfig
 
@@ -19,11 +19,13 @@ from routing.models.bases import load_base
 from routing.models.checkpoint import load_adapters, save_checkpoint
 from routing.models.checkpoint_files import adapter_fields
 from routing.models.families import load_base_config, load_tokenizer
+from routing.models.placement import IN_MEMORY, Placement
 from routing.search.routes import Route, to_route
 from routing.tasks.corpora import passages
 from routing.tasks.sequences import Sequences, make_sequences
 from routing.training.end_to_end.arguments import EndToEndArguments
 from routing.training.end_to_end.lora import add_lora, lora_config, lora_state, merge_lora, shell_of, unknown_problems
+from routing.training.end_to_end.sharding import Sharding, take_sharding
 from routing.training.end_to_end.static import costs_of_layers, static_route
 from routing.training.end_to_end.threshold import router_logits, threshold_bias
 from routing.training.end_to_end.training import EndToEnd, train_end_to_end
@@ -62,8 +64,10 @@ def hash_of(*parts: Sequences) -> str:
     return digest.hexdigest()
 
 
-def load_trainable(arguments: EndToEndArguments, device: torch.device):
-    """The routed model with a fresh router, its base frozen, and its adapters or None."""
+def load_trainable(
+    arguments: EndToEndArguments, placement: Placement, sharding: Sharding | None = None, processes: int = 1
+):
+    """The routed model with a fresh router, its base frozen and maybe shared out, and its adapters or None."""
     config = load_base_config(arguments.model_id)
     fields = arguments.model_fields(config.num_hidden_layers) | adapter_fields(arguments.adapters)
     quantized = {}
@@ -71,18 +75,25 @@ def load_trainable(arguments: EndToEndArguments, device: torch.device):
         quantized["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=DTYPES[arguments.dtype]
         )
-        quantized["device_map"] = {"": device}
+        placement = Placement(placement.device, {"": placement.device})
     if arguments.trainable == "lora":  # Before weights are loaded.
         raise_all(unknown_problems(lora_config(arguments).target_modules, shell_of(config)))
     dtype = DTYPES[arguments.dtype]
-    model = load_base(arguments.model_id, dtype, config._commit_hash, **fields, **quantized)
+    place = placement if sharding is None else IN_MEMORY
+    model = load_base(arguments.model_id, dtype, config._commit_hash, place, **fields, **quantized)
     load_adapters(model, arguments.adapters)
-    if not quantized:
-        model.to(device)
     model.requires_grad_(False)
     model.model.init_routers()
     adapters = add_lora(model, lora_config(arguments)) if arguments.trainable == "lora" else None
     model.model.routers.requires_grad_(True)
+    if sharding is not None:
+        own, shared = sharding.share_out(model, placement.device, processes)
+        if is_first_process():
+            print(
+                f"FSDP2, by accelerate's configuration: {processes} processes share the base out, this one holds "
+                f"{own:,} of {shared:,} weights; router and LoRA are whole in each",
+                file=sys.stderr,
+            )
     return model, adapters, fields
 
 
@@ -132,8 +143,9 @@ def run(arguments: EndToEndArguments) -> Path | None:
 
 
 def train(run: Run, rows: Sequences, held_out: Sequences) -> Save:
-    arguments = run.arguments
-    model, adapters, fields = load_trainable(arguments, run.device)
+    arguments, processes = run.arguments, run.processes.num_processes
+    sharding = take_sharding()
+    model, adapters, fields = load_trainable(arguments, run.placement, sharding, processes)
     if arguments.objective == "static":
         fields["fixed_route"] = model.config.fixed_route = choose_static(arguments, model, rows, run.work, run.device)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -142,9 +154,7 @@ def train(run: Run, rows: Sequences, held_out: Sequences) -> Save:
         f"training and {len(held_out)} validation rows of {arguments.sequence_length} tokens"
     )
     batches = batches_of(held_out, arguments.batch_size, arguments.prompt_tokens, run.device)
-    trainer = train_end_to_end(
-        EndToEnd(model, adapters, arguments), rows, batches, run.work, run.processes.num_processes
-    )
+    trainer = train_end_to_end(EndToEnd(model, adapters, arguments), rows, batches, run.work, processes)
     if arguments.calibrate_threshold:
         model.eval()
         ranking = batches_of(Sequences(*(part[:RANKING_ROWS] for part in rows)), arguments.batch_size,

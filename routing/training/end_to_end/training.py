@@ -21,6 +21,7 @@ from routing.training.end_to_end.alarms import alarms
 from routing.training.end_to_end.arguments import EndToEndArguments
 from routing.training.end_to_end.lora import lora_off
 from routing.training.end_to_end.validation import Measured, validate
+from routing.training.refetching import Refetching
 from routing.training.run_folder import WholeCheckpoints, last_whole_checkpoint
 from routing.training.trainer_arguments import trainer_arguments, write_metrics
 
@@ -45,6 +46,7 @@ class EndToEnd(nn.Module):
     def __init__(self, model: nn.Module, adapters: LoraModel | None, arguments: EndToEndArguments):
         super().__init__()
         self._held = (model, adapters)  # In a tuple, so that it is no submodule.
+        self.refetching = Refetching(model)
         self.arguments, self.temperature = arguments, arguments.temperature
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
@@ -56,6 +58,11 @@ class EndToEnd(nn.Module):
     @property
     def routed(self) -> nn.Module:
         return self._held[0]
+
+    @property
+    def hf_device_map(self) -> dict:
+        """By which the Trainer knows that parameters lie on several devices, and leaves them there."""
+        return self.routed.hf_device_map  # Of a model on one device there is none.
 
     def train(self, mode: bool = True) -> EndToEnd:
         self.routed.train(mode)
@@ -80,7 +87,8 @@ class EndToEnd(nn.Module):
             teacher=lambda: self.teacher_logits(batch),
             memory={"baseline": self.baseline, "costs": self.costs},
         )
-        losses = self.arguments.plan.loss(step)
+        with self.refetching.forward():
+            losses = self.arguments.plan.loss(step)
         self.steps += 1
         return losses
 
@@ -211,8 +219,11 @@ class EndToEndTrainer(WholeCheckpoints, Trainer):
 
     def _validated(self) -> Measured:
         own = self.batches[self.args.process_index :: self.args.world_size]
-        total = Measured()
-        for part in gather_object([validate(self.accelerator.unwrap_model(self.model).routed, own)]):
+        total, model = Measured(), self.accelerator.unwrap_model(self.model).routed
+        measured = validate(model, own)
+        if len(own) * self.args.world_size < len(self.batches):  # A batch less than others, who may wait for weights.
+            validate(model, self.batches[:1])
+        for part in gather_object([measured]):
             if part.tokens:
                 total.add(part)
         return total

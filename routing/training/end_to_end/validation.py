@@ -65,7 +65,7 @@ def batches_of(rows: Sequences, batch_size: int, prompt_tokens: int, device: tor
     return found
 
 
-@torch.inference_mode()
+@torch.no_grad()  # Not in inference mode: weights that processes share would be tensors of it.
 def measure(model, batch: TextBatch, routes: torch.LongTensor | None = None) -> Measured:
     """One batch through a routed model, along its own routes or the given ones [B, L]."""
     if batch.ids.device.type == "cuda":

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from routing.common.cli import below, checkpoint_problems, not_positive, option
 from routing.common.errors import UserError
+from routing.common.placing import no_map
 from routing.models.default_model import DEFAULT_MODEL
 from routing.models.problems import model_problems
 from routing.models.wheel_models import ANY_BASE
@@ -138,6 +139,7 @@ class LanguageModelArguments(RunArguments):
             found.append(f"--max_steps {self.max_steps} must be at least 1, or -1")
         if self.device not in ("auto", "cpu") and not any(text.startswith("--device") for text in found):
             found.append(f"--device {self.device!r}: give auto or cpu, and choose a GPU with CUDA_VISIBLE_DEVICES")
+        found += no_map(self, "--objective lm trains a whole model from scratch, on one device a process; leave it out")
         if not self.named() and not self.config.endswith(SUFFIXES):
             found.append(f"--config {self.config!r}: give {', '.join(PATTERNS)}, or a file that ends in .yaml")
         return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from routing.common.cli import below, not_positive, option
+from routing.common.placing import no_map
 from routing.models.default_model import DEFAULT_MODEL
 from routing.models.query_encoder import DEFAULT_ENCODER, encoder_problems
 from routing.objectives.table import PREFERENCE, TOP_K, Preference
@@ -63,6 +64,7 @@ class PreferenceArguments(LabelRunArguments):
 
     def problems(self) -> list[str]:
         found = self.label_run_problems()
+        found += no_map(self, f"--objective {self.objective} learns from labels alone, without the base; leave it out")
         found += below(
             self, query_max_tokens=1, router_hidden_size=1, top_k_iterations=1, gumbel_samples=1, pairs_per_example=1,
             num_epochs=1, batch_size=1, num_evaluations=1, eval_pairs=1, orpo_weight=0, weight_decay=0, warmup_steps=0,

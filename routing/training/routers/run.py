@@ -71,9 +71,8 @@ def train(run: Run, config, tokenizer, data: TrainingData) -> Save:
     arguments = run.arguments
     fields = {"num_windows": arguments.num_windows, "router_hidden_size": arguments.router_hidden_size}
     fields |= adapter_fields(arguments.adapters)
-    model = load_base(arguments.model_id, DTYPES[arguments.dtype], config._commit_hash, **fields)
+    model = load_base(arguments.model_id, DTYPES[arguments.dtype], config._commit_hash, run.placement, **fields)
     load_adapters(model, arguments.adapters)
-    model.to(run.device)
     model.requires_grad_(False)
     model.model.init_routers()
 

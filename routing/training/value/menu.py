@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from routing.common.devices import DTYPES, pick_device
+from routing.common.devices import DTYPES
 from routing.common.errors import UserError
 from routing.labels.records import labelled
 from routing.labels.table import Table, read_table
 from routing.models.bases import load_base, weight_stamps
+from routing.models.placement import place_of
 from routing.scoring.prompting import prompting_of
 from routing.scoring.requests import Request
 from routing.search.routes import RUN, Route
@@ -82,8 +83,7 @@ def auto_reads(kept: int) -> list[int]:
 def prompt_matrix(arguments: ValueArguments, config, tokenizer, requests, reads: list[int], work: Path) -> np.ndarray:
     """Features [N, F] of the prompts."""
     commit = config._commit_hash
-    model = load_base(arguments.model_id, DTYPES[arguments.dtype], commit, router="none")
-    model.to(pick_device(arguments.device))
+    model = load_base(arguments.model_id, DTYPES[arguments.dtype], commit, place_of(arguments), router="none")
     return cached_prompt_features(
         work / "prompts", model, requests, tokenizer.pad_token_id, reads, arguments.model_batch_size,
         model_id=arguments.model_id, weights=weight_stamps(arguments.model_id, commit), dtype=arguments.dtype,

@@ -29,13 +29,14 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import EvalPrediction, Trainer
 
-from routing.common.devices import DTYPES, is_first_process, pick_device
+from routing.common.devices import DTYPES, is_first_process
 from routing.common.errors import UserError
 from routing.labels.reading import read_header, read_labels
 from routing.labels.records import example_of, labelled
 from routing.models.bases import load_base, weight_stamps
 from routing.models.checkpoint import load_adapters
 from routing.models.checkpoint_files import adapter_fields, adapter_hashes
+from routing.models.placement import place_of
 from routing.scoring.prompting import prompting_of
 from routing.search.routes import to_route
 from routing.tasks.examples import held_out, held_out_key
@@ -247,9 +248,9 @@ def train_per_layer(arguments: ValueArguments, config, tokenizer, work: Path) ->
     sizes = {"num_windows": arguments.num_windows, "router_hidden_size": arguments.router_hidden_size}
     fields = {"router": "per_layer", "cost": arguments.cost, **sizes}
     adapted = adapter_fields(arguments.adapters)
-    model = load_base(arguments.model_id, DTYPES[arguments.dtype], commit, **fields, **adapted)
+    base = arguments.model_id, DTYPES[arguments.dtype], commit, place_of(arguments)
+    model = load_base(*base, **fields, **adapted).requires_grad_(False)
     load_adapters(model, arguments.adapters)
-    model.to(pick_device(arguments.device)).requires_grad_(False)
     model.model.init_routers()
     key = fingerprint(
         data.examples, model=arguments.model_id, revision=commit,
