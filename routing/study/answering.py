@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
+from data_models.path_notation import parse_path
 from routing.common.devices import pick_device
 from routing.common.files import write_json
 from routing.common.run_info import made_with
@@ -18,12 +19,12 @@ from routing.evaluation.flops import Flops
 from routing.evaluation.lm import Row
 from routing.evaluation.text_controls import Method as TextMethod
 from routing.evaluation.text_controls import compare, fixed, full_depth
-from routing.models.checkpoint import load_adapted, load_checkpoint
+from routing.models.checkpoint import load_checkpoint
 from routing.models.config_fields import config_with
 from routing.models.families import load_tokenizer
 from routing.scoring.plain import Evaluator
 from routing.scoring.requests import Request
-from routing.search.routes import Route, route_length
+from routing.search.routes import Route, route_length, to_route
 from routing.study.asking import Asking
 from routing.study.choosing import chosen, menu_of, random_routes, weights_of_base
 from routing.study.methods import METHODS
@@ -153,7 +154,6 @@ def time_requests(place: Place, task: str) -> None:
     picked = sorted(Random(0).sample(range(len(every)), min(own["questions"], len(every))))
     requests = [every[at] for at in picked]
     timed = [at for at, one in enumerate(instances) if METHODS[one["method"]].path != "hindsight"]
-    models = _models(place, [instances[at] for at in timed])
     lines = {at: _timed_routes(asking, instances[at], picked) for at in timed}
     seconds = np.zeros((len(instances), len(requests), own["repeats"]))
     rng = Random(0)
@@ -161,7 +161,7 @@ def time_requests(place: Place, task: str) -> None:
         for repeat in range(-1, own["repeats"]):  # The first round warms up.
             for at in rng.sample(timed, len(timed)):
                 one = instances[at]
-                model = models[_loaded_for(one)]
+                model = asking.model(one["weights"])  # as a user would load it, with its router
                 evaluator = Evaluator(model, asking.tokenizer, 1)
                 fields = one["fields"] | {"skip_action": one["skip_action"], "fixed_route": None}
                 routes = None if lines[at] is None else [lines[at][column]]
@@ -185,32 +185,12 @@ def time_requests(place: Place, task: str) -> None:
     write_json(place.folder / f"times-{task}" / "times.json", found | made_with())
 
 
-def _loaded_for(one: dict) -> str:
-    """The checkpoint that runs an instance as a user would: its router's, or that of its weights."""
-    return one["weights"]
-
-
 def _timed_routes(asking: Asking, one: dict, picked: Sequence[int]) -> list[Route] | None:
     """Forced routes of the timed questions; None where a router decides."""
     if METHODS[one["method"]].path == "random":
         routes = random_routes(asking.place, one["budget"], len(asking.requests("test")))
         return [routes[at] for at in picked]
     return None if one["route"] is None else [tuple(one["route"])] * len(picked)
-
-
-def _models(place: Place, instances: Sequence[dict]) -> dict:
-    """The checkpoints of some instances, all in memory: what is equal to the base's weights is held once."""
-    precision = (torch.float32, pick_device("auto"))
-    base = load_adapted(place.folder / "adapters", *precision)
-    held = dict(base.named_parameters())
-    found = {"": base}
-    for weights in dict.fromkeys(one["weights"] for one in instances if one["weights"]):
-        model, _ = load_checkpoint(place.folder / weights, *precision)
-        for name, parameter in model.named_parameters():
-            if name in held and held[name].shape == parameter.shape and torch.equal(held[name], parameter):
-                parameter.data = held[name].data
-        found[weights] = model
-    return found
 
 
 def measure_text(place: Place) -> None:
@@ -266,8 +246,5 @@ def _path_on_text(place: Place, model, name: str, budget) -> Route:
     """The path of a budget: that which the weights were healed along, or the one that healing would take."""
     if model.config.fixed_route is not None:
         return tuple(model.config.fixed_route)
-    from data_models.path_notation import parse_path
-    from routing.search.routes import to_route
-
     paths = json.loads((place.folder / "paths" / "paths.json").read_text(encoding="utf-8"))
     return to_route(parse_path(paths[str(place.plan.skips(budget, place.depth))]), place.depth)

@@ -31,7 +31,7 @@ BATCH = 32  # prompts, or questions asked with the router on
 
 
 class Asking:
-    """One task of one model and seed, with the models that its methods answer with; one is in memory at a time.
+    """One task of one model and seed, with the models that its methods answer with.
 
     Args:
         place: model and seed.
@@ -42,7 +42,7 @@ class Asking:
         self.place, self.task = place, task
         self.device = pick_device("auto")
         self.tokenizer = load_tokenizer(place.base)
-        self._loaded: tuple[str, object] | None = None
+        self._loaded: dict[str, torch.nn.Module] = {}
         self._requests: dict[str, list[Request]] = {}
         self._decider: tuple[tuple, Callable] | None = None
 
@@ -56,12 +56,15 @@ class Asking:
 
     def model(self, weights: str):
         """The model of a stage's checkpoint; "" for the base, with the seed's adapters."""
-        if self._loaded is None or self._loaded[0] != weights:
-            self._loaded = None
+        if weights not in self._loaded:
             folder, precision = self.place.folder, (torch.float32, self.device)
-            loaded = load_checkpoint(folder / weights, *precision)[0] if weights else None
-            self._loaded = (weights, loaded or load_adapted(folder / "adapters", *precision))
-        return self._loaded[1]
+            if weights:
+                base, model = self.model(""), load_checkpoint(folder / weights, *precision)[0]
+                share_equal(model, base)
+            else:
+                model = load_adapted(folder / "adapters", *precision)
+            self._loaded[weights] = model
+        return self._loaded[weights]
 
     def key(self, weights: str) -> list:
         """What verdicts of some weights depend on."""
@@ -139,6 +142,14 @@ class Asking:
             return decide
         logits = prompt_logits(model, self.tokenizer, prompts)
         return lambda fields: [thresholded(rows, model.config, fields) for rows in logits]
+
+
+def share_equal(model, base) -> None:
+    """Let a model hold what is equal to the base's weights in common with it, so that many fit into memory."""
+    held = dict(base.named_parameters())
+    for name, parameter in model.named_parameters():
+        if name in held and held[name].shape == parameter.shape and torch.equal(held[name], parameter):
+            parameter.data = held[name].data
 
 
 @torch.inference_mode()

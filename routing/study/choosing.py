@@ -35,7 +35,7 @@ from train_models.router_kinds import kind_of
 COSTS = tuple(
     float(cost) for cost in np.unique(np.concatenate([np.linspace(0, 0.05, 101), np.linspace(0.05, 0.3, 51)]))
 )
-CUT_STEP = 2  # layers between the first layers of the blocks that are tried
+CUT_STEP = 3  # layers between the first layers of the blocks that are tried
 BIAS_PROMPTS = 48  # by which the bias of routers of layers is found; each bias is a pass over them
 TOLERANCE = 0.3  # layers
 

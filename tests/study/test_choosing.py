@@ -1,0 +1,61 @@
+"""How paths and routes of a study are chosen, on small numbers by hand."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+
+from routing.study.answering import hindsight
+from routing.study.asking import share_equal, thresholded
+from routing.study.choosing import COSTS, best, cuts
+
+
+def test_cuts_leave_out_consecutive_layers_and_keep_the_ends():
+    found = cuts(10, 3)
+    assert found[0] == (1, 0, 0, 0, 1, 1, 1, 1, 1, 1) and len(set(found)) == len(found)
+    assert all(route.count(0) == 3 and route[0] == route[-1] == 1 for route in found)
+    assert all("0, 0, 0" in str(route) for route in found)
+
+
+def test_the_best_path_has_at_most_so_many_layers():
+    paths = [
+        {"route": [1, 1, 1, 1], "rewards": [1, 1, 1]},
+        {"route": [1, 1, 0, 1], "rewards": [1, 0, 1]},
+        {"route": [1, 0, 0, 1], "rewards": [1, 1, 0]},
+        {"route": [0, 1, 0, 0], "rewards": [0, 0, 0]},
+    ]
+    assert best(paths, 4) is paths[0]
+    assert best(paths, 3) is paths[2], "as good with fewer layers"
+    assert best(paths, 1) is paths[3]
+
+
+def test_costs_rise():
+    assert list(COSTS) == sorted(set(COSTS)) and COSTS[0] == 0
+
+
+def test_hindsight_takes_the_shortest_right_path_or_the_full_one():
+    menu = [(1, 1, 1), (1, 0, 1), (1, 0, 0)]
+    along = [[True, False, False, True], [True, True, False, True], [False, False, False, True]]
+    routes, right = hindsight(menu, along)
+    assert routes == [menu[1], menu[1], menu[0], menu[2]] and right == [True, True, False, True]
+
+
+def test_thresholds_give_counts_of_inputs_and_shares_of_tokens():
+    logits = torch.tensor([[-1.0, 2.0, 0.5]])
+    config = SimpleNamespace(kept_layers=2, route_bias=0.0, router="prefix", sink_tokens=0)
+    assert thresholded(logits, config, {}) == (1, 1, 0, 1, 1)
+    assert thresholded(logits, config, {"route_bias": -1.0}) == (1, 1, 0, 1, 0)
+    config.router, config.sink_tokens = "prefix_token", 1
+    both = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [-1.0, -1.0], [1.0, -1.0]])
+    assert thresholded(both, config, {}) == (1.0, 1.0, 0.75, 0.25), "the first token runs all"
+
+
+def test_equal_weights_are_held_once():
+    base, other = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+    with torch.no_grad():
+        other.weight.copy_(base.weight)
+        other.bias.fill_(7.0)
+    share_equal(other, base)
+    assert other.weight.data_ptr() == base.weight.data_ptr()
+    assert other.bias.data_ptr() != base.bias.data_ptr() and (other.bias == 7).all()
