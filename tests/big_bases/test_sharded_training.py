@@ -29,7 +29,7 @@ SETTINGS = (
 )  # fmt: skip
 FSDP = {
     "fsdp_version": 2, "fsdp_reshard_after_forward": True, "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-    "fsdp_cpu_ram_efficient_loading": True, "fsdp_state_dict_type": "FULL_STATE_DICT", "fsdp_offload_params": False,
+    "fsdp_cpu_ram_efficient_loading": True, "fsdp_state_dict_type": "FULL_STATE_DICT",
 }  # fmt: skip
 LAUNCH = {"compute_environment": "LOCAL_MACHINE", "num_machines": 1, "num_processes": 2, "mixed_precision": "no"}
 
@@ -41,7 +41,9 @@ def place(tmp_path_factory):
     save_tiny_base(folder / "base", 5, **sizes)
     text = [f"passage {n} tells of {n * n} things and more" * 4 for n in range(60)]
     (folder / "corpus.txt").write_text("\n".join(text))
-    (folder / "fsdp.yaml").write_text(yaml.safe_dump(LAUNCH | {"distributed_type": "FSDP", "fsdp_config": FSDP}))
+    for name, offloads in {"fsdp": False, "offload": True}.items():
+        own = {"distributed_type": "FSDP", "fsdp_config": FSDP | {"fsdp_offload_params": offloads}}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(LAUNCH | own))
     (folder / "plain.yaml").write_text(yaml.safe_dump(LAUNCH | {"distributed_type": "MULTI_GPU"}))
     return folder
 
@@ -77,7 +79,7 @@ def test_a_base_that_is_shared_out_gives_the_same_checkpoint(place, what):
     """As two processes that each hold all of it; validation with routers deciding included, whose routes differ from
     process to process, and of whose batches one process has one less."""
     more, name = [*SHARED[what], "--gradient_accumulation=1"], what.replace(", ", "-")
-    said = train(place, f"{name}-shared", "fsdp.yaml", *more)
+    said = train(place, f"{name}-shared", "offload.yaml" if what == "static" else "fsdp.yaml", *more)
     told = re.search(r"holds ([\d,]+) of ([\d,]+) weights", said).groups()
     own, whole = (int(number.replace(",", "")) for number in told)
     assert own < 0.6 * whole

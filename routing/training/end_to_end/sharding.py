@@ -51,7 +51,8 @@ class Sharding:
         given = {
             "mesh": init_device_mesh(device.type, (processes,)),
             "reshard_after_forward": self.reshard,
-            "offload_policy": CPUOffloadPolicy() if self.offload else OffloadPolicy(),
+            # Pinned memory is for a GPU to read.
+            "offload_policy": CPUOffloadPolicy(device.type != "cpu") if self.offload else OffloadPolicy(),
             "ignored_params": whole,
         }
         for layer in inner.layers:
