@@ -62,7 +62,7 @@ class Run:
             collator = read_batch
         else:
             sets, collator = (
-                [LiveExamples(part) for part in (examples[:cut], examples[cut:])],
+                [LiveExamples(part, range(len(part))) for part in (examples[:cut], examples[cut:])],
                 live_collator(models.routed, 0),
             )
         ready = time.perf_counter()

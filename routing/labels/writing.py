@@ -232,12 +232,11 @@ class LabelFolder:
         with path.open("rb") as file:
             file.seek(self._size)
             lines, size = self._merged, self._size
-            boundaries = frozenset(self._starts)
             for line in file:
                 if not line.endswith(b"\n"):
                     break
                 lines, size = lines + 1, size + len(line)
-                if lines in boundaries:
+                if self._starts[bisect_left(self._starts, lines)] == lines:
                     self._merged, self._size = lines, size
         if path.stat().st_size != self._size:
             with path.open("r+b") as file:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
 from pathlib import Path
 
 from routing.common.errors import UserError
+from routing.common.spool import Spool
 from routing.common.user_files import RECORDS, beginning_problems
 from routing.tasks import function_calls, hub, offline, procedural
-from routing.tasks.examples import SPLITS, Example, distinct
+from routing.tasks.examples import SPLITS, Example, distinct, from_line, to_line
 from routing.tasks.local import local_examples
 
 HUB = {
@@ -73,8 +76,19 @@ def _source(name: str) -> Callable | None:
     return HUB.get(name) or OFFLINE.get(name)
 
 
-def iterate(name: str, split: str) -> Iterator[Example]:
+@lru_cache(maxsize=1)
+def _streaming(load_dataset: Callable) -> Callable:
+    """`load_dataset` of rows that are read as they come, without a copy of them all on disk: the same rows in the same
+    order. One object for one `load_dataset`, by which a source knows what it has read."""
+    return partial(load_dataset, streaming=True)
+
+
+def iterate(name: str, split: str, streaming: bool = False) -> Iterator[Example]:
     """Examples of one data set and split, duplicates left out, in the order of the source.
+
+    Args:
+        streaming: whether a data set of the hub is read row by row, without a copy of it on disk. Without, a later
+            call finds that copy.
 
     Raises:
         UserError: if the data cannot be had, or the split is unknown.
@@ -89,17 +103,37 @@ def iterate(name: str, split: str) -> Iterator[Example]:
             )
         yield from distinct(local_examples(Path(name), name_of_file(Path(name))))
         return
+    import httpx
     from datasets import load_dataset
 
     try:
-        yield from distinct(_source(name)(split, load_dataset))
-    except (OSError, ConnectionError) as error:
+        yield from distinct(_source(name)(split, _streaming(load_dataset) if streaming else load_dataset))
+    except (OSError, httpx.HTTPError) as error:  # Of a stream that breaks off too.
         if name not in HUB:
             raise
         raise UserError(
             f"data set {name!r} comes from the HuggingFace hub, which this machine cannot reach ({error}). Without "
             f"hub access use one of {', '.join(OFFLINE)}, or the path of a JSONL file."
         ) from error
+
+
+def sampled(name: str, split: str, num_samples: int | None, seed: int, beside: Path | None = None) -> Iterator[Example]:
+    """Up to `num_samples` examples of one data set, in the order in which they are drawn.
+
+    All of them wait on disk until it is known how many there are; of the hub's nothing is kept where a sample is asked
+    for.
+
+    Args:
+        beside: where that disk is, see `Spool`.
+
+    Raises:
+        UserError: if the data cannot be had, or there are none.
+    """
+    everything = Spool(beside)
+    for example in iterate(name, split, streaming=num_samples is not None):
+        everything.append(to_line(example, ascii_only=True).encode())
+    for index in order_of(name, split, len(everything), seed)[:num_samples]:
+        yield from_line(everything[index])
 
 
 def load_examples(names: str, split: str, num_samples: int | None, seed: int) -> list[Example]:
@@ -111,14 +145,11 @@ def load_examples(names: str, split: str, num_samples: int | None, seed: int) ->
         num_samples: examples a data set, None for all.
         seed: of the drawing; the same seed gives the same examples in the same order.
     """
-    chosen: list[Example] = []
-    for name in expand_names(names):
-        examples = list(iterate(name, split))
-        chosen += [examples[index] for index in order_of(name, split, len(examples), seed)[:num_samples]]
-    return list(distinct(chosen))
+    drawn = (sampled(name, split, num_samples, seed) for name in expand_names(names))
+    return list(distinct(example for own in drawn for example in own))
 
 
-def order_of(name: str, split: str, count: int, seed: int) -> list[int]:
+def order_of(name: str, split: str, count: int, seed: int) -> array:
     """The order in which the `count` examples of a data set are drawn.
 
     Raises:
@@ -126,6 +157,6 @@ def order_of(name: str, split: str, count: int, seed: int) -> list[int]:
     """
     if not count:
         raise UserError(f"data set {name!r} has no example in the split {split!r}.")
-    order = list(range(count))
+    order = array("Q", range(count))
     random.Random(f"{seed}/{name}").shuffle(order)
     return order

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 from array import array
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 from routing.common.files import streamed
-from routing.tasks import expand_names, iterate, order_of
-from routing.tasks.examples import Example, question_hash
+from routing.tasks import expand_names, sampled
+from routing.tasks.examples import Example, distinct, from_line, to_line
 
 QUESTIONS = "questions.jsonl"
 
@@ -36,36 +33,16 @@ def draw(
     Raises:
         UserError: if a data set cannot be had, or has no example in the split.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     for stale in path.parent.glob(f".{path.name}.*"):  # of a killed drawing
         stale.unlink(missing_ok=True)
-    source = path.with_name(f".{path.name}.{os.getpid()}.all")
-    seen: set[bytes] = set()
-    try:
-        with streamed(path) as chosen:
-            for name in expand_names(names):
-                offsets = array("Q")
-                with source.open("w+b") as everything:
-                    for example in iterate(name, split):
-                        offsets.append(everything.tell())
-                        everything.write(json.dumps(asdict(example), ensure_ascii=False).encode() + b"\n")
-                    for index in order_of(name, split, len(offsets), seed)[:num_samples]:
-                        everything.seek(offsets[index])
-                        line = everything.readline()
-                        key = bytes.fromhex(question_hash(_example(line)))
-                        if key not in seen:
-                            seen.add(key)
-                            example = _example(line) if change is None else change(_example(line))
-                            if keep is not None and not keep(example):
-                                continue
-                            chosen.write(json.dumps(asdict(example), ensure_ascii=False) + "\n")
-    finally:
-        source.unlink(missing_ok=True)
-
-
-def _example(line: bytes) -> Example:
-    record = json.loads(line)
-    return Example(**record | {"choices": tuple(record["choices"]), "accepted": tuple(record["accepted"])})
+    several = len(expand_names(names)) > 1
+    with streamed(path) as chosen:
+        drawn = (example for name in expand_names(names) for example in sampled(name, split, num_samples, seed, path))
+        # Of one data set each question comes once anyway.
+        for example in distinct(drawn) if several else drawn:
+            example = example if change is None else change(example)
+            if keep is None or keep(example):
+                chosen.write(to_line(example))
 
 
 class DrawnExamples:
@@ -86,8 +63,8 @@ class DrawnExamples:
     def __getitem__(self, index: int) -> Example:
         with self.path.open("rb") as file:
             file.seek(self._offsets[index])
-            return _example(file.readline())
+            return from_line(file.readline())
 
     def __iter__(self) -> Iterator[Example]:
         with self.path.open("rb") as file:
-            yield from map(_example, file)
+            yield from map(from_line, file)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+
+from routing.common.seen import Seen
 
 SPLITS = ("search", "validation", "calibration", "test")
 
@@ -42,6 +45,17 @@ class Example:
     def id(self) -> str:
         """Data set and hash of question and choices: stable over runs and orders."""
         return f"{self.dataset}/{question_hash(self)[:16]}"
+
+
+def to_line(example: Example, ascii_only: bool = False) -> str:
+    """An example as one line of JSON."""
+    return json.dumps(vars(example), ensure_ascii=ascii_only) + "\n"
+
+
+def from_line(line: str | bytes) -> Example:
+    """The example of a line of `to_line`."""
+    record = json.loads(line)
+    return Example(**record | {"choices": tuple(record["choices"]), "accepted": tuple(record["accepted"])})
 
 
 def _normalise(text: str) -> str:
@@ -83,9 +97,5 @@ def held_out(example_hash: str, fraction: float) -> bool:
 
 def distinct(examples: Iterable[Example]) -> Iterator[Example]:
     """Each question once, the first time it comes."""
-    seen = set()
-    for example in examples:
-        key = bytes.fromhex(question_hash(example))
-        if key not in seen:
-            seen.add(key)
-            yield example
+    seen = Seen()
+    return (example for example in examples if seen.add(bytes.fromhex(question_hash(example))))

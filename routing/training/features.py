@@ -10,9 +10,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from routing.common.errors import UserError
 from routing.common.files import write_json
 from routing.common.keyed import judging
 from routing.common.locks import held
+from routing.common.spool import Spool
 from routing.scoring.router_inputs import StoredInputs
 from routing.tasks.prompts import left_pad
 from routing.training.packed_inputs import PackedInputs
@@ -32,6 +34,7 @@ from train_models.routers import pool_windows, window_weights
 MANIFEST = "features.json"
 FORMAT = 1  # of the shards
 SHARD_SIZE = 64  # examples; a shard is made in memory, and what several processes share out
+HEADERS = 1024  # of shards that are kept
 # dtype names of safetensors that shards use
 STORED = {
     "F32": torch.float32,
@@ -50,8 +53,39 @@ class RouterExample:
     route: tuple[int, ...]
 
 
+class RouterExamples(Sequence):
+    """Labelled examples that are kept on disk, whatever their number; slices are lists.
+
+    Args:
+        beside: where that disk is, see `Spool`.
+    """
+
+    def __init__(self, beside: Path | None = None):
+        self._rows = Spool(beside)
+
+    def append(self, example: RouterExample) -> None:
+        numbers = array("i", [len(example.prompt_ids)])
+        numbers.extend(example.prompt_ids)
+        numbers.extend(example.route)
+        self._rows.append(numbers.tobytes())
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[at] for at in range(len(self))[index]]
+        numbers = array("i", self._rows[index])
+        end = 1 + numbers[0]
+        return RouterExample(tuple(numbers[1:end]), tuple(numbers[end:]))
+
+    def routes(self, indices: Sequence[int]) -> torch.LongTensor:
+        """[N, L] of some examples."""
+        return torch.tensor([self[index].route for index in indices])
+
+
 @torch.no_grad()
-def router_inputs(model, examples: list[RouterExample], pad_id: int) -> dict[str, torch.Tensor]:
+def router_inputs(model, examples: Sequence[RouterExample], pad_id: int) -> dict[str, torch.Tensor]:
     """Pooled inputs of all routers, the labelled routes being executed (teacher forcing).
 
     Args:
@@ -84,7 +118,7 @@ def router_inputs(model, examples: list[RouterExample], pad_id: int) -> dict[str
     return {"features": features.cpu(), "windows": windows.cpu(), "labels": labels}
 
 
-def fingerprint(examples: list[RouterExample], **settings) -> str:
+def fingerprint(examples: Iterable[RouterExample], **settings) -> str:
     """Hash of everything that the features depend on."""
     digest = hashlib.sha256(json.dumps([FORMAT, judging(), settings], sort_keys=True).encode())
     for example in examples:
@@ -100,7 +134,7 @@ def feature_bytes(layers: int, windows: int, width: int, dtype: torch.dtype) -> 
 def cache_features(
     folder: Path,
     model,
-    examples: list[RouterExample],
+    examples: Sequence[RouterExample],
     pad_id: int,
     batch_size: int,
     key: str,
@@ -146,9 +180,11 @@ def cache_features(
         # First what is free, then what another process had: it is finished by now, or its maker died.
         for wait in (False, True):
             for start in starts:
-                part = examples[start : start + SHARD_SIZE]
-                _make_shard(shard_path(folder, start), compute, part, at_once, dtype, wait)
-                progress.update(len(part) if not wait else 0)
+                path = shard_path(folder, start)
+                if not path.exists():
+                    part = examples[start : start + SHARD_SIZE]
+                    _make_shard(path, compute, part, at_once, dtype, wait)
+                progress.update(min(SHARD_SIZE, len(examples) - start) if not wait else 0)
 
 
 def with_stored(
@@ -189,9 +225,7 @@ def _prepare(folder: Path, count: int, key: str, size: int) -> None:
 
 
 def _make_shard(path: Path, compute: Callable, part: list[RouterExample], batch_size: int, dtype, wait: bool) -> None:
-    """Write one shard, unless it is there, or another process is at work on it and `wait` is not set."""
-    if path.exists():
-        return
+    """Write one shard, unless another process is at work on it and `wait` is not set, or has made it."""
     lock = path.with_suffix(".lock")
     with held(lock, wait) as had:
         if not had:
@@ -226,6 +260,19 @@ def shard_path(folder: Path, start: int) -> Path:
     return folder / f"features-{start // SHARD_SIZE:05d}.safetensors"
 
 
+@lru_cache(maxsize=16)
+def _layout(header: bytes) -> tuple[int, dict[str, tuple[torch.dtype, list[int], int]]]:
+    """Rows of a shard, and dtype, shape of a row and place in the file of its tensors; the same object for equal ones,
+    of which a large set has thousands."""
+    entries = json.loads(header)
+    entries.pop("__metadata__", None)
+    rows = next(iter(entries.values()))["shape"][0]
+    return rows, {
+        name: (STORED[entry["dtype"]], entry["shape"][1:], 8 + len(header) + entry["data_offsets"][0])
+        for name, entry in entries.items()
+    }
+
+
 class Shard:
     """Rows of the tensors of a safetensors file.
 
@@ -236,17 +283,13 @@ class Shard:
         rows: how many.
     """
 
+    __slots__ = ("path", "rows", "tensors")
+
     def __init__(self, path: Path):
         self.path = path
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        self.rows = next(iter(header.values()))["shape"][0]
-        self.tensors = {
-            name: (STORED[entry["dtype"]], entry["shape"][1:], 8 + length + entry["data_offsets"][0])
-            for name, entry in header.items()
-        }
+            self.rows, self.tensors = _layout(file.read(length))
 
     def empty(self, rows: int) -> dict[str, torch.Tensor]:
         """Tensors for so many rows, their content not set."""
@@ -262,19 +305,14 @@ class Shard:
 
 
 class CachedFeatures(Dataset):
-    """Features of some examples, read from the shards batch by batch; nothing is kept in memory but their headers."""
+    """Features of some examples, read from the shards batch by batch; in memory are the headers of some."""
 
-    def __init__(self, folder: Path, indices: list[int]):
-        self.folder, self.indices = folder, indices
-        self._shards: dict[int, Shard] = {}
+    def __init__(self, folder: Path, indices: Sequence[int]):
+        self.indices = indices
+        self._shard = lru_cache(maxsize=HEADERS)(lambda start: Shard(shard_path(folder, start)))
 
     def __len__(self) -> int:
         return len(self.indices)
-
-    def _shard(self, start: int) -> Shard:
-        if start not in self._shards:
-            self._shards[start] = Shard(shard_path(self.folder, start))
-        return self._shards[start]
 
     def __getitems__(self, items: list[int]) -> dict[str, torch.Tensor]:
         """A batch: features [B, L, W, D], fp32; windows [B, W]; labels [B, L]."""
@@ -296,16 +334,16 @@ def read_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 class LiveExamples(Dataset):
-    """The examples themselves; the base computes their features in every step, see `live_collator`."""
+    """Some examples themselves; the base computes their features in every step, see `live_collator`."""
 
-    def __init__(self, examples: list[RouterExample]):
-        self.examples = examples
+    def __init__(self, examples: Sequence[RouterExample], indices: Sequence[int]):
+        self.examples, self.indices = examples, indices
 
     def __len__(self) -> int:
-        return len(self.examples)
+        return len(self.indices)
 
     def __getitem__(self, item: int) -> RouterExample:
-        return self.examples[item]
+        return self.examples[self.indices[item]]
 
 
 def live_collator(model, pad_id: int):

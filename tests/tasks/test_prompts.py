@@ -259,7 +259,7 @@ def test_training_data(tmp_path, tokenizer, chat, capsys):
     aside = [held_out(question_hash(case), 0.4) for case in solved]
     assert [e.prompt_ids for e in data.examples] == [made[case.id][0].prompt_ids for case in solved]
     assert [e.route for e in data.examples] == [tuple(parse_label(made[case.id][1], 3)["route"]) for case in solved]
-    assert data.held_out_indices == [i for i, kept in enumerate(aside) if kept]
+    assert list(data.held_out_indices) == [i for i, kept in enumerate(aside) if kept]
     assert sorted(data.train_indices + data.held_out_indices) == list(range(len(solved)))
     asked = [i for i, case in enumerate(cases) if held_out(question_hash(case), 0.4)]
     assert list(map(vars, data.held_out_requests)) == [vars(made[cases[i].id][0]) for i in asked]

