@@ -37,6 +37,7 @@ PARTS, LOCK = "labels.parts", ".lock"
 DECIDING = ("torch", "transformers")
 INFORMATIVE = ("git_commit",)  # header fields that may differ when a file is continued
 SETTLED = ("menu", "shrinking_groups", *OF_PROMPTS)  # header fields that are made once, from what the arguments name
+TOGETHER = 1 << 24  # characters of finished groups that are appended at a time
 POLL = 0.5  # seconds between looks at groups that other processes are searching
 
 
@@ -210,18 +211,29 @@ class LabelFolder:
 
     def _merge(self) -> None:
         """Append what is finished and next in line; the lock is held."""
-        path = self.folder / LABELS
-        self._count(path)
+        self._count(self.folder / LABELS)
         group = self._next
-        while group < self.group_count and (part := self._path(group).with_suffix(".jsonl")).exists():
-            content = part.read_text(encoding="utf-8")
-            append_text(path, content)
-            self._merged += content.count("\n")
-            self._size += len(content.encode())
-            group += 1
-            part.unlink()
+        while group < self.group_count and self._path(group).with_suffix(".jsonl").exists():
+            parts, contents = [], []
+            # Many at once: to flush a file to disk is what takes time.
+            while group < self.group_count and sum(map(len, contents)) < TOGETHER:
+                part = self._path(group).with_suffix(".jsonl")
+                if not part.exists():
+                    break
+                parts.append(part)
+                contents.append(part.read_text(encoding="utf-8"))
+                group += 1
+            self._append("".join(contents))
+            for part in parts:
+                part.unlink()
         if self._merged == len(self):
             shutil.rmtree(self.folder / PARTS, ignore_errors=True)
+
+    def _append(self, content: str) -> None:
+        """Append the lines of whole groups; the lock is held."""
+        append_text(self.folder / LABELS, content)
+        self._merged += content.count("\n")
+        self._size += len(content.encode())
 
     def _count(self, path: Path) -> None:
         """Count the lines that others appended; cut what a killed process left of an unfinished append."""
@@ -300,13 +312,20 @@ class LabelFolder:
                 with self._lock():
                     self._merge()
                 if self._starts[index] >= self._merged:
-                    return Group(index, [self.questions[at] for at in self._span(index)], self._path(index))
+                    return Group(index, self.questions.part(self._span(index)), self._path(index))
             attempt.close()
         return None
 
     def finish(self, group: Group, lines: list[str]) -> None:
         """Keep the lines of a finished group."""
-        write_text(group.part, "".join(lines))
+        content = "".join(lines)
+        with self._lock():
+            self._count(self.folder / LABELS)
+            next_in_line = self._starts[group.index] == self._merged
+            if next_in_line:  # It needs no file of its own.
+                self._append(content)
+        if not next_in_line:
+            write_text(group.part, content)
         group.drop_journal()
         # Who gets hold of a lock looks whether the group is finished, so this one is needed no more.
         group.lock.unlink(missing_ok=True)

@@ -61,9 +61,13 @@ class DrawnExamples:
         return len(self._offsets)
 
     def __getitem__(self, index: int) -> Example:
+        return self.part(range(index, index + 1))[0]
+
+    def part(self, indices: range) -> list[Example]:
+        """Examples that follow one another."""
         with self.path.open("rb") as file:
-            file.seek(self._offsets[index])
-            return from_line(file.readline())
+            file.seek(self._offsets[indices.start])
+            return [from_line(file.readline()) for _ in indices]
 
     def __iter__(self) -> Iterator[Example]:
         with self.path.open("rb") as file:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from random import Random
 
@@ -31,7 +32,7 @@ from routing.labels import writing
 from routing.labels.labelling import Counts, Labeller, example_rng
 from routing.labels.reading import HEADER, LABELS, read_header, read_labels
 from routing.labels.records import FIELDS, example_of, label_line, parse_label
-from routing.labels.writing import LOCK, PARTS, LabelFolder
+from routing.labels.writing import LOCK, PARTS, Group, LabelFolder
 from routing.search.mcts import SearchSettings, search
 from routing.search.results import SearchResult, Verdict, run_search
 from routing.tasks.drawn import QUESTIONS
@@ -212,10 +213,8 @@ def test_killed_again_and_again(whole, tmp_path):
     assert asked + last.asked == score.asked
 
 
-@pytest.mark.parametrize("name", ["000001.journal.jsonl", "000001.lock", "000001.jsonl"])
-def test_killed_while_a_finished_group_is_tidied_up(whole, tmp_path, monkeypatch, name):
-    """The group is in a part, or in the file already, and the part and the journal still tell of it."""
-    content, score = whole
+@contextmanager
+def killed_at_removing(name: str, monkeypatch):
     unlink = Path.unlink
 
     def die(path, missing_ok=False):
@@ -223,17 +222,57 @@ def test_killed_while_a_finished_group_is_tidied_up(whole, tmp_path, monkeypatch
             raise Killed
         unlink(path, missing_ok)
 
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Path, "unlink", die)
-        with pytest.raises(Killed):
-            label(tmp_path, first := Score())
-    assert (tmp_path / PARTS / "000001.jsonl").exists()
-    lines = (tmp_path / LABELS).read_bytes().count(b"\n")
-    assert lines == (4 if name == "000001.jsonl" else 2)
-    assert len(open_folder(tmp_path)) == 5 and (tmp_path / LABELS).read_bytes().count(b"\n") == 4
+        yield
+
+
+@pytest.mark.parametrize("name", ["000001.journal.jsonl", "000001.lock"])
+def test_killed_while_a_finished_group_is_tidied_up(whole, tmp_path, monkeypatch, name):
+    """The group is in the file already, and the journal may still tell of it."""
+    content, score = whole
+    with killed_at_removing(name, monkeypatch):
+        label(tmp_path, first := Score())
+    assert (tmp_path / PARTS / name).exists() and not (tmp_path / PARTS / "000001.jsonl").exists()
+    assert (tmp_path / LABELS).read_bytes().count(b"\n") == 4
+    assert len(open_folder(tmp_path)) == 5
     second = Score()
     assert label(tmp_path, second) == content
     assert first.asked + second.asked == score.asked
+
+
+@pytest.mark.parametrize("name", ["000001.journal.jsonl", "000001.lock", "000001.jsonl"])
+def test_killed_while_a_group_that_waits_is_tidied_up(whole, tmp_path, monkeypatch, name):
+    """A group that is finished before the one in front of it waits in a part, and is appended together with it."""
+    lines = whole[0].decode().splitlines(keepends=True)
+    folder = open_folder(tmp_path)
+    with ExitStack() as stack, killed_at_removing(name, monkeypatch):
+        first = folder.claim(stack)
+        second = folder.claim(stack, {first.index})
+        second.write_round([])
+        folder.finish(second, lines[2:4])
+        folder.finish(first, lines[:2])
+    assert (tmp_path / PARTS / "000001.jsonl").exists()
+    done = 4 if name == "000001.jsonl" else 0
+    assert (tmp_path / LABELS).read_bytes().count(b"\n") == 4 if done else not (tmp_path / LABELS).exists()
+    score = Score()
+    assert label(tmp_path, score) == whole[0]
+    assert {asked for asked, _ in score.asked} == {*IDS[: 0 if done else 2], IDS[4]}
+
+
+def test_many_parts_are_appended_with_one_flush(whole, tmp_path, monkeypatch):
+    lines, flushed = whole[0].decode().splitlines(keepends=True), []
+    append = writing.append_text
+    folder = open_folder(tmp_path, 1)
+    monkeypatch.setattr(writing, "append_text", lambda path, text: flushed.append(append(path, text)))
+    with ExitStack() as stack:
+        groups: list[Group] = []
+        while (group := folder.claim(stack, [own.index for own in groups])) is not None:
+            groups.append(group)
+        for group in groups[::-1]:
+            folder.finish(group, [lines[group.index]])
+    assert (tmp_path / LABELS).read_bytes() == whole[0] and len(groups) == 5
+    assert len(flushed) == 2, "the first group, and all that waited for it"
 
 
 def test_killed_while_labels_are_written(whole, tmp_path, monkeypatch):

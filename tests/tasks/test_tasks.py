@@ -226,7 +226,8 @@ def test_a_sample_of_the_hub_is_streamed_and_the_same(tmp_path, monkeypatch):
     everything = load_examples("arc_easy", "search", None, seed=3)
     before = sorted(cache.rglob("*"))
     draw("arc_easy", "search", 7, 3, tmp_path / "questions.jsonl")
-    assert list(DrawnExamples(tmp_path / "questions.jsonl")) == everything[:7]
+    drawn = DrawnExamples(tmp_path / "questions.jsonl")
+    assert list(drawn) == everything[:7] and drawn.part(range(2, 5)) == everything[2:5] and drawn[6] == everything[6]
     assert load_examples("arc_easy", "search", 7, seed=3) == everything[:7]
     assert asked == [False, True, True] and sorted(cache.rglob("*")) == before
 
