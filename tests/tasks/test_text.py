@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+from random import Random
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ def test_offline_passages_are_disjoint_by_article():
     assert sum(map(len, found.values())) > 10_000 and all(len(p) > 100 for part in found.values() for p in part)
     assert len(set().union(*found.values())) == sum(map(len, found.values()))
     assert 0.7 < len(found["train"]) / sum(map(len, found.values())) < 0.9
-    assert passages("wikipedia", "validation", 5) == found["validation"][:5]
+    assert list(passages("wikipedia", "validation", 5)) == found["validation"][:5]
 
 
 def test_wikitext_by_its_schema():
@@ -43,7 +44,7 @@ def test_files_are_divided_by_passage(tmp_path, suffix):
     path = tmp_path / f"corpus{suffix}"
     path.write_text("\n".join(texts if suffix == ".txt" else [json.dumps({"text": text}) for text in texts]))
     found = {part: passages(str(path), part) for part in PARTS}
-    assert sorted(sum(found.values(), [])) == sorted(texts)
+    assert sorted(text for own in found.values() for text in own) == sorted(texts)
     assert all(part_of(text) == part for part, own in found.items() for text in own)
 
 
@@ -65,6 +66,29 @@ def test_packing_and_padding_by_hand():
     assert rows.ids.tolist() == [[1, 2, 3, 9], [4, 5, 9, 6]] and rows.lengths.tolist() == [4, 4]
     rows = pad([[1, 2, 3], [4], [5, 6, 7, 8, 9]], 4, padding=0, shortest=2)
     assert rows.ids.tolist() == [[1, 2, 3, 0], [5, 6, 7, 8]] and rows.lengths.tolist() == [3, 4]
+
+
+def test_passages_come_in_the_order_of_a_shuffled_list(tmp_path):
+    """They wait on disk; a list of them would be shuffled so."""
+    texts = [f"{LONG}{number} \u00e9" for number in range(200)]
+    (tmp_path / "corpus.txt").write_text("\n".join(texts + texts))
+    oracle = [text for text in texts if part_of(text) == "train"]
+    Random(0).shuffle(oracle)
+    found = passages(str(tmp_path / "corpus.txt"), "train", beside=tmp_path / "work")
+    assert list(found) == oracle and found[3:9] == oracle[3:9] and found[-1] == oracle[-1]
+
+
+@pytest.mark.parametrize("beginning", [(), (7,)])
+def test_long_text_is_packed_as_one_stream(tmp_path, monkeypatch, beginning):
+    """By the plain way, in memory; the rows lie in a file without a name."""
+    monkeypatch.setattr(sequences, "BLOCK", 50)
+    rng = Random(1)
+    documents = [[rng.randrange(9) for _ in range(rng.randrange(40))] for _ in range(60)]
+    rows = pack(documents, 12, 9, beginning, tmp_path)
+    stream, own = [token for document in documents for token in (*document, 9)], 12 - len(beginning)
+    cut = [[*beginning, *stream[at : at + own]] for at in range(0, len(stream) - own + 1, own)]
+    assert rows.ids.tolist() == cut and rows.lengths.tolist() == [12] * len(cut)
+    assert not list(tmp_path.iterdir())
 
 
 def test_texts_are_tokenized_some_at_a_time(monkeypatch):

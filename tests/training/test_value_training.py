@@ -285,7 +285,7 @@ def test_the_additive_model_learns_which_layer_can_go():
         loss.backward()
         optimizer.step()
     stack.write_to(routers)
-    assert rule_out(routers, batch["labels"]).tolist() == [[True, True, False]] * 3
+    assert rule_out(routers, batch["labels"].split(1)).tolist() == [[True, True, False]] * 3
     with torch.no_grad():
         new = value_batch(300, seed=2)
         share = new["windows"].float() / new["windows"].sum(1, keepdim=True)
@@ -495,7 +495,9 @@ def test_a_path_that_several_folders_tried_for_a_question_counts_once(tmp_path, 
         return load_tried(ValueArguments(run_name="r", data=data, eval_fraction=0.4), LAYERS, tokenizer)
 
     alone, both = loaded(str(first)), loaded(f"{first},{few}")
-    assert len(alone.examples) == 30 * len(MENU) and vars(both) == vars(alone)
+    assert len(alone.examples) == 30 * len(MENU)
+    for name in vars(alone):
+        assert list(getattr(both, name)) == list(getattr(alone, name))
 
 
 def test_bad_input_is_refused_before_a_model_is_loaded(tmp_path, base, monkeypatch):

@@ -24,7 +24,7 @@ from routing.evaluation.text_controls import bootstrap
 from routing.models.checkpoint import load_checkpoint
 from routing.models.placement import place_of
 from routing.tasks.corpora import passages
-from routing.tasks.sequences import TextBatch, make_sequences
+from routing.tasks.sequences import TextBatch, make_sequences, tokenized
 from routing.training.end_to_end.validation import batches_of
 
 KINDS = ("punctuation", "stop word", "numeric", "continuation", "frequent", "high-loss")
@@ -203,8 +203,8 @@ def run(arguments: argparse.Namespace) -> None:
     kinds = []
     for ids, length in zip(rows.ids.tolist(), rows.lengths.tolist()):
         kinds += kinds_of(piece_texts(tokenizer, ids[:length]))
-    known = tokenizer(passages(arguments.corpus, "train", arguments.train_passages), add_special_tokens=False)
-    counts = Counter(token for document in known["input_ids"] for token in document)
+    known = tokenized(passages(arguments.corpus, "train", arguments.train_passages), tokenizer)
+    counts = Counter(token for document in known for token in document)
     about = {
         "router": model.config.router,
         "kept_layers": model.config.kept_layers,

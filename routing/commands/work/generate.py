@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 from routing.common.cli import as_dict
@@ -144,10 +145,10 @@ def tell_limits(folder: LabelFolder, arguments: DataGenerationArguments, tokeniz
     chat = arguments.apply_chat_template
     checked = folder.questions, arguments.dataset, arguments.scoring, tokenizer, chat, prompting.limit_of
     warnings = check_limits(*checked)
-    generated = [e for e in folder.questions if scoring_of(e, arguments.scoring) == "generate"] if chat else []
-    if generated:
-        request = prompted(generated[0], tokenizer, prompting)
-        limits = {prompting.limit_of(e.dataset) or max_new_tokens(e, chat) for e in generated}
+    generated = (e for e in folder.questions if chat and scoring_of(e, arguments.scoring) == "generate")
+    if first := next(generated, None):
+        request = prompted(first, tokenizer, prompting)
+        limits = {prompting.limit_of(e.dataset) or max_new_tokens(e, chat) for e in chain([first], generated)}
         if warning := thought_warning(tokenizer, [(request.prompt, limit) for limit in limits]):
             warnings.append(warning)
     for warning in warnings:

@@ -45,8 +45,9 @@ def rows_of(arguments, part: str, tokenizer) -> Sequences:
     """
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {arguments.model_id!r} has no eos token to end a passage; set one.")
-    texts = passages(arguments.corpus, part, getattr(arguments, f"{part}_passages"))
-    rows = make_sequences(texts, tokenizer, arguments.sequence_length, arguments.layout, arguments.prompt_tokens)
+    work = Path(arguments.work_dir)
+    texts = passages(arguments.corpus, part, getattr(arguments, f"{part}_passages"), beside=work)
+    rows = make_sequences(texts, tokenizer, arguments.sequence_length, arguments.layout, arguments.prompt_tokens, work)
     if not len(rows):
         raise UserError(
             f"{len(texts)} {part} passages of {arguments.corpus!r} make no row of --sequence_length "
@@ -60,7 +61,7 @@ def hash_of(*parts: Sequences) -> str:
     digest = hashlib.sha256()
     for rows in parts:
         for tensor in rows:
-            digest.update(tensor.numpy().tobytes())
+            digest.update(tensor.numpy())
     return digest.hexdigest()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -132,7 +132,7 @@ class EndToEndTrainer(WholeCheckpoints, Trainer):
         table: where metrics.csv goes.
     """
 
-    def __init__(self, *args, batches: list[TextBatch], table: Path, **kwargs):
+    def __init__(self, *args, batches: Sequence[TextBatch], table: Path, **kwargs):
         super().__init__(*args, **kwargs)
         self.batches, self.table = batches, table
         self.model_accepts_loss_kwargs = False  # The Trainer then averages over accumulated steps.
@@ -264,7 +264,7 @@ def training_arguments(arguments: EndToEndArguments, folder: Path, rows: int, pr
 
 
 def train_end_to_end(
-    module: EndToEnd, rows: Sequences, batches: list[TextBatch], folder: Path, processes: int
+    module: EndToEnd, rows: Sequences, batches: Sequence[TextBatch], folder: Path, processes: int
 ) -> EndToEndTrainer:
     """Train to the end, from the last state where the run is resumed.
 

@@ -55,14 +55,35 @@ class Measured:
         return {"loss": self.loss, "layers": self.layers, "tokens_per_second": self.tokens / self.seconds}
 
 
-def batches_of(rows: Sequences, batch_size: int, prompt_tokens: int, device: torch.device) -> list[TextBatch]:
+class Batches(Sequence):
+    """All rows, in batches on a device, each made when it is asked for; slices are such sequences too.
+
+    Args:
+        starts: first row of each batch.
+        make: the batch that begins with a row.
+    """
+
+    def __init__(self, starts: range, make: Callable[[int], TextBatch]):
+        self._starts, self._make = starts, make
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return Batches(self._starts[index], self._make)
+        return self._make(self._starts[index])
+
+
+def batches_of(rows: Sequences, batch_size: int, prompt_tokens: int, device: torch.device) -> Batches:
     """All rows, in batches on a device."""
-    found = []
-    for start in range(0, len(rows), batch_size):
+
+    def make(start: int) -> TextBatch:
         part = slice(start, start + batch_size)
         batch = text_batch(rows.ids[part], rows.lengths[part], prompt_tokens)
-        found.append(TextBatch(*(tensor.to(device) for tensor in batch)))
-    return found
+        return TextBatch(*(tensor.to(device) for tensor in batch))
+
+    return Batches(range(0, len(rows), batch_size), make)
 
 
 @torch.no_grad()  # Not in inference mode: weights that processes share would be tensors of it.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -64,7 +65,7 @@ class LanguageModelTrainer(WholeCheckpoints, Trainer):
         table: where metrics.csv goes.
     """
 
-    def __init__(self, *args, own: LanguageModelArguments, batches: list[TextBatch], table: Path, **kwargs):
+    def __init__(self, *args, own: LanguageModelArguments, batches: Sequence[TextBatch], table: Path, **kwargs):
         super().__init__(*args, **kwargs)
         self.own, self.batches, self.table = own, batches, table
         self.model_accepts_loss_kwargs = False  # The Trainer then averages over accumulated steps.
@@ -204,7 +205,7 @@ def training_arguments(
 
 
 def train_language_model(
-    model, arguments: LanguageModelArguments, rate: float, rows: Sequences, batches: list[TextBatch], folder: Path,
+    model, arguments: LanguageModelArguments, rate: float, rows: Sequences, batches: Sequence[TextBatch], folder: Path,
     processes: int,
 ) -> LanguageModelTrainer:  # fmt: skip
     """Train to the end, from the last state where the run is resumed; the model then has the best weights.

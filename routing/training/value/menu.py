@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from routing.common.devices import DTYPES
 from routing.common.errors import UserError
-from routing.labels.records import labelled
+from routing.labels.records import example_of, labelled
 from routing.labels.table import Table, read_table
 from routing.models.bases import load_base, weight_stamps
 from routing.models.placement import place_of
@@ -31,12 +32,10 @@ def shared_layers(routes: list[Route]) -> int:
     return next((layer for layer in range(depth) if any(route[layer] != RUN for route in routes)), depth - 1)
 
 
-def requests_of(table: Table, tokenizer) -> list[Request]:
-    """The questions of a table, ready for the model."""
-    found = []
+def requests_of(table: Table, tokenizer) -> Iterator[Request]:
+    """The questions of a table, one after the other, ready for the model."""
     for record, origin in zip(table.records, table.origins, strict=True):
-        found.append(labelled(record, tokenizer, prompting_of(table.headers[origin])))
-    return found
+        yield labelled(record, tokenizer, prompting_of(table.headers[origin]))
 
 
 def checked_table(arguments: ValueArguments) -> Table:
@@ -105,11 +104,10 @@ def train_menu(arguments: ValueArguments, config, tokenizer, work: Path) -> tupl
     table = checked_table(arguments)
     kept = shared_layers(table.routes)
     reads = chosen_reads(arguments, kept)
-    requests = requests_of(table, tokenizer)
-    folds = [fold_of(held_out_key(request.example), arguments.folds) for request in requests]
+    folds = [fold_of(held_out_key(example_of(record)), arguments.folds) for record in table.records]
     if len(set(folds)) < 2:
         raise UserError(f"--data {arguments.data}: {len(folds)} questions are too few to cross-fit; label more")
-    features = prompt_matrix(arguments, config, tokenizer, requests, reads, work)
+    features = prompt_matrix(arguments, config, tokenizer, requests_of(table, tokenizer), reads, work)
     estimator, rewards = estimator_of(arguments), table.rewards
 
     def fitted(shuffled: bool):

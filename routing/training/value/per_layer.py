@@ -15,8 +15,11 @@ A count that no tried path has at a layer says nothing there; its logit is put s
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -31,6 +34,7 @@ from transformers import EvalPrediction, Trainer
 
 from routing.common.devices import DTYPES, is_first_process
 from routing.common.errors import UserError
+from routing.common.seen import Seen
 from routing.labels.reading import read_header, read_labels
 from routing.labels.records import example_of, labelled
 from routing.models.bases import load_base, weight_stamps
@@ -40,7 +44,14 @@ from routing.models.placement import place_of
 from routing.scoring.prompting import prompting_of
 from routing.search.routes import to_route
 from routing.tasks.examples import held_out, held_out_key
-from routing.training.features import CachedFeatures, RouterExample, cache_features, fingerprint, read_batch
+from routing.training.features import (
+    CachedFeatures,
+    RouterExample,
+    RouterExamples,
+    cache_features,
+    fingerprint,
+    read_batch,
+)
 from routing.training.routers.trainer import StackedRouters
 from routing.training.run_folder import WholeCheckpoints, last_whole_checkpoint
 from routing.training.trainer_arguments import trainer_arguments
@@ -48,6 +59,7 @@ from routing.training.value.arguments import ValueArguments
 from train_models.routers import REPEAT, RUN, RouterLinear
 
 NEVER = -1e4  # Logit of a count that was never tried at a layer.
+TOGETHER = 4096  # routes that are looked at a time
 BINS = 10  # of equal numbers of predictions, for the calibration error
 
 
@@ -56,16 +68,16 @@ class TriedPaths:
     """Tried paths of questions, with their verdicts.
 
     Attributes:
-        examples: prompt tokens and routes.
+        examples: prompt tokens and routes, on disk.
         rewards: 1 and 0 of right and wrong answers.
         train, held_out: indices, a partition by question hash.
         datasets: names of the data sets that they are of.
     """
 
-    examples: list[RouterExample] = field(default_factory=list)
-    rewards: list[float] = field(default_factory=list)
-    train: list[int] = field(default_factory=list)
-    held_out: list[int] = field(default_factory=list)
+    examples: RouterExamples
+    rewards: array = field(default_factory=lambda: array("f"))
+    train: array = field(default_factory=lambda: array("q"))
+    held_out: array = field(default_factory=lambda: array("q"))
     datasets: list[str] = field(default_factory=list)
 
 
@@ -85,7 +97,7 @@ def load_tried(arguments: ValueArguments, depth: int, tokenizer) -> TriedPaths:
     Raises:
         UserError: for damaged files, or if nothing is left to train on or to hold out.
     """
-    data, seen = TriedPaths(), set()
+    data, seen = TriedPaths(RouterExamples(Path(arguments.work_dir))), Seen()
     for folder in arguments.data_folders():
         prompting = prompting_of(read_header(folder))
         for record, tried in drawn_entries(folder, arguments.tried_per_question, arguments.seed):
@@ -95,9 +107,9 @@ def load_tried(arguments: ValueArguments, depth: int, tokenizer) -> TriedPaths:
             if record["dataset"] not in data.datasets:
                 data.datasets.append(record["dataset"])
             for entry in tried:
-                key = (record["id"], route := to_route(entry["path"], depth))
-                if key not in seen:  # Another search may have tried it too.
-                    seen.add(key)
+                route = to_route(entry["path"], depth)
+                key = hashlib.sha256(json.dumps([record["id"], route]).encode()).digest()
+                if seen.add(key):  # Another search may have tried it too.
                     indices.append(len(data.examples))
                     data.examples.append(RouterExample(prompt, route))
                     data.rewards.append(float(entry["correct"]))
@@ -112,8 +124,9 @@ def load_tried(arguments: ValueArguments, depth: int, tokenizer) -> TriedPaths:
 class RewardedFeatures(Dataset):
     """`CachedFeatures` with the reward of each path."""
 
-    def __init__(self, folder: Path, indices: list[int], rewards: list[float]):
-        self.features, self.rewards = CachedFeatures(folder, indices), torch.tensor(rewards)[indices]
+    def __init__(self, folder: Path, indices: array, rewards: array):
+        self.features = CachedFeatures(folder, indices)
+        self.rewards = torch.frombuffer(rewards, dtype=torch.float32)[torch.frombuffer(indices, dtype=torch.int64)]
 
     def __len__(self) -> int:
         return len(self.features)
@@ -232,9 +245,13 @@ def train_stack(arguments: ValueArguments, stack: ValueStack, sets, rate: float,
 
 
 @torch.no_grad()
-def rule_out(routers: nn.ModuleList, routes: torch.LongTensor) -> torch.BoolTensor:
-    """Make routers never take a count that no route [N, L] has at their layer; gives which they may take, [L, 3]."""
-    tried = nn.functional.one_hot(routes, REPEAT + 1).any(0)
+def rule_out(routers: nn.ModuleList, parts: Iterable[torch.LongTensor]) -> torch.BoolTensor:
+    """Make routers never take a count that no route has at their layer; gives which they may take, [L, 3].
+
+    Args:
+        parts: of the routes, [N, L] each.
+    """
+    tried = sum(nn.functional.one_hot(part, REPEAT + 1).any(0) for part in parts).bool()
     tried[:, RUN] = True  # Its logit is what the others are measured by.
     for router, own in zip(routers, tried, strict=True):
         router.down.bias[~own.to(router.down.bias.device)] = NEVER
@@ -273,7 +290,8 @@ def train_per_layer(arguments: ValueArguments, config, tokenizer, work: Path) ->
     trainer = train_stack(arguments, ValueStack(model.model.routers, rate), sets, rate, work / "trainer")
     found = trainer.evaluate()
     trainer.model.write_to(model.model.routers)
-    tried = rule_out(model.model.routers, torch.tensor([data.examples[index].route for index in data.train]))
+    parts = (data.train[start : start + TOGETHER] for start in range(0, len(data.train), TOGETHER))
+    tried = rule_out(model.model.routers, map(data.examples.routes, parts))
     summary = {
         "datasets": data.datasets,
         "train_paths": len(data.train),

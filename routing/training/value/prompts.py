@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -11,8 +11,10 @@ import torch
 
 from routing.scoring.requests import Request
 from routing.tasks.prompts import left_pad
-from routing.training.features import CachedFeatures, RouterExample, cache_features, fingerprint
+from routing.training.features import CachedFeatures, RouterExample, RouterExamples, cache_features, fingerprint
 from train_models.menu_router import prompt_features
+
+TOGETHER = 4096  # prompts whose features are read at a time
 
 
 @torch.no_grad()
@@ -42,7 +44,7 @@ def prompt_inputs(reads: tuple[int, ...], model, examples: list[RouterExample], 
 def cached_prompt_features(
     folder: Path,
     model,
-    requests: Sequence[Request],
+    requests: Iterable[Request],
     pad_id: int,
     reads: Sequence[int],
     batch_size: int,
@@ -55,9 +57,16 @@ def cached_prompt_features(
         model: a Routed...ForCausalLM without adapters.
         settings: what else the features depend on: the model's name, weights, dtype.
     """
-    examples, everything = [RouterExample(request.prompt_ids, ()) for request in requests], range(len(requests))
-    key = fingerprint(examples, reads=list(reads), **settings)
     folder.mkdir(parents=True, exist_ok=True)
+    examples = RouterExamples(folder)
+    for request in requests:
+        examples.append(RouterExample(request.prompt_ids, ()))
+    key = fingerprint(examples, reads=list(reads), **settings)
     inputs, size = partial(prompt_inputs, tuple(reads)), 4 * len(reads) * 2 * model.config.hidden_size
     cache_features(folder, model, examples, pad_id, batch_size, key, show=show, inputs=inputs, size=size)
-    return CachedFeatures(folder, list(everything)).__getitems__(list(everything))["features"].double().numpy()
+    stored = CachedFeatures(folder, range(len(examples)))
+    found = np.empty((len(examples), size // 4))
+    for start in range(0, len(found), TOGETHER):
+        part = range(start, min(start + TOGETHER, len(found)))
+        found[start : start + TOGETHER] = stored.__getitems__(part)["features"].numpy()
+    return found
