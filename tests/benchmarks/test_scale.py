@@ -7,6 +7,7 @@ from random import Random
 
 import pytest
 import scale
+import scale_rates
 
 FREE = scale.Rates(start=0.0, group=0.0, round=0.0, path=1.0, driver=0.0)
 
@@ -59,3 +60,50 @@ def test_a_group_costs_its_rounds_and_paths():
 def test_drawn_numbers_of_paths_have_the_mean():
     paths = scale.drawn([6, 20, 50, 50], 20_000, 240.25)
     assert sum(paths) / len(paths) == pytest.approx(240.25, rel=0.02)
+
+
+DRIVER = [
+    {"workers": workers, "group_size": size, "seconds_a_group": seconds}
+    for workers, size, seconds in [(8, 4, 0.001), (8, 64, 0.007), (512, 4, 0.004), (512, 64, 0.01)]
+]
+
+
+@pytest.mark.parametrize(
+    ("workers", "size", "seconds"), [(8, 4, 0.001), (2, 34, 0.004), (9, 34, 0.007), (4000, 124, 0.016), (8, 1, 0.001)]
+)
+def test_the_driver_takes_what_was_measured_with_as_many_groups_in_flight(workers, size, seconds):
+    assert scale_rates.driver_seconds(DRIVER, workers, size) == pytest.approx(seconds)
+
+
+def test_rates_of_a_card():
+    rows = [
+        {"scoring": "loglikelihood", "shape": "3B", "naive_per_second": 5, "ours_per_second": 100, "ratio": 20}
+        | {"layer_tokens_per_path": 7},
+        {"scoring": "loglikelihood", "varied": "batch 4", "ratio": 6},
+    ]
+    found = scale_rates.card_rates({"card": "H200", "rows": rows})
+    assert [row["paths_a_second"] for row in found] == [100, 30] and found[1]["varied"] == "batch 4"
+
+
+def test_whole_searches_gain_less():
+    rows = [{"scoring": "generate", "ratio": 6}, {"scoring": "loglikelihood", "ratio": 14}]
+    assert scale_rates.whole_share({"scorings": {"loglikelihood": {"ratio": 35}}}, {"rows": rows}) == pytest.approx(0.4)
+
+
+def test_labels_are_as_long_as_their_searches_make_them():
+    results = scale_rates.searched(6, 20)
+    mean = sum(len(result.verdicts) for result in results) / len(results)
+    assert 3 < mean < 21
+    short, long = (scale_rates.label_bytes(6, paths, 20) for paths in (mean, 2 * mean))
+    assert 400 < short < long < 2 * short
+    assert scale_rates.label_bytes(28, mean, 20) > short + 22 * 3 * mean
+
+
+def test_what_cards_ask_of_driver_and_disk():
+    (row, *_) = scale.limits(rate=100, mean=50, driver=DRIVER, workers=[8], a_label=1000, an_input=10**6)
+    assert (row["workers"], row["group_size"]) == (8, 4)
+    # A card has two questions a second, so a group of four takes two seconds.
+    assert row["seconds_of_a_group"] == pytest.approx(2) and row["cards_that_one_driver_feeds"] == pytest.approx(2000)
+    assert row["label_bytes_a_second"] == pytest.approx(16_000)
+    assert row["input_bytes_a_second"] == pytest.approx(16e6)
+    assert row["journal_flushes_a_second"] == pytest.approx(8 / 2 * (scale.SIMULATIONS + 1))
