@@ -14,10 +14,12 @@ from random import Random
 import numpy as np
 
 from data_models.path_notation import write_path
+from routing.common.errors import UserError
 from routing.common.files import write_json, write_text
 from routing.evaluation.budget import find_bias, mean_layers
+from routing.evaluation.headroom import measure
 from routing.labels.reading import read_header
-from routing.labels.table import menu_routes
+from routing.labels.table import menu_routes, read_table
 from routing.scoring.controls import random_route
 from routing.scoring.packed import INFLUENCE_BATCH, PathEvaluator
 from routing.search.influence import influence_order
@@ -44,6 +46,15 @@ def menu_of(place: Place) -> list[Route]:
     """The menu of a seed, the same for all tasks."""
     folder = place.folder / f"table-{next(iter(place.plan.tasks))}"
     return menu_routes(folder, read_header(folder))
+
+
+def find_headroom(place: Place, task: str) -> None:
+    """What routing could gain on the table that routers learn from, as `dlr headroom` tells it, or why it is unknown."""
+    try:
+        found = measure(read_table([place.folder / f"table-{task}"]))
+    except UserError as error:  # Such as rewards that are all the same: then there is nothing to gain.
+        found = {"gains": [], "problem": str(error)}
+    write_json(place.folder / f"headroom-{task}" / "headroom.json", found)
 
 
 def cuts(depth: int, skips: int) -> list[Route]:

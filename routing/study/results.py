@@ -28,6 +28,7 @@ from routing.study.runner import DONE
 from routing.study.stages import Place, checkpoints, stages_of
 
 TEXT = "text"  # the task of rows of text
+LEAST_GAIN = 0.005  # of which a share is told: one of less says nothing
 KEY = ("model", "task", "method", "budget", "seed")
 
 
@@ -176,7 +177,7 @@ def _seconds(parts: Sequence[Sequence[Answers]], key: tuple) -> float | None:
 def _headroom(parts: Sequence[Sequence[Answers]], layers: float, costs: dict) -> float | None:
     """The cross-fitted gain over static paths that a router was shown to have, at about so many layers.
 
-    By `dlr headroom` on the tables that routers learned from; None where no gain is above 0.
+    On the tables that routers learned from; None where it is below LEAST_GAIN.
     """
     gains = []
     for own in parts:
@@ -189,7 +190,7 @@ def _headroom(parts: Sequence[Sequence[Answers]], layers: float, costs: dict) ->
             if text:
                 gains.append(min(text, key=lambda gain: abs(gain["layers"] - layers))["gain"])
     mean = float(np.mean(gains)) if gains else 0.0
-    return mean if mean > 1e-3 else None
+    return mean if mean >= LEAST_GAIN else None
 
 
 def _cost(parts: Sequence[Sequence[Answers]], key: tuple, costs: dict) -> dict:

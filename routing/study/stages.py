@@ -161,7 +161,7 @@ class _Builder:
             own = {"search": "menu", "menu": spec} | adapters
             yield self._label(f"table-{task}", task, own, "table", self._each("menu"))
         for task in self.tasks:
-            yield self._headroom(task)
+            yield self._own(f"headroom-{task}", [f"table-{task}"])
         for task in self.tasks:
             yield self._own(f"weighed-{task}", [f"table-{task}"], self._asked(task, "validation"), self.plan.budgets)
         yield self._own("paths", self._each("weighed"), self.plan.budgets)
@@ -199,18 +199,6 @@ class _Builder:
         own = {"search": "menu", "menu": f"divergence:{skips}"} | adapters | self.options.get("menu", {})
         stage = self._label(f"menu-{task}", task, own | {"num_samples": 1}, "table", ["adapters"])
         return stage
-
-    def _headroom(self, task: str) -> Stage:
-        """What routing could gain on the table that routers learn from."""
-        words = (
-            "-m",
-            "routing",
-            "headroom",
-            self._folder(f"table-{task}"),
-            "--output",
-            self._folder(f"headroom-{task}"),
-        )
-        return Stage(*self._names(f"headroom-{task}"), "headroom", words, self._names(f"table-{task}"))
 
     def _checkpoints(self) -> list[str]:
         """Stages that train what the methods of the plan answer with."""

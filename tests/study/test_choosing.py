@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import torch
 
+from routing.common.errors import UserError
+from routing.study import choosing
 from routing.study.answering import hindsight
 from routing.study.asking import share_equal, thresholded
 from routing.study.choosing import COSTS, best, cuts
@@ -39,6 +42,19 @@ def test_hindsight_takes_the_shortest_right_path_or_the_full_one():
     along = [[True, False, False, True], [True, True, False, True], [False, False, False, True]]
     routes, right = hindsight(menu, along)
     assert routes == [menu[1], menu[1], menu[0], menu[2]] and right == [True, True, False, True]
+
+
+def test_a_table_that_says_nothing_has_no_headroom_and_says_why(tmp_path, monkeypatch):
+    place = SimpleNamespace(folder=tmp_path)
+
+    def refuse(table):
+        raise UserError("all rewards of the table are the same")
+
+    monkeypatch.setattr(choosing, "read_table", lambda folders: folders)
+    monkeypatch.setattr(choosing, "measure", refuse)
+    choosing.find_headroom(place, "sums")
+    found = json.loads((tmp_path / "headroom-sums" / "headroom.json").read_text())
+    assert found == {"gains": [], "problem": "all rewards of the table are the same"}
 
 
 def test_thresholds_give_counts_of_inputs_and_shares_of_tokens():

@@ -20,6 +20,7 @@ def make_stage(place: Place, name: str) -> None:
 
     kind, _, task = name.partition("-")
     made = {
+        "headroom": lambda: choosing.find_headroom(place, task),
         "weighed": lambda: choosing.weigh(place, task),
         "paths": lambda: choosing.choose_paths(place),
         "corpus": lambda: choosing.write_corpus(place),
