@@ -49,7 +49,7 @@ def menu_of(place: Place) -> list[Route]:
 
 
 def find_headroom(place: Place, task: str) -> None:
-    """What routing could gain on the table that routers learn from, as `dlr headroom` tells it, or why it is unknown."""
+    """What routing could gain on the table that routers learn from, as `dlr headroom` does, or why that is unknown."""
     try:
         found = measure(read_table([place.folder / f"table-{task}"]))
     except UserError as error:  # Such as rewards that are all the same: then there is nothing to gain.
