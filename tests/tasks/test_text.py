@@ -58,7 +58,8 @@ def test_wrong_corpora_are_named(tmp_path):
         passages(str(tmp_path / "short.txt"), "train")
     assert "wikipedia, wikitext" in corpus_problems("corpus", "books")[0]
     assert "does not exist" in corpus_problems("corpus", "missing.txt")[0]
-    assert not corpus_problems("corpus", str(path)) and not corpus_problems("corpus", "wikitext")
+    assert "bad.jsonl, line 2" in corpus_problems("corpus", str(path))[0]
+    assert not corpus_problems("corpus", "wikitext")
 
 
 def test_packing_and_padding_by_hand():
