@@ -245,6 +245,12 @@ def test_the_cheapest_method_within_the_loss_is_recommended(study, capsys):
     assert "oracle" not in recommended(output, capsys, "--max_loss", "0.9", "--by", "layers")
 
 
+def test_what_runs_all_layers_saves_nothing_whatever_the_clock_says(study, tmp_path, capsys):
+    same = [row | {"layers": float(DEPTH)} if row["method"] == "value" else row for row in study[2]["rows"]]
+    write_json(tmp_path / "study.json", study[2] | {"rows": same})
+    assert recommended(tmp_path, capsys, "--max_loss", "0.01").startswith("Take the full model")
+
+
 def test_without_such_a_method_the_full_model_is_recommended(study, tmp_path, capsys):
     worse = {
         "rows": [row | {"difference_lower_bound": -0.03} for row in study[2]["rows"] if row["method"] != "dlr_token"]

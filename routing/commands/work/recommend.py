@@ -22,6 +22,7 @@ def candidates(rows: list[dict], model: str, task: str, max_loss: float, by: str
         and row[by] is not None
         and full[by] is not None
         and row[by] < full[by]
+        and row["layers"] < full["layers"]  # Else it is the clock that was lucky.
     ]
     return sorted(found, key=lambda row: (row[by] / full[by], -row["accuracy"]))
 
