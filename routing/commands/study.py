@@ -5,9 +5,9 @@
 
 The plan says which models, tasks, seeds, budgets and methods there are, and which tests are made (docs/study.md). Run
 the command again to continue; any number of processes may fill one folder, each stage is made once, and what is done is
-not done again. All is chosen on validation questions. With the first test question test_opened.json is written, and a
-plan that was changed afterwards is refused. A stage that fails leaves failed.txt, the others go on, and --retry_failed
-tries it again.
+not done again. With --engine ray the workers of a cluster that see the folder make the stages. All is chosen on
+validation questions. With the first test question test_opened.json is written, and a plan that was changed afterwards
+is refused. A stage that fails leaves failed.txt, the others go on, and --retry_failed tries it again.
 
 It writes study.json (`rows`), study.csv, study.md, study.html, frontier.png and routes.png, as far as stages are done:
 --report alone writes them anew from what is there.
@@ -21,6 +21,7 @@ from routing.common.cli import names_of
 from routing.common.errors import UserError, raise_all, run_command
 from routing.common.files import unwritable
 from routing.common.parser import Parser
+from routing.common.ray_workers import ray_problems
 from routing.study.checking import check_stages
 from routing.study.plan import Plan, read_plan
 from routing.study.stages import Place, all_stages
@@ -33,6 +34,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="few questions and steps, by the plan's section quick")
     parser.add_argument("--models", default="", help="names of models in the plan, with commas between; default all")
     parser.add_argument("--seeds", default="", help="seeds of the plan, with commas between; default all")
+    parser.add_argument("--engine", default="files", choices=("files", "ray"), help="who makes the stages: see above")
+    parser.add_argument("--address", help="ray: HOST:PORT of the cluster, or auto; default: start one here")
+    parser.add_argument(
+        "--workers", type=int, help="ray: stages at a time; default one for each GPU, or CPU without any"
+    )
     parser.add_argument("--report", action="store_true", help="make no stage; write tables and pages of what is there")
     parser.add_argument("--retry_failed", action="store_true", help="try stages again that failed before")
     parser.add_argument(
@@ -40,7 +46,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     arguments = parser.parse_args(argv)
     output, file = Path(arguments.output).resolve(), Path(arguments.plan).resolve()
-    raise_all(unwritable("--output", output))
+    ray = ray_problems(arguments.engine, arguments.address, arguments.workers)
+    raise_all(unwritable("--output", output) + ray)
     plan = read_plan(file, arguments.quick)
     models, seeds = chosen_part(plan, arguments.models, arguments.seeds)
     if arguments.only:

@@ -12,10 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fake_ray import Dies, FakeRay
 
 from routing.common.errors import UserError
 from routing.common.locks import held
-from routing.study.runner import FAILED, Runner
+from routing.common.ray_workers import Workers
+from routing.study.runner import FAILED, Runner, attempt
 from routing.study.stages import Later, Stage
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,6 +133,33 @@ def test_a_retried_stage_that_fails_again_ends(tmp_path):
         with pytest.raises(UserError, match="1 of 3 stages failed"):
             runner(tmp_path, fake, retry_failed=True).make_all()
     assert fake.made == ["a", "a"]
+
+
+def test_workers_of_a_cluster_make_each_stage_once_behind_what_it_needs(tmp_path, monkeypatch):
+    ray, fake, deaths = FakeRay(CPU=2), Fake(failing="d"), ["b"]
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    aside = [Stage("m/seed-0/d", "d", ("train.py", "--x=4")), Stage("m/seed-0/e", "e", ("x",), ("m/seed-0/d",))]
+
+    def work(stage, command, log, output):
+        if stage.name[-1] in deaths:
+            deaths.remove(stage.name[-1])
+            raise Dies("out of memory")
+        return attempt(stage, command, log, output, fake)
+
+    def share():
+        runner(tmp_path, fake, [*STAGES, *aside]).make_on(Workers(lambda: work, "stages"))
+
+    with pytest.raises(UserError, match="1 of 5 stages failed. 1 more need them: m/seed-0/e[.] "):
+        share()
+    assert [name for name in fake.made if name != "d"] == ["a", "b", "c"] and fake.made.count("d") == 1
+    assert "stage m/seed-0/b" in ray.log
+    assert json.loads((tmp_path / ".stages/m/seed-0/c/done.json").read_text())["command"] == ["train.py", "--x=3"]
+    fake.failing = []
+    with pytest.raises(UserError, match="--retry_failed"):
+        share()
+    assert fake.made.count("d") == 1  # Not tried again unasked.
+    runner(tmp_path, fake, [*STAGES, *aside], retry_failed=True).make_on(Workers(lambda: work, "stages"))
+    assert fake.made[-2:] == ["d", "e"]
 
 
 def test_what_another_process_makes_is_waited_for(tmp_path):

@@ -6,11 +6,12 @@ import argparse
 from pathlib import Path
 
 from routing.common.errors import UserError
+from routing.common.ray_workers import Workers, cluster
 from routing.report.study import write_study
 from routing.study.opening import Opening
 from routing.study.plan import Plan
 from routing.study.results import collect
-from routing.study.runner import Runner
+from routing.study.runner import Runner, on_worker
 from routing.study.stages import TEST, Place, Stage
 
 
@@ -51,7 +52,11 @@ def run(plan: Plan, stages: list[Stage], arguments: argparse.Namespace) -> None:
         runner = Runner(stages, output, arguments.retry_failed)
         runner.opened = lambda stage: opening.open(plan) if stage.kind == TEST else None
         try:
-            runner.make_all()
+            if arguments.engine == "ray":
+                with cluster(arguments.address):
+                    runner.make_on(Workers(on_worker, f"stages of {output.name}", arguments.workers))
+            else:
+                runner.make_all()
         except UserError as error:
             failure = error
     try:
