@@ -262,9 +262,12 @@ def _is_tie(scores: Sequence[float], request: Request, score: str | None = None)
 
 
 def continuations(request: Request) -> list[tuple[int, ...]]:
-    """Texts that are computed along with the prompt: the choices but for their last tokens, or expected answers."""
+    """Texts that are computed along with the prompt: the choices but for their last tokens, or expected answers.
+
+    These end where generation does: tokens behind could lie beyond the context, where dynamic positions change for all.
+    """
     if request.scoring == "generate":
-        return list(request.expected_ids)
+        return list(dict.fromkeys(answer[: request.max_new_tokens] for answer in request.expected_ids))
     return [choice[:-1] for choice in request.choice_ids]
 
 
