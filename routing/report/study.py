@@ -9,7 +9,7 @@ from pathlib import Path
 from routing.common.files import write_json, write_text
 from routing.common.run_info import made_with
 from routing.common.tables import csv_text, markdown_table, print_table
-from routing.report.study_page import study_page
+from routing.report.study_page import study_page, verdict
 from routing.report.study_plots import budget_words, plot_frontier, plot_run_shares
 from routing.report.words import signed
 from routing.study.plan import ALL, Plan
@@ -97,9 +97,8 @@ def probability(p: float | None) -> str:
 
 def hypothesis_words(one: dict) -> str:
     """What became of a hypothesis, in a sentence."""
-    verdict = "holds" if one["holds"] else "is not shown"
     return (
-        f"{one['model']}: that {one['says']} {verdict}: difference {signed(one['difference'])}, "
+        f"{one['model']}: that {one['says']} {verdict(one)}: difference {signed(one['difference'])}, "
         f"p {probability(one['p_holm'])} (Holm), {one['n']} questions, {one['seeds']} seed{'s' * (one['seeds'] != 1)}"
     )
 

@@ -180,12 +180,17 @@ def _table(rows: Sequence[dict]) -> str:
     )  # fmt: skip
 
 
+def verdict(one: dict) -> str:
+    """What became of a hypothesis."""
+    return "holds" if one["holds"] else "is not shown" if one["settled"] else "is open until all seeds are there"
+
+
 def _hypotheses(tested: Sequence[dict]) -> str:
     if not tested:
         return "<p>None was tested yet.</p>"
     lines = [
         f"<li>{escape(one['model'])}: {escape(one['says'])}. "
-        f"<strong>{'Holds' if one['holds'] else 'Not shown'}</strong>: "
+        f"<strong>It {verdict(one)}</strong>: "
         f"difference {escape(signed(one['difference']))}, p {one['p_holm']:.3g} (Holm), {one['n']} questions, "
         f"{one['seeds']} seed(s).</li>"
         for one in tested

@@ -33,19 +33,20 @@ KEY = ("model", "task", "method", "budget", "seed")
 
 
 class Answers:
-    """What one model and seed left of a task: test verdicts, validation rewards and times.
-
-    Raises:
-        FileNotFoundError: if its test questions were not answered yet.
-    """
+    """What one model and seed left of a task: test verdicts, validation rewards and times."""
 
     def __init__(self, place: Place, task: str):
         folder = place.folder
         self.place, self.task = place, task
-        self.test = _json(folder / f"answers-{task}" / "answers.json")
+        self.test = _json(self.path(place, task))
         self.instances = {(one["method"], one["budget"]): one for one in self.test["instances"]}
         times = folder / f"times-{task}" / "times.json"
         self.times = _json(times) if times.exists() else None
+
+    @staticmethod
+    def path(place: Place, task: str) -> Path:
+        """The file that is there once the test questions are answered."""
+        return place.folder / f"answers-{task}" / "answers.json"
 
     def right(self, key: tuple) -> np.ndarray:
         return np.array(self.instances[key]["right"], dtype=float)
@@ -88,12 +89,10 @@ def collect(plan: Plan, plan_file: Path, quick: bool, output: Path) -> dict:
         found: dict[str, list[Answers]] = {}
         for task in plan.tasks:
             for place in places:
-                try:
-                    answers = Answers(place, task)
-                except FileNotFoundError:
-                    missing.append(f"{model}, seed {place.seed}, {task}")
+                if Answers.path(place, task).exists():
+                    found.setdefault(task, []).append(Answers(place, task))
                 else:
-                    found.setdefault(task, []).append(answers)
+                    missing.append(f"{model}, seed {place.seed}, {task}")
         own = _rows_of_model(plan, model, found)
         rows += own + _text_rows(plan, model, places)
         for place in places:
@@ -310,7 +309,10 @@ def _correct(plan: Plan, rows: list[dict]) -> None:
 
 
 def _hypotheses(plan: Plan, model: str, found: dict[str, list[Answers]]) -> list[dict]:
-    """What became of the plan's hypotheses, with Holm's correction over them."""
+    """What became of the plan's hypotheses, with Holm's correction over all of them.
+
+    None holds before all seeds of the plan are there: to stop as soon as one does would be to choose.
+    """
     whole, tested = _complete(found, plan), []
     for one in plan.values.get("hypotheses") or []:
         own = [[answers] for answers in found.get(one["task"], [])]
@@ -325,10 +327,11 @@ def _hypotheses(plan: Plan, model: str, found: dict[str, list[Answers]]) -> list
             others = _joined(parts, lambda part, key=key: part.static_at(np.mean(part.instances[key]["layers"])))
         p = one_sided(right, others, one.get("above"), one.get("below"))
         seen = {"difference": float((right - others).mean()), "p": p, "n": right.shape[1], "seeds": len(right)}
-        tested.append({"model": model} | one | seen)
+        tested.append({"model": model} | one | seen | {"settled": len(right) == len(plan.seeds)})
     level = plan.tests.get("level", 0.05)
-    corrected = holm([one["p"] for one in tested])
-    return [one | {"p_holm": p, "holds": p < level} for one, p in zip(tested, corrected, strict=True)]
+    untested = len(plan.values.get("hypotheses") or []) - len(tested)
+    corrected = holm([one["p"] for one in tested] + [1.0] * untested)
+    return [one | {"p_holm": p, "holds": one["settled"] and p < level} for one, p in zip(tested, corrected)]
 
 
 def stages_left(place: Place) -> list[str]:
