@@ -28,7 +28,7 @@ OFFLINE = {
     "procedural": procedural.procedural,
     **{name: offline.from_wheel(name) for name in offline.FILES},
     "tool_calls": function_calls.tool_calls,
-    "many_tool_calls": function_calls.many_tool_calls,
+    "short_tool_calls": function_calls.short_tool_calls,
     **{name: function_calls.berkeley(name) for name in function_calls.FILES},
 }
 GROUPS = {

@@ -202,6 +202,23 @@ def canonical(example: Example) -> str:
     return json.dumps(calls, ensure_ascii=False)
 
 
+def call_text(name: str, arguments: dict[str, Any]) -> str:
+    """A call as `name(argument=value)`; values are those that JSON and Python write alike: texts and numbers."""
+    told = ", ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in arguments.items())
+    return f"{name}({told})"
+
+
+def expected_texts(example: Example) -> list[str]:
+    """What an answer with the expected calls may look like, in the notation of the solved examples if there are any."""
+    calls = expected_calls(example)
+    if len(calls) > 1:
+        return [canonical(example)]
+    if example.shots and '"name"' not in example.shots:
+        return [call_text(name, _first_values(wanted)) for name, wanted in calls]
+    # A single call often comes without the list around it.
+    return [canonical(example), canonical(example)[1:-1]]
+
+
 def _first_values(wanted: dict[str, list]) -> dict[str, Any]:
     return {name: _first(allowed[0]) for name, allowed in wanted.items() if "" not in allowed}
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from itertools import product
 
 from routing.models.fetch import BFCL, fetch_wheel
-from routing.tasks.calls import answer_problem, as_allowed
+from routing.tasks.calls import answer_problem, as_allowed, call_text
 from routing.tasks.examples import Example, split_of
 
 # data set -> file of questions; a file of the same name holds the answers
@@ -156,33 +156,35 @@ MORE_VALUES = {
 }
 
 
-def solved(asked: str, answered: str, phrasing: int, values: dict[str, dict]) -> str:
-    """The functions, and a solved question for each, put before the question: cues, number of the phrasing, values."""
+CUES = (("Question:", "Answer:"), ("Q:", "A:"))  # of each form of prompt
+
+
+def solved(form: int, values: dict[str, dict], short: bool) -> str:
+    """A solved question for each function, put before the question.
+
+    Args:
+        form: of the prompt, and number of the phrasing.
+        values: arguments by function.
+        short: calls as `f(a=1)`, instead of JSON behind a line that lists the functions.
+    """
+    asked, answered = CUES[form]
     signatures = [f"{name}({', '.join(arguments)})" for name, arguments in values.items()]
-    lines = ["Functions: " + ", ".join(signatures)]
+    lines = [] if short else ["Functions: " + ", ".join(signatures)]
     for name, arguments in values.items():
-        question = ENUMERATED[name][0][phrasing].format(**arguments)
-        call = json.dumps({"name": name, "arguments": arguments})
+        question = ENUMERATED[name][0][form].format(**arguments)
+        call = call_text(name, arguments) if short else json.dumps({"name": name, "arguments": arguments})
         lines.append(f"{asked} {question}\n{answered} {call}")
     return "\n".join(lines) + "\n"
 
 
-# With values that no question has.
-SHOTS = solved(
-    "Question:",
-    "Answer:",
-    0,
+# Values that no question has, for each form.
+SOLVED = (
     {
         "send_message": {"to": "Tom", "text": "good luck"},
         "multiply": {"a": 25, "b": 4},
         "set_timer": {"minutes": 75},
         "get_weather": {"city": "Helsinki"},
     },
-)
-OTHER_SHOTS = solved(
-    "Q:",
-    "A:",
-    1,
     {
         "send_message": {"to": "Sue", "text": "well done"},
         "multiply": {"a": 35, "b": 3},
@@ -190,6 +192,8 @@ OTHER_SHOTS = solved(
         "get_weather": {"city": "Brussels"},
     },
 )
+SHOTS, OTHER_SHOTS = (solved(form, values, short=False) for form, values in enumerate(SOLVED))
+SHORT_SHOTS, OTHER_SHORT_SHOTS = (solved(form, values, short=True) for form, values in enumerate(SOLVED))
 
 
 def tool_calls(split: str, loader: Callable) -> Iterator[Example]:
@@ -201,12 +205,15 @@ def tool_calls(split: str, loader: Callable) -> Iterator[Example]:
     yield from _enumerated("tool_calls", split, {name: values for name, (_, values) in ENUMERATED.items()})
 
 
-def many_tool_calls(split: str, loader: Callable) -> Iterator[Example]:
-    """The calls of `tool_calls` and more of their kind, 2,022 requests; a call is in the same split in both."""
-    yield from _enumerated("many_tool_calls", split, MORE_VALUES)
+def short_tool_calls(split: str, loader: Callable) -> Iterator[Example]:
+    """The calls of `tool_calls` and more of their kind, 2,022 requests, solved as `f(a=1)` in the prompt.
+
+    Prompts and answers have little more than half the tokens. A call is in the same split in both.
+    """
+    yield from _enumerated("short_tool_calls", split, MORE_VALUES, SHORT_SHOTS)
 
 
-def _enumerated(dataset: str, split: str, values: dict[str, list[dict]]) -> Iterator[Example]:
+def _enumerated(dataset: str, split: str, values: dict[str, list[dict]], shots: str = SHOTS) -> Iterator[Example]:
     """Requests for each call of each function, in every phrasing."""
     tools = json.dumps(FUNCTIONS)
     for name, own in values.items():
@@ -216,4 +223,4 @@ def _enumerated(dataset: str, split: str, values: dict[str, list[dict]]) -> Iter
             if split_of(Example("tool_calls", calls, calls)) == split:
                 for phrasing in ENUMERATED[name][0]:
                     question = phrasing.format(**arguments)
-                    yield Example(dataset, question, calls, checker="calls", shots=SHOTS, tools=tools)
+                    yield Example(dataset, question, calls, checker="calls", shots=shots, tools=tools)

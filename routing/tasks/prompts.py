@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from routing.common.errors import UserError
 from routing.models.templates import EMPTY, Filling, fill
-from routing.tasks.calls import canonical, expected_calls
+from routing.tasks.calls import expected_texts
 from routing.tasks.examples import Example
 
 SCORINGS = ("auto", "generate", "loglikelihood", "loglikelihood_norm", "loglikelihood_bytes")
@@ -34,7 +34,7 @@ MAX_NEW_TOKENS = {"boxed": 15, "number": 4, "exact": 16, "regex": 16, "calls": 3
 # Data sets whose limit is as published, however long their answers are.
 AS_PUBLISHED = "dart-"
 # The longest list of right calls in the Berkeley data has 338 tokens; where one call is asked for, it has 97 at most.
-SINGLE_CALLS = {"tool_calls": 32, "many_tool_calls": 32, "bfcl_simple": 128, "bfcl_multiple": 128}
+SINGLE_CALLS = {"tool_calls": 32, "short_tool_calls": 24, "bfcl_simple": 128, "bfcl_multiple": 128}
 # What is asked for below the functions, by `Example.form`.
 CALL_REQUESTS = (
     "Reply with one line of JSON, the list of calls that answer the question, as in "
@@ -160,9 +160,7 @@ def expected_answers(example: Example, chat: bool) -> list[str]:
     if example.checker == "boxed":
         return [rf"\boxed{{{example.answer}}}"]
     if example.checker == "calls":
-        calls = canonical(example)
-        # A single call often comes without the list around it.
-        return [calls, calls[1:-1]] if len(expected_calls(example)) == 1 else [calls]
+        return expected_texts(example)
     # Of an expression the texts are not known, and no model writes a whole solution in the same words.
     return [] if example.checker in ("regex", "solution") else [example.answer]
 

@@ -10,6 +10,10 @@ from routing.tasks.examples import Example
 from routing.tasks.offline import ARITHMETIC_SHOTS
 
 OTHER_SHOTS = "5 * 4 = 20\n"
+OTHER_CALLS = {
+    function_calls.SHOTS: function_calls.OTHER_SHOTS,
+    function_calls.SHORT_SHOTS: function_calls.OTHER_SHORT_SHOTS,
+}
 
 
 def permuted(example: Example) -> Example:
@@ -25,8 +29,8 @@ def commuted(question: str) -> str:
 
 def rephrased(example: Example) -> Example:
     """The question in other words: another template or other solved examples, and a + b as b + a."""
-    if example.shots == function_calls.SHOTS:
-        return replace(example, shots=function_calls.OTHER_SHOTS, form=1)
+    if example.shots in OTHER_CALLS:
+        return replace(example, shots=OTHER_CALLS[example.shots], form=1)
     question = commuted(example.question)
     if example.dataset == "procedural" and example.shots:  # a file of one's own may have that name
         return replace(example, question=question, shots=procedural.OTHER_SHOTS[example.shots])

@@ -21,9 +21,19 @@ from routing.scoring.requests import make_request, request_of
 from routing.search.mcts import SearchSettings, search
 from routing.search.results import Verdict, run_search
 from routing.tasks import HUB, OFFLINE, distinct, expand_names, iterate, load_examples, unknown_names
-from routing.tasks.calls import CALL_SCORES, answer_problem, canonical, json_match
+from routing.tasks.calls import CALL_SCORES, answer_problem, canonical, json_match, parse_calls
 from routing.tasks.examples import SPLITS, Example, question_hash, split_of
-from routing.tasks.function_calls import ENUMERATED, FILES, FUNCTIONS, OTHER_SHOTS, SHOTS, schema_types, xlam
+from routing.tasks.function_calls import (
+    ENUMERATED,
+    FILES,
+    FUNCTIONS,
+    OTHER_SHORT_SHOTS,
+    OTHER_SHOTS,
+    SHORT_SHOTS,
+    SHOTS,
+    schema_types,
+    xlam,
+)
 from routing.tasks.prompts import build_prompt, encode, expected_answers, max_new_tokens, prompt_text
 from routing.tasks.variants import rephrased
 
@@ -48,7 +58,7 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(default_model_folder())
 
 
-SMALL = ("tool_calls", "many_tool_calls")
+SMALL = ("tool_calls", "short_tool_calls")
 
 
 @pytest.fixture(scope="module")
@@ -127,37 +137,46 @@ def test_small_calls(everything, name):
         (call,) = json.loads(canonical(example))
         assert call["name"] in {function["name"] for function in FUNCTIONS}
         assert all(str(value) in example.question for value in call["arguments"].values())
-        assert example.question not in SHOTS and example.question not in OTHER_SHOTS
+        assert not any(example.question in shots for shots in (SHOTS, OTHER_SHOTS, SHORT_SHOTS, OTHER_SHORT_SHOTS))
         assert json.loads(example.tools) == FUNCTIONS
 
 
 def test_more_calls_hold_the_few_in_the_same_splits(everything):
     for split, examples in everything["tool_calls"].items():
-        assert {e.question for e in examples} <= {e.question for e in everything["many_tool_calls"][split]}
-    assert len(everything["many_tool_calls"]["test"]) >= 408, "as many as the plan of the study asks"
+        assert {e.question for e in examples} <= {e.question for e in everything["short_tool_calls"][split]}
+    assert len(everything["short_tool_calls"]["test"]) >= 408, "as many as the plan of the study asks"
 
 
 def test_solved_examples_are_right():
-    for shots in (SHOTS, OTHER_SHOTS):
-        first, *lines = shots.strip().split("\n")
+    for shots in (SHOTS, OTHER_SHOTS, SHORT_SHOTS, OTHER_SHORT_SHOTS):
+        lines = shots.strip().split("\n")
+        if shots in (SHOTS, OTHER_SHOTS):
+            first, *lines = lines
+            assert all(function["name"] in first for function in FUNCTIONS)
+        called = []
         for question, answer in zip(lines[::2], lines[1::2], strict=True):
-            call = json.loads(answer.split(" ", 1)[1])
+            (call,) = parse_calls(answer.split(" ", 1)[1])
             text = question.split(" ", 1)[1]
-            assert text in [form.format(**call["arguments"]) for form in ENUMERATED[call["name"]][0]]
-        assert all(function["name"] in first for function in FUNCTIONS)
+            assert text in [form.format(**call.arguments) for form in ENUMERATED[call.name][0]]
+            called.append(call.name)
+        assert called == [function["name"] for function in FUNCTIONS]
 
 
-def test_prompts_of_small_calls(everything, tokenizer):
+@pytest.mark.parametrize("name", SMALL)
+def test_prompts_of_small_calls(everything, tokenizer, name):
     """Short, and alike up to the question, so that the search computes nearly all of a prompt once for all."""
-    examples = Random(0).sample(everything["many_tool_calls"]["search"], 40)
+    examples = Random(0).sample(everything[name]["search"], 40)
     for form in (lambda example: example, rephrased):
         prompts = [encode(tokenizer, build_prompt(form(e), "generate", tokenizer, False)) for e in examples]
-        assert max(map(len, prompts)) < 200
+        assert max(map(len, prompts)) < (200 if name == "tool_calls" else 135)
         shared = next(i for i in range(200) if len({prompt[i] for prompt in prompts}) > 1)
-        assert shared > 0.8 * max(map(len, prompts))
+        assert shared > 0.75 * max(map(len, prompts))
     for example in examples:
-        answer = tokenizer.encode(" " + expected_answers(example, False)[0])
-        assert len(answer) <= 32 <= max_new_tokens(example, False)
+        for text in expected_answers(example, False):
+            assert parse_calls(text) == parse_calls(canonical(example))
+            assert len(tokenizer.encode(" " + text)) <= max_new_tokens(example, False)
+    short = name == "short_tool_calls"
+    assert any(expected_answers(e, False) == [f"multiply(a={n}, b=2)"] for e in examples for n in range(30)) == short
 
 
 @pytest.mark.parametrize("name", FILES)
