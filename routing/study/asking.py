@@ -47,11 +47,15 @@ class Asking:
         self._decider: tuple[tuple, Callable] | None = None
 
     def requests(self, split: str) -> list[Request]:
-        """Questions of a split, the same for all seeds."""
+        """Questions of a split: the same for all seeds, unless the plan gives each seed test questions of its own."""
         if split not in self._requests:
-            own = self.place.plan.tasks[self.task]
+            plan = self.place.plan
+            own = plan.tasks[self.task]
             drawn = draw_requests(own["dataset"], split, own[split], self.tokenizer)
-            self._requests[split] = fitting(drawn, load_base_config(self.place.base))
+            asked = fitting(drawn, load_base_config(self.place.base))
+            if split == "test" and plan.apart:
+                asked = part_of(asked, plan.seeds.index(self.place.seed), len(plan.seeds))
+            self._requests[split] = asked
         return self._requests[split]
 
     def model(self, weights: str):
@@ -142,6 +146,15 @@ class Asking:
             return decide
         logits = prompt_logits(model, self.tokenizer, prompts)
         return lambda fields: [thresholded(rows, model.config, fields) for rows in logits]
+
+
+def part_of(requests: Sequence[Request], number: int, parts: int) -> list[Request]:
+    """Of the questions of each data set one part of so many; all parts are equally large, so a few may be left over."""
+    found = []
+    for name in dict.fromkeys(request.example.dataset for request in requests):
+        own = [request for request in requests if request.example.dataset == name]
+        found += own[number::parts][: len(own) // parts]
+    return found
 
 
 def share_equal(model, base) -> None:

@@ -37,8 +37,8 @@ from train_models.router_kinds import kind_of
 COSTS = tuple(
     float(cost) for cost in np.unique(np.concatenate([np.linspace(0, 0.05, 101), np.linspace(0.05, 0.3, 51)]))
 )
-CUT_STEP = 3  # layers between the first layers of the blocks that are tried
-BIAS_PROMPTS = 48  # by which the bias of routers of layers is found; each bias is a pass over them
+CUTS = 4  # blocks of each length that are tried
+BIAS_PROMPTS = 24  # by which the bias of routers of layers is found; each bias is a pass over them
 TOLERANCE = 0.3  # layers
 
 
@@ -58,8 +58,8 @@ def find_headroom(place: Place, task: str) -> None:
 
 
 def cuts(depth: int, skips: int) -> list[Route]:
-    """Routes without so many consecutive layers; the first and the last layer stay."""
-    starts = range(1, depth - skips, CUT_STEP)
+    """Routes without so many consecutive layers, spread over the depth; the first and the last layer stay."""
+    starts = sorted({round(start) for start in np.linspace(1, depth - skips - 1, CUTS)})
     return [tuple(int(not start <= layer < start + skips) for layer in range(depth)) for start in starts]
 
 
@@ -196,7 +196,7 @@ class _Chooser:
         for weights, values in zip(checkpoints(self.place, name), variants, strict=True):
             # Routers of layers read what each layer makes of a prompt, so each setting takes a pass over the prompts.
             by_layer = kind_of(self.asking.model(weights).config).by_layer
-            decide = self.asking.decider(weights, "validation", BIAS_PROMPTS if by_layer else None)
+            decide = remembered(self.asking.decider(weights, "validation", BIAS_PROMPTS if by_layer else None))
             for budget in budgets:
                 fields = {} if budget == FREE else self._setting(METHODS[name].knob, decide, self._layers(budget))
                 about = {"layers": mean_layers(decide(fields))}
@@ -221,6 +221,19 @@ class _Chooser:
             cost = next((cost for cost in COSTS if mean_layers(decide({"cost": cost})) <= layers), COSTS[-1])
             return {"cost": cost}
         return {knob: find_bias(lambda bias: mean_layers(decide({knob: bias})), layers, TOLERANCE)[0]}
+
+
+def remembered(decide: Callable[[dict], list[Route]]) -> Callable[[dict], list[Route]]:
+    """The same function, which computes nothing twice: searches for the settings of several budgets meet."""
+    found: dict[str, list[Route]] = {}
+
+    def at(fields: dict) -> list[Route]:
+        key = json.dumps(fields, sort_keys=True)
+        if key not in found:
+            found[key] = decide(fields)
+        return found[key]
+
+    return at
 
 
 def weights_of_base(name: str) -> bool:

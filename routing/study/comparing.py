@@ -24,32 +24,39 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return found
 
 
-@lru_cache(maxsize=4)
-def _draws(seeds: int, questions: int) -> tuple[np.ndarray, np.ndarray]:
-    """How often each question and each seed is drawn, in DRAWS draws of as many with replacement."""
+@lru_cache(maxsize=5)
+def _draws(seeds: int, questions: int, apart: bool) -> tuple[np.ndarray, np.ndarray]:
+    """DRAWS draws with replacement: shares of questions [S or 1, DRAWS, N], and which seeds [DRAWS, S]."""
     rng = np.random.default_rng(0)
-    of_questions = np.stack([np.bincount(rng.integers(0, questions, questions), minlength=questions)
-                             for _ in range(DRAWS)]).astype(np.float32)  # fmt: skip
-    of_seeds = np.stack([np.bincount(rng.integers(0, seeds, seeds), minlength=seeds) for _ in range(DRAWS)])
-    return of_questions / questions, of_seeds / seeds
+    of_questions = np.stack([
+        [np.bincount(rng.integers(0, questions, questions), minlength=questions) for _ in range(DRAWS)]
+        for _ in range(seeds if apart else 1)
+    ]).astype(np.float32)  # fmt: skip
+    return of_questions / questions, rng.integers(0, seeds, (DRAWS, seeds))
 
 
-def drawn_means(values: np.ndarray) -> np.ndarray:
-    """Means of values [S, N] where questions and seeds are both drawn anew, [DRAWS]; always with the same draws."""
-    of_questions, of_seeds = _draws(*values.shape)
-    return ((of_questions @ values.T.astype(np.float32)) * of_seeds).sum(1)
+def drawn_means(values: np.ndarray, apart: bool = False) -> np.ndarray:
+    """Means of values [S, N] where questions and seeds are both drawn anew, [DRAWS]; always with the same draws.
+
+    Args:
+        apart: whether each seed has N questions of its own. Then they are drawn within a seed; else a draw of questions
+            is the same for all seeds.
+    """
+    of_questions, taken = _draws(*values.shape, apart)
+    means = of_questions @ values.T.astype(np.float32)  # [S or 1, DRAWS, S]
+    return np.mean([means[slot % len(means), range(DRAWS), taken[:, slot]] for slot in range(len(values))], axis=0)
 
 
-def interval(values: np.ndarray) -> list[float]:
-    """95 % interval of the mean of values [S, N]: percentiles, questions and seeds drawn anew."""
-    return [float(end) for end in np.quantile(drawn_means(values), (0.025, 0.975))]
+def interval(values: np.ndarray, apart: bool = False) -> list[float]:
+    """95 % interval of the mean of values [S, N]: percentiles of `drawn_means`."""
+    return [float(end) for end in np.quantile(drawn_means(values, apart), (0.025, 0.975))]
 
 
-def paired(values: np.ndarray, others: np.ndarray) -> dict:
+def paired(values: np.ndarray, others: np.ndarray, apart: bool = False) -> dict:
     """Of [S, N] values the difference to others on the same questions: mean, 95 % interval, one-sided 95 % lower bound,
     two-sided p of no difference (bootstrap; exact McNemar for one seed of verdicts)."""
     gains = values - others
-    means = drawn_means(gains)
+    means = drawn_means(gains, apart)
     low, high, bound = np.quantile(means, (0.025, 0.975, 0.05))
     if not gains.any():
         p = 1.0
@@ -62,9 +69,11 @@ def paired(values: np.ndarray, others: np.ndarray) -> dict:
     return {"difference": float(gains.mean()), "ci95": [float(low), float(high)], "lower_bound": float(bound), "p": p}
 
 
-def one_sided(values: np.ndarray, others: np.ndarray, above: float | None, below: float | None) -> float:
+def one_sided(
+    values: np.ndarray, others: np.ndarray, above: float | None, below: float | None, apart: bool = False
+) -> float:
     """p of the mean difference [S, N] not being above, or below, a bound (bootstrap)."""
-    means = drawn_means(values - others)
+    means = drawn_means(values - others, apart)
     against = (means <= above).sum() if above is not None else (means >= below).sum()
     return float((1 + against) / (1 + DRAWS))
 

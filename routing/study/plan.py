@@ -18,9 +18,11 @@ from routing.tasks.problems import files_without_splits
 FREE = "free"  # a row without a budget
 ALL = "all"  # the task of all questions together; the seed of all seeds together
 COUNTS = ("adapters", "table", "searched", "explored", "validation", "test")  # questions of each data set of a task
-KEYS = ("models", "tasks", "text", "seeds", "budgets", "options", "methods", "timing", "hypotheses", "tests", "quick")
+KEYS = ("models", "tasks", "text", "seeds", "test_questions", "budgets", "options", "methods", "timing", "hypotheses",
+        "tests", "quick")  # fmt: skip
 OPTIONS = ("adapters", "menu", "searched", "verified", "explored", "text")
 AGAINST = ("full", "static")
+SHARED, BY_SEED = "shared", "by_seed"  # test questions: all of them for each seed, or an equal part for each
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ class Plan:
     def datasets(self) -> str:
         """Names of the data sets of all tasks, with commas between."""
         return ",".join(task["dataset"] for task in self.tasks.values())
+
+    @property
+    def apart(self) -> bool:
+        """Whether each seed has test questions of its own."""
+        return self.values.get("test_questions") == BY_SEED
 
     def variants(self, method: str) -> list[dict]:
         """Hyper-parameters of each point of a method's grid."""
@@ -127,6 +134,8 @@ def problems(values: dict) -> list[str]:
     for key in ("seeds", "budgets"):
         if len(set(map(str, values[key]))) < len(values[key]):
             found.append(f"{key}: {values[key]} names one twice")
+    if values.get("test_questions", SHARED) not in (SHARED, BY_SEED):
+        found.append(f"test_questions must be {SHARED} or {BY_SEED}, got {values['test_questions']!r}")
     for name, own in values["methods"].items():
         if name not in METHODS:
             found.append(f"methods: {name!r} is unknown; there are {', '.join(METHODS)}")

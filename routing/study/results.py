@@ -125,7 +125,7 @@ def _rows_of_model(plan: Plan, model: str, found: dict[str, list[Answers]]) -> l
         keys = list(next(iter(by_seed.values()))[0].instances)
         for seeds in [[seed] for seed in by_seed] + [list(by_seed)] * (len(by_seed) > 1):
             parts = [by_seed[seed] for seed in seeds]  # [S][tasks]
-            rows += [_row(model, task, key, seeds, parts, costs) for key in keys]
+            rows += [_row(plan, model, task, key, seeds, parts, costs) for key in keys]
         if len(by_seed) == 1:  # It is all that there is.
             rows += [row | {"seed": ALL} for row in rows if row["task"] == task]
     return rows
@@ -136,20 +136,27 @@ def _joined(parts: Sequence[Sequence[Answers]], of) -> np.ndarray:
     return np.stack([np.concatenate([np.asarray(of(one), dtype=float) for one in own]) for own in parts])
 
 
-def _row(model: str, task: str, key: tuple, seeds: list, parts: Sequence[Sequence[Answers]], costs: dict) -> dict:
+def _questions(right: np.ndarray, plan: Plan) -> int:
+    """How many questions verdicts [S, N] are of."""
+    return right.size if plan.apart else right.shape[1]
+
+
+def _row(
+    plan: Plan, model: str, task: str, key: tuple, seeds: list, parts: Sequence[Sequence[Answers]], costs: dict
+) -> dict:
     method, budget = key
     right = _joined(parts, lambda one: one.right(key))
     full = _joined(parts, lambda one: one.right(("full", FREE)))
     static = _joined(parts, lambda one: one.static_at(np.mean(one.instances[key]["layers"])))
-    to_full, to_static = paired(right, full), paired(right, static)
+    to_full, to_static = paired(right, full, plan.apart), paired(right, static, plan.apart)
     layers = _joined(parts, lambda one: one.instances[key]["layers"])
     counts = [len(one.test["ids"]) for one in parts[0]]
     shares = [one.instances[key]["run_shares"] for own in parts for one in own]
     seconds = _seconds(parts, key)
     row = {
         "model": model, "task": task, "method": method, "title": METHODS[method].title, "budget": budget,
-        "seed": seeds[0] if len(seeds) == 1 else ALL, "n": right.shape[1], "accuracy": float(right.mean()),
-        "ci95": interval(right), "layers": float(layers.mean()),
+        "seed": seeds[0] if len(seeds) == 1 else ALL, "n": _questions(right, plan), "accuracy": float(right.mean()),
+        "ci95": interval(right, plan.apart), "layers": float(layers.mean()),
         "flops": float(np.average([[one.instances[key]["flops"] for one in own] for own in parts], axis=1,
                                   weights=counts).mean()),
         "seconds": seconds, "seconds_full": _seconds(parts, ("full", FREE)),
@@ -325,8 +332,8 @@ def _hypotheses(plan: Plan, model: str, found: dict[str, list[Answers]]) -> list
             others = _joined(parts, lambda part: part.right(("full", FREE)))
         else:
             others = _joined(parts, lambda part, key=key: part.static_at(np.mean(part.instances[key]["layers"])))
-        p = one_sided(right, others, one.get("above"), one.get("below"))
-        seen = {"difference": float((right - others).mean()), "p": p, "n": right.shape[1], "seeds": len(right)}
+        p = one_sided(right, others, one.get("above"), one.get("below"), plan.apart)
+        seen = {"difference": float((right - others).mean()), "p": p, "n": _questions(right, plan), "seeds": len(right)}
         tested.append({"model": model} | one | seen | {"settled": len(right) == len(plan.seeds)})
     level = plan.tests.get("level", 0.05)
     untested = len(plan.values.get("hypotheses") or []) - len(tested)

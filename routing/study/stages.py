@@ -146,7 +146,8 @@ class _Builder:
 
     def _asked(self, task: str, split: str) -> list:
         """What says which questions of a split are asked."""
-        return [self.tasks[task]["dataset"], self.tasks[task][split]]
+        asked = [self.tasks[task]["dataset"], self.tasks[task][split]]
+        return [*asked, self.plan.seeds] if split == "test" and self.plan.apart else asked
 
     def _wanted(self, name: str) -> bool:
         return name in self.made_by

@@ -10,13 +10,14 @@ import torch
 from routing.common.errors import UserError
 from routing.study import choosing
 from routing.study.answering import hindsight
-from routing.study.asking import share_equal, thresholded
-from routing.study.choosing import COSTS, best, cuts
+from routing.study.asking import part_of, share_equal, thresholded
+from routing.study.choosing import COSTS, CUTS, best, cuts, remembered
 
 
 def test_cuts_leave_out_consecutive_layers_and_keep_the_ends():
     found = cuts(10, 3)
-    assert found[0] == (1, 0, 0, 0, 1, 1, 1, 1, 1, 1) and len(set(found)) == len(found)
+    assert found[0] == (1, 0, 0, 0, 1, 1, 1, 1, 1, 1) and found[-1] == (1, 1, 1, 1, 1, 1, 0, 0, 0, 1)
+    assert len(set(found)) == len(found) == CUTS
     assert all(route.count(0) == 3 and route[0] == route[-1] == 1 for route in found)
     assert all("0, 0, 0" in str(route) for route in found)
 
@@ -31,6 +32,23 @@ def test_the_best_path_has_at_most_so_many_layers():
     assert best(paths, 4) is paths[0]
     assert best(paths, 3) is paths[2], "as good with fewer layers"
     assert best(paths, 1) is paths[3]
+
+
+def test_each_seed_has_an_equal_part_of_the_test_questions():
+    asked = [SimpleNamespace(example=SimpleNamespace(dataset=name, id=at)) for name in "ab" for at in range(7)]
+    parts = [part_of(asked, number, 3) for number in range(3)]
+    told = [[(one.example.dataset, one.example.id) for one in part] for part in parts]
+    assert told[0] == [("a", 0), ("a", 3), ("b", 0), ("b", 3)] and told[2] == [("a", 2), ("a", 5), ("b", 2), ("b", 5)]
+    assert len(set(sum(told, []))) == 12
+    assert part_of(asked, 0, 1) == asked
+
+
+def test_no_setting_is_tried_twice():
+    tried = []
+    decide = remembered(lambda fields: tried.append(fields) or [(1, 0)])
+    assert decide({"route_bias": 1.0}) == decide({"route_bias": 1.0}) == [(1, 0)] and tried == [{"route_bias": 1.0}]
+    decide({"route_bias": 2.0})
+    assert len(tried) == 2
 
 
 def test_costs_rise():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from routing.study.comparing import holm, interval, one_sided, paired, static_mixture
+from routing.study.comparing import drawn_means, holm, interval, one_sided, paired, static_mixture
 
 
 def test_holm_by_hand():
@@ -42,6 +42,23 @@ def test_questions_and_seeds_are_both_drawn():
     values = np.stack([np.zeros(50), np.ones(50)])
     assert interval(values) == [0.0, 1.0]
     assert paired(values, np.zeros((2, 50)))["p"] > 0.2
+
+
+def test_questions_of_seeds_that_share_none_are_drawn_for_each():
+    """Two seeds of one mean: where questions are shared, what one of them knows is what the other one knows."""
+    rng = np.random.default_rng(3)
+    own = (rng.random(300) < 0.5).astype(float)
+    values = np.stack([own, rng.permutation(own)])
+    shared = drawn_means(np.stack([values[0], values[0]]))
+    apart = drawn_means(values, apart=True)
+    assert shared.std() == pytest.approx(0.5 / 300**0.5, rel=0.1)
+    assert apart.std() == pytest.approx(0.5 / 600**0.5, rel=0.1)
+    low, high = interval(values, apart=True)
+    assert low < values.mean() < high
+    assert paired(values, np.zeros_like(values), apart=True)["p"] == pytest.approx(2 / 10_001)
+    assert one_sided(values, np.zeros_like(values), 0.4, None, apart=True) < 0.01
+    one = values[:1]
+    assert interval(one, apart=True) == interval(one), "one seed has nothing to share"
 
 
 def test_one_sided_bounds():

@@ -62,6 +62,7 @@ def test_a_sound_plan_has_no_problems():
         ({"tasks": {"sums": TASK | {"tests": 3}}}, "'tests' is unknown"),
         ({"tasks": {"all": TASK}}, "not be called all"),
         ({"seeds": [-1]}, "seeds: -1 must be a whole number of at least 0"),
+        ({"test_questions": "apart"}, "test_questions must be shared or by_seed, got 'apart'"),
         ({"budgets": [0.2, 1.0]}, "budgets: 1.0 must be a share"),
         ({"budgets": [0.2, 0.2]}, "budgets: [0.2, 0.2] names one twice"),
         ({"methods": {"full": {}, "static": {}, "valu": {}}}, "methods: 'valu' is unknown; there are full, lora"),
@@ -144,6 +145,16 @@ def test_stages_wait_for_what_they_are_made_from():
     ]
     test_stages = [at for at, stage in enumerate(stages) if stage.kind == "answers"]
     assert all(stages[at].needs[0].rsplit("/", 1)[1].startswith("chosen-") for at in test_stages)
+
+
+def test_other_seeds_ask_other_questions_where_they_share_them_out():
+    def depends(seeds: list, **parts) -> str:
+        plan = Plan(changed(seeds=seeds, **parts))
+        stages = all_stages(plan, PLAN, False, Path("/nowhere"), ["m"], [0])
+        return next(stage.depends for stage in stages if stage.name == "m/seed-0/answers-sums")
+
+    assert depends([0]) == depends([0, 1])
+    assert depends([0], test_questions="by_seed") != depends([0, 1], test_questions="by_seed")
 
 
 def test_stages_follow_from_the_methods_of_a_plan():

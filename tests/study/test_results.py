@@ -75,6 +75,15 @@ def test_rows_by_hand(study):
     assert row_of(found, method="full", task="all", seed="all")["p"] is None
 
 
+def test_seeds_with_questions_of_their_own_have_more_of_them(tmp_path, few_draws):
+    plan = fake_plan(test_questions="by_seed")
+    fake_study(tmp_path, plan)
+    found = collect(plan, Path("plan.yaml"), False, tmp_path)
+    for seed, count in ((0, 2 * N), ("all", 4 * N)):
+        assert row_of(found, method="value", task="all", seed=seed)["n"] == count
+    assert {one["n"] for one in found["hypotheses"]} == {4 * N}
+
+
 def test_at_more_layers_the_static_path_is_mixed(tmp_path, few_draws):
     plan = fake_plan()
     fake_study(tmp_path, plan)

@@ -175,8 +175,8 @@ def test_prompts_of_small_calls(everything, tokenizer, name):
         for text in expected_answers(example, False):
             assert parse_calls(text) == parse_calls(canonical(example))
             assert len(tokenizer.encode(" " + text)) <= max_new_tokens(example, False)
-    short = name == "short_tool_calls"
-    assert any(expected_answers(e, False) == [f"multiply(a={n}, b=2)"] for e in examples for n in range(30)) == short
+    begun = {"tool_calls": '[{"name": ', "short_tool_calls": f"{parse_calls(canonical(example))[0].name}("}[name]
+    assert expected_answers(example, False)[0].startswith(begun)
 
 
 @pytest.mark.parametrize("name", FILES)
