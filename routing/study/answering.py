@@ -70,11 +70,10 @@ def answer(place: Place, task: str) -> None:
         model = asking.model(one["weights"] if decided else _answering(one))
         with config_with(model, skip_action=one["skip_action"]):
             own["flops"] = mean_flops(model, requests, routes, decided)
-        if not decided or _answering(one):
-            own["routes"] = _packed(routes)
-        written.append(one | own)
+        written.append(one | own | {"routes": _packed(routes)})
     about = {
         "ids": [request.example.id for request in requests],
+        "questions": [request.example.question for request in requests],
         "datasets": [request.example.dataset for request in requests],
         "menu": [list(route) for route in menu],
         "along_menu": [list(map(int, line)) for line in along_menu],
@@ -113,9 +112,10 @@ def hindsight(menu: Sequence[Route], along: Sequence[Sequence[bool]]) -> tuple[l
 
 
 def _packed(routes: Sequence[Sequence[float]]) -> dict:
-    """Routes as the distinct ones and which each question takes."""
-    distinct = list(dict.fromkeys(map(tuple, routes)))
-    return {"distinct": distinct, "taken": [distinct.index(tuple(route)) for route in routes]}
+    """Routes as the distinct ones and which each question takes; of tokens the shares that ran each layer."""
+    lines = [tuple(round(count, 3) for count in route) for route in routes]
+    distinct = {route: at for at, route in enumerate(dict.fromkeys(lines))}
+    return {"distinct": list(distinct), "taken": [distinct[route] for route in lines]}
 
 
 def mean_flops(model, requests: Sequence[Request], routes: Sequence[Route], decided: bool) -> float:
