@@ -45,6 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
     given.add_argument("--text", help="the prompt")
     given.add_argument("--file", type=Path, help="a file with the prompt, in UTF-8")
     given.add_argument("--dataset", help="questions of these data sets, comma-separated")
+    given.add_argument("--id", help="one question by its id, DATASET/HASH, as in labels, evaluations and studies")
     parser.add_argument("--split", default="test", choices=SPLITS, help="split of the questions")
     parser.add_argument("--num_samples", type=int, default=3, help="questions of each data set, at most")
     parser.add_argument("--max_tokens", type=int, default=1024, help="tokens of a text that are read, at most")
@@ -85,6 +86,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     if arguments.dataset is not None:
         problems += unknown_names(arguments.dataset)
         problems += files_without_splits("dataset", arguments.dataset) if arguments.split != "search" else []
+    if arguments.id is not None:
+        name, slash, _ = arguments.id.partition("/")
+        problems += unknown_names(name) if slash else [f"--id {arguments.id!r} must be DATASET/HASH"]
     if arguments.html and arguments.html.suffix != ".html":
         problems.append(f"--html {arguments.html} must end in .html")
     if arguments.html:

@@ -11,9 +11,10 @@ from routing.common.run_info import made_with
 from routing.common.tables import csv_text, markdown_table, print_table
 from routing.report.study_page import study_page, verdict
 from routing.report.study_plots import budget_words, plot_frontier, plot_run_shares
+from routing.report.study_questions import questions_page
 from routing.report.words import signed
 from routing.study.plan import ALL, Plan
-from routing.study.results import TEXT, rows_keys
+from routing.study.results import TEXT, Answers, rows_keys
 
 COLUMNS = (
     "method", "layers left out", "accuracy (95 %)", "− full (95 %)", "p, Holm", "− static (95 %)", "p, Holm ", "layers",
@@ -22,10 +23,15 @@ COLUMNS = (
 
 
 ON_TERMINAL = 9  # columns
+QUESTIONS = "questions.html"
 
 
-def write_study(output: Path, plan: Plan, found: dict, opened: dict | None) -> None:
-    """Write all files of a study from what `routing.study.results.collect` found."""
+def write_study(output: Path, plan: Plan, found: dict, opened: dict | None, answers: Sequence[Answers] = ()) -> None:
+    """Write all files of a study from what `routing.study.results.collect` found.
+
+    Args:
+        answers: to single questions, for a page of them.
+    """
     about = {"plan": plan.values, "plan_sha256": plan.digest, "test_opened": opened} | made_with()
     write_json(output / "study.json", about | found)
     rows = found["rows"]
@@ -44,7 +50,9 @@ def write_study(output: Path, plan: Plan, found: dict, opened: dict | None) -> N
             plot_run_shares(drawn, output / f"routes-{name}.png", f"{model}, {task}: which layers run")
             pictures.append((f"routes-{name}.png", f"Which layers run: {model}, {task}"))
     write_text(output / "study.md", markdown(found))
-    write_text(output / "study.html", study_page(output, found, pictures))
+    if answers:
+        write_text(output / QUESTIONS, questions_page(answers))
+    write_text(output / "study.html", study_page(output, found, pictures, QUESTIONS if answers else ""))
     for model, task in groups(rows):
         own = shown(rows, model, task)
         if task == ALL or len(groups(rows)) == 1 or not any(key == (model, ALL) for key in groups(rows)):

@@ -80,6 +80,7 @@ validation questions. Differences are paired, question by question; p is two-sid
 says so.
 "Static" is the best single path by validation, mixed with its neighbours so that it runs as many layers.</p>
 $facts
+$questions
 <section aria-labelledby="claims">
 <h2 id="claims">What was claimed before, and what became of it</h2>
 $hypotheses
@@ -102,6 +103,7 @@ $pictures
 </div>
 </section>
 $script""")
+QUESTIONS = '<p><a href="{}">Any question</a>: which route each method took, and whether it was right.</p>'
 # key of a row, head, how its cell is written
 COLUMNS = (
     ("accuracy", "accuracy", lambda v: f"{v:.3f}"),
@@ -126,13 +128,14 @@ COLUMNS = (
 FILTERS = (("model", "Model"), ("task", "Task"), ("method", "Method"), ("budget", "Layers left out"), ("seed", "Seed"))
 
 
-def study_page(output: Path, found: dict, pictures: Sequence[tuple[str, str]]) -> str:
+def study_page(output: Path, found: dict, pictures: Sequence[tuple[str, str]], questions: str = "") -> str:
     """The page as HTML.
 
     Args:
         output: folder of the pictures.
         found: of `routing.study.results.collect`.
         pictures: name of a file and what it shows.
+        questions: name of the page of single questions, beside this one.
     """
     rows = sorted(found["rows"], key=lambda row: (row["seed"] != ALL, row["task"] != ALL))
     about = {
@@ -141,6 +144,7 @@ def study_page(output: Path, found: dict, pictures: Sequence[tuple[str, str]]) -
     }
     body = BODY.substitute(
         style=STYLE, facts=facts(about), hypotheses=_hypotheses(found["hypotheses"]),
+        questions=QUESTIONS.format(questions) if questions else "",
         filters="\n".join(_filter(key, title, rows) for key, title in FILTERS), table=_table(rows),
         pictures="\n".join(_picture(output / name, title) for name, title in pictures) or "<p>None yet.</p>",
         script=SCRIPT,

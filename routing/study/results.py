@@ -106,6 +106,12 @@ def collect(plan: Plan, plan_file: Path, quick: bool, output: Path) -> dict:
     return {"rows": rows, "hypotheses": hypotheses, "missing": missing, "commands": commands}
 
 
+def all_answers(plan: Plan, plan_file: Path, quick: bool, output: Path) -> list[Answers]:
+    """The answers that are there, by model, seed and task."""
+    places = [Place(plan, plan_file, quick, output, model, seed) for model in plan.models for seed in plan.seeds]
+    return [Answers(place, task) for place in places for task in plan.tasks if Answers.path(place, task).exists()]
+
+
 def _complete(found: dict[str, list[Answers]], plan: Plan) -> dict[int, list[Answers]]:
     """Answers of all tasks, by seeds that have all of them."""
     by_seed: dict[int, list[Answers]] = {}

@@ -274,6 +274,10 @@ def test_command(checkpoint, tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.count("arithmetic/") == 2 and out.count("22222  10") == 2 and "route_bias 1e+09" in out
     assert Page((tmp_path / "two.html").read_text(encoding="utf-8")).links == ["#look-0", "#look-1"]
+    one = re.search(r"arithmetic/\w+", out)[0]
+    main([str(checkpoint), "--id", one, "--repeats", "0"])
+    shown = capsys.readouterr().out
+    assert shown.count(one) == 1 and ("right" in shown or "wrong" in shown)
     main([str(checkpoint), "--text", TEXT, "--max_tokens", "1", "--repeats", "0", "--max_new_tokens", "1"])
     assert "of the time" not in capsys.readouterr().out
 
@@ -326,6 +330,10 @@ def test_what_is_wrong_is_refused(checkpoint, models, tokenizer, tmp_path):
         main([str(checkpoint), "--file", str(tmp_path)])
     with pytest.raises(UserError, match="'nosuch' is unknown"):
         main([str(checkpoint), "--dataset", "nosuch"])
+    with pytest.raises(UserError, match="--id '7' must be DATASET/HASH"):
+        main([str(checkpoint), "--id", "7"])
+    with pytest.raises(UserError, match="--id arithmetic/7: arithmetic has no such question; take an id of"):
+        main([str(checkpoint), "--id", "arithmetic/7"])
     model = models["none"]
     with (
         config_with(model, max_position_embeddings=8),

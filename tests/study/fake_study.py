@@ -40,14 +40,18 @@ def fake_answers(place: Place, task: str, right: dict, times: bool = True) -> No
             "method": method, "budget": budget, "weights": method if method in ("value", "dlr_token") else "",
             "skip_action": "adapter", "fields": {}, "route": [1] * DEPTH if method in ("full", "static") else None,
             "right": list(map(int, own)), "layers": [layers] * N, "run_shares": [layers / DEPTH] * DEPTH,
-            "flops": 1e9 * layers,
+            "flops": 1e9 * layers, "routes": {"distinct": [_route(method), (1,) * DEPTH], "taken": [0] * (N - 1) + [1]},
         }  # fmt: skip
+        if method == "value":
+            one["fields"] = {"cost": 0.02}
         if method in ("full", "static"):
             one["validation"] = {"rewards": [1, int(method == "full")], "layers": layers}
         instances.append(one)
     folder = place.folder
     ids = [f"{task}/{number}" for number in range(N)]
-    write_json(folder / f"answers-{task}" / "answers.json", {"ids": ids, "instances": instances})
+    questions = [f"What is {number} + 1? </script>" for number in range(N)]
+    own = {"ids": ids, "questions": questions, "instances": instances}
+    write_json(folder / f"answers-{task}" / "answers.json", own)
     if times:
         seconds = [
             {"method": one["method"], "budget": one["budget"], "seconds": None if one["method"] == "oracle" else
@@ -55,6 +59,12 @@ def fake_answers(place: Place, task: str, right: dict, times: bool = True) -> No
         ]  # fmt: skip
         own = {"instances": seconds, "added_parameters": list(range(len(instances)))}
         write_json(folder / f"times-{task}" / "times.json", own)
+
+
+def _route(method: str) -> tuple:
+    if method == "full":
+        return (1,) * DEPTH
+    return (1, 0.63, *(1,) * (DEPTH - 3), 0) if method == "dlr_token" else (1, 0, *(1,) * (DEPTH - 3), 0)
 
 
 def fake_study(output: Path, plan: Plan, **options) -> None:

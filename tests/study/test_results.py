@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from routing.common.files import write_json
 from routing.report import study as report
 from routing.report.study import COLUMNS, markdown, write_study
 from routing.study import comparing
-from routing.study.results import collect, made_by, rows_keys
+from routing.study.results import all_answers, collect, made_by, rows_keys
 from routing.study.stages import Place
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -35,7 +36,7 @@ def study(tmp_path_factory):
         write_json(tmp_path / f".stages/m/seed-{seed}/value/done.json", record | {"command": ["train.py", "--x=1"]})
     fake_study(tmp_path, plan)
     found = collect(plan, Path("plan.yaml"), False, tmp_path)
-    write_study(tmp_path, plan, found, {"date": "2026-01-01"})
+    write_study(tmp_path, plan, found, {"date": "2026-01-01"}, all_answers(plan, Path("plan.yaml"), False, tmp_path))
     return tmp_path, plan, found
 
 
@@ -232,13 +233,47 @@ const order = button.parentElement.getAttribute("aria-sort");
 document.title = JSON.stringify([at_first, filtered, told, every, first, last, order]);
 </script></body>"""
     (tmp_path / "probe.html").write_text((output / "study.html").read_text().replace("</body>", probe))
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", f"file://{tmp_path}/probe.html"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    title = re.search(r"<title>(\[.*?\])</title>", done.stdout)
-    assert title, done.stderr[-500:]
-    at_first, *found = json.loads(title[1])
+    at_first, *found = in_browser(tmp_path / "probe.html")
     assert at_first == 5, "all tasks and seeds together, one row a method"
     assert found == [1, "1 of 45 rows", 45, "DLR by token", "hindsight oracle (not a method)", "descending"]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="chromium is not installed; it runs the script of the page")
+def test_any_question_in_a_browser(study, tmp_path):
+    """The page of the study links to it; a link opens a question, and routes are told by colour, sign and word."""
+    output = study[0]
+    assert 'href="questions.html"' in (output / "study.html").read_text()
+    probe = """<script>
+const rows = () => [...document.querySelectorAll("#routes tbody tr")];
+const asked = document.getElementById("text").textContent, first = rows();
+const value = first.find(row => row.cells[0].textContent.startsWith("menu router"));
+const cells = [...value.cells].map(cell => cell.textContent), layers = [...value.cells].map(cell => cell.className);
+const search = document.getElementById("search");
+search.value = "39 +";
+search.dispatchEvent(new Event("input"));
+document.title = JSON.stringify([asked, first.length, cells, layers[5], document.getElementById("told").textContent,
+  rows().find(row => row.cells[0].textContent.startsWith("DLR")).cells[5].textContent,
+  document.getElementById("commands").textContent, location.hash]);
+</script></body>"""
+    (tmp_path / "probe.html").write_text((output / "questions.html").read_text().replace("</body>", probe))
+    found = in_browser(tmp_path / "probe.html#m%2F1%2Fwords%2Fwords%2F7")
+    asked, count, cells, layer, told, share, commands, link = found
+    assert asked == "What is 7 + 1? </script>" and count == 5
+    words = "menu router by value, without layers 1, 9"
+    assert cells == [words, "20% fewer", "right", "8", "1", "a", *["1"] * (DEPTH - 3), "a"]
+    assert layer == "layer adapter"
+    assert told == f"1 of {N} questions" and share == "1", "the last question takes the full path"
+    assert "python -m routing show STUDY/m/seed-1/value --id words/39 --budget 0.02 --html look.html" in commands
+    assert link == "#m%2F1%2Fwords%2Fwords%2F39"
+
+
+def in_browser(page) -> list:
+    """What the script of a page made of its title."""
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", f"file://{page}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    title = re.search(r"<title>(\[.*?\])</title>", done.stdout, re.DOTALL)
+    assert title, done.stderr[-500:]
+    return json.loads(unescape(title[1]))
 
 
 def recommended(output, capsys, *words):

@@ -10,7 +10,7 @@ from routing.common.ray_workers import Workers, cluster
 from routing.report.study import write_study
 from routing.study.opening import Opening
 from routing.study.plan import Plan
-from routing.study.results import collect
+from routing.study.results import all_answers, collect
 from routing.study.runner import Runner, on_worker
 from routing.study.stages import TEST, Place, Stage
 
@@ -65,6 +65,7 @@ def run(plan: Plan, stages: list[Stage], arguments: argparse.Namespace) -> None:
         if failure is not None:
             raise failure from None
         raise
-    write_study(output, plan, found, opening.record())
+    answers = all_answers(plan, file, arguments.quick, output)
+    write_study(output, plan, found, opening.record(), answers)
     if failure is not None:
         raise failure
