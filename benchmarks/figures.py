@@ -29,6 +29,7 @@ from routing.common.errors import UserError, run_command
 from routing.common.tables import csv_text
 from routing.report.plots import plot_frontier
 from routing.report.pruning_pictures import plot_comparison
+from routing.report.study import draw_picture
 from routing.training.adapters.report import plot_worth
 from routing.training.adapters.stages import plot_stages
 from routing.training.end_to_end.arguments import EndToEndArguments
@@ -135,7 +136,14 @@ def _rows_by_run(path: Path) -> dict[str, list[dict]]:
 
 
 HYBRIDS, TOKENS = "hybrid_sweep/manifest.json", "token_routing_sweep/manifest.json"
+
+
 # picture -> its data, and what draws it; all below RESULTS.
+def _study(data: Path, picture: Path) -> None:
+    kind, model, task = picture.stem.split("-", 2)
+    draw_picture(_read(data)["rows"], kind, model, task, picture)
+
+
 FIGURES: dict[str, tuple[str, Draw]] = {
     "decode.png": ("decode.json", partial(_speed, "decode")),
     "prefill.png": ("prefill.json", partial(_speed, "prefill")),

@@ -40,15 +40,11 @@ def write_study(output: Path, plan: Plan, found: dict, opened: dict | None, answ
     write_text(output / "study.csv", csv_text(columns, lines))
     pictures = []
     for model, task in groups(rows):
-        own = shown(rows, model, task)
-        name = f"{model}-{task}"
-        if any(row["seconds"] is not None for row in own):
-            plot_frontier(own, output / f"frontier-{name}.png", f"{model}, {task}: accuracy against measured time")
-            pictures.append((f"frontier-{name}.png", f"Accuracy against measured time: {model}, {task}"))
-        drawn = [row for row in own if row["run_shares"] is not None]
-        if drawn:
-            plot_run_shares(drawn, output / f"routes-{name}.png", f"{model}, {task}: which layers run")
-            pictures.append((f"routes-{name}.png", f"Which layers run: {model}, {task}"))
+        for kind, (what, wanted, _) in PICTURES.items():
+            name = f"{kind}-{model}-{task}.png"
+            if any(row[wanted] is not None for row in shown(rows, model, task)):
+                draw_picture(rows, kind, model, task, output / name)
+                pictures.append((name, f"{what}: {model}, {task}"))
     write_text(output / "study.md", markdown(found))
     if answers:
         write_text(output / QUESTIONS, questions_page(answers))
@@ -63,6 +59,20 @@ def write_study(output: Path, plan: Plan, found: dict, opened: dict | None, answ
     if found["missing"]:
         print(f"not there yet: {'; '.join(found['missing'])}")
     print(f"written to {output}: study.html, study.md, study.csv, study.json")
+
+
+# kind -> what it shows, what of a row it needs, and what draws it
+PICTURES = {
+    "frontier": ("Accuracy against measured time", "seconds", plot_frontier),
+    "routes": ("Which layers run", "run_shares", plot_run_shares),
+}
+
+
+def draw_picture(rows: Sequence[dict], kind: str, model: str, task: str, path: Path) -> None:
+    """One of PICTURES, of all rows of a study."""
+    what, wanted, draw = PICTURES[kind]
+    own = [row for row in shown(rows, model, task) if row[wanted] is not None]
+    draw(own, path, f"{model}, {task}: {what[0].lower()}{what[1:]}")
 
 
 def groups(rows: Sequence[dict]) -> list[tuple[str, str]]:
