@@ -28,6 +28,7 @@ from train_models.query_text import query_text
 from train_models.router_kinds import kind_of
 
 BATCH = 32  # prompts, or questions asked with the router on
+PATHS = 160  # evaluated together; a sixth faster than 64 on a CPU
 
 
 class Asking:
@@ -87,8 +88,8 @@ class Asking:
         model = self.model(weights)
         with config_with(model, fixed_route=None):
             found = verdicts_along(
-                model, self.tokenizer, self.requests(split), lines, skip_action, folder=self.parts(split, weights),
-                key=self.key(weights),
+                model, self.tokenizer, self.requests(split), lines, skip_action, PATHS,
+                folder=self.parts(split, weights), key=self.key(weights),
             )  # fmt: skip
         return [[verdict.correct for verdict in line] for line in found]
 
