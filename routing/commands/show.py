@@ -87,7 +87,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         problems += unknown_names(arguments.dataset)
         problems += files_without_splits("dataset", arguments.dataset) if arguments.split != "search" else []
     if arguments.id is not None:
-        name, slash, _ = arguments.id.partition("/")
+        name, slash, _ = arguments.id.rpartition("/")
         problems += unknown_names(name) if slash else [f"--id {arguments.id!r} must be DATASET/HASH"]
     if arguments.html and arguments.html.suffix != ".html":
         problems.append(f"--html {arguments.html} must end in .html")

@@ -40,7 +40,7 @@ def request_by_id(wanted: str, tokenizer, prompting: Prompting) -> Request:
     Raises:
         UserError: if there is none.
     """
-    name = wanted.partition("/")[0]
+    name = wanted.rpartition("/")[0]
     for split in reversed(SPLITS):  # Most often it is one of the test.
         for request in draw_requests(name, split, None, tokenizer, prompting):
             if request.example.id == wanted:
