@@ -90,4 +90,4 @@ def plot_run_shares(rows: Sequence[dict], path: Path | BinaryIO, title: str) -> 
 
 def budget_words(budget) -> str:
     """A budget as tables tell it."""
-    return "by itself" if budget == "free" else f"{budget:.0%} fewer"
+    return "not set" if budget == "free" else f"{budget:.0%} fewer"
