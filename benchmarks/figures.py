@@ -144,6 +144,7 @@ def _study(data: Path, picture: Path) -> None:
     draw_picture(_read(data)["rows"], kind, model, task, picture)
 
 
+STUDY = "study/study.json"
 FIGURES: dict[str, tuple[str, Draw]] = {
     "decode.png": ("decode.json", partial(_speed, "decode")),
     "prefill.png": ("prefill.json", partial(_speed, "prefill")),
@@ -154,6 +155,9 @@ FIGURES: dict[str, tuple[str, Draw]] = {
     "query_pruning/comparison.png": ("query_pruning/comparison.json", _comparison),
     "query_pruning/adapters.png": ("query_pruning/adapters.json", partial(_worth, "smollm2-135m-instruct")),
     "value/healing.png": ("value/healing.json", _stages),
+    "study/frontier-smollm2-procedural.png": (STUDY, _study),
+    "study/frontier-smollm2-choices.png": (STUDY, _study),
+    "study/routes-smollm2-all.png": (STUDY, _study),
     "hybrid_sweep/validation_loss.png": (HYBRIDS, partial(_sweep, LanguageModelArguments)),
     "hybrid_sweep/routing_share.png": (HYBRIDS, partial(_sweep, LanguageModelArguments)),
     "token_routing_sweep/pareto.png": (TOKENS, partial(_sweep, EndToEndArguments)),

@@ -105,3 +105,22 @@ def test_query_routers_are_like_static_sets():
 def test_the_router_of_hybrids_is_worse_than_its_static_pattern():
     (pair,) = rows("hybrid_sweep/paired.csv", first="dynamic", second="static")
     assert float(pair["low"]) > 0, "the loss is higher"
+
+
+def test_the_table_of_the_study():
+    """Each cell of the page against study.json: difference to the full model, its interval, layers."""
+    page = (ROOT / "docs" / "results" / "study.md").read_text(encoding="utf-8").replace("−", "-")
+    own = [row for row in result("study/study.json")["rows"] if (row["task"], row["seed"]) == ("all", "all")]
+    by_cell = {(row["title"].replace("−", "-"), str(row["budget"])): row for row in own if row["model"] == "smollm2"}
+    cell, told = re.compile(r"([+-][\d.]+) \(([+-][\d.]+) to ([+-][\d.]+)\), ([\d.]+)"), 0
+    for line in (line for line in page.splitlines() if line.startswith("| ") and cell.search(line)):
+        title, *cells = line.strip("| ").split(" | ")
+        for budget, text in zip(("free", "0.1", "0.2", "0.3"), cells, strict=True):
+            if found := cell.fullmatch(text):
+                row = by_cell[title, budget]
+                assert [float(part) for part in found.groups()[:3]] == pytest.approx(
+                    [row["difference"], *row["difference_ci95"]], abs=6e-4
+                ), (title, budget)
+                assert float(found[4]) == pytest.approx(row["layers"], abs=0.06)
+                told += 1
+    assert told == len(by_cell) - 1, "all but the full model"
