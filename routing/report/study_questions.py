@@ -155,7 +155,7 @@ def questions_page(answers: Sequence[Answers]) -> str:
     data = json.dumps({"signs": signs, "parts": [_part(own) for own in answers]}, ensure_ascii=False)
     key = "".join(
         f'<li><b class="{name}">{MARKS[name].sign}</b>{escape(MARKS[name].words)}</li>'
-        for name in ("run", "skip", "adapter")
+        for name in ("run", "repeat", "skip", "adapter")
     )
     # Text of questions must not end the script.
     body = BODY.substitute(key=key, data=data.replace("<", "\\u003c"), script=SCRIPT)

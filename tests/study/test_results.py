@@ -304,6 +304,15 @@ def test_without_such_a_method_the_full_model_is_recommended(study, tmp_path, ca
     write_json(tmp_path / "study.json", study[2] | worse)
     told = recommended(tmp_path, capsys, "--max_loss", "0.01")
     assert told.startswith("Take the full model") and "may lose up to 0.030" in told
+    whole = {"rows": [row | {"layers": float(DEPTH)} if row["method"] == "value" else row for row in worse["rows"]]}
+    write_json(tmp_path / "study.json", study[2] | whole)
+    told = recommended(tmp_path, capsys, "--max_loss", "0.01")
+    assert "The nearest is static path" in told, "what runs all layers is near and saves nothing"
+    untimed = {"rows": [row | {"seconds": None} for row in worse["rows"]]}
+    write_json(tmp_path / "study.json", study[2] | untimed)
+    with pytest.raises(UserError, match="has not measured seconds of m on all yet; run it on, or give --by layers"):
+        recommended(tmp_path, capsys, "--max_loss", "0.01")
+    write_json(tmp_path / "study.json", study[2] | worse)
     assert recommended(tmp_path, capsys, "--max_loss", "0.03").startswith("Take menu router by value")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from routing.common.errors import UserError
+
 WORDS = {"seconds": "measured time", "layers": "layers", "flops": "arithmetic"}
 NO_METHOD = ("oracle",)
 
@@ -31,8 +33,11 @@ def run(study: dict, model: str, task: str, arguments: argparse.Namespace) -> No
     rows, by = study["rows"], arguments.by
     found = candidates(rows, model, task, arguments.max_loss, by)
     own = [row for row in rows if (row["model"], row["task"], row["seed"]) == (model, task, "all")]
+    if not any(row[by] is not None for row in own):
+        raise UserError(f"the study has not measured seconds of {model} on {task} yet; run it on, or give --by layers")
     if not found:
-        known = [row for row in own if row["method"] not in ("full", *NO_METHOD)]
+        depth = max((row["layers"] for row in own if row["method"] == "full"), default=0.0)
+        known = [row for row in own if row["method"] not in NO_METHOD and row["layers"] < depth]
         nearest = max(known, key=lambda row: row["difference_lower_bound"], default=None)
         near = "" if nearest is None else (
             f" The nearest is {in_words(nearest)}: it may lose up to {-nearest['difference_lower_bound']:.3f}."
@@ -58,5 +63,5 @@ def run(study: dict, model: str, task: str, arguments: argparse.Namespace) -> No
 
 
 def in_words(row: dict) -> str:
-    budget = "by itself" if row["budget"] == "free" else f"{row['budget']:.0%} fewer layers"
+    budget = "no budget set" if row["budget"] == "free" else f"{row['budget']:.0%} fewer layers"
     return f"{row['title']} ({budget})"
