@@ -36,7 +36,7 @@ def test_every_verdict_of_the_readme_is_traced():
     verdicts = [line.strip("| ").split(" | ")[4] for line in table]
     assert len(verdicts) == len(listed) - 1, "one row a verdict, and one for the demo"
     for verdict, line in zip(verdicts, listed[1:], strict=True):
-        assert verdict in line.split(" | ")[0], verdict
+        assert verdict.replace("docs/results/", "") in line.split(" | ")[0], verdict
     for line in listed:
         for name in re.findall(r"`([\w/]+\.(?:json|csv))`", line):
             assert (RESULTS / name).is_file(), name
@@ -59,10 +59,13 @@ def test_the_demo_of_the_readme():
 
 
 def test_menus_are_on_a_par_at_24_layers():
-    assert verdict_of("`menu`") == "parity at 24 of 30 layers, one task"
+    assert verdict_of("`menu`").startswith("parity at 24 of 30 layers, one task, 1,600 labels; [not with 240]")
     (found,) = [one for one in result("value/procedural.json")["results"] if one["target_layers"] == 24.0]
     assert found["methods"]["routed"]["layers"] == pytest.approx(24, abs=0.15)
     assert found["minus"]["base"]["lower_bound"] > -0.02
+    wanted = {"model": "smollm2", "task": "procedural", "method": "value", "budget": 0.2, "seed": "all"}
+    (few,) = [row for row in result("study/study.json")["rows"] if wanted.items() <= row.items()]
+    assert few["difference_ci95"][1] < 0
 
 
 def test_routers_of_layers_lose():

@@ -9,8 +9,8 @@ not done again. With --engine ray the workers of a cluster that see the folder m
 validation questions. With the first test question test_opened.json is written, and a plan that was changed afterwards
 is refused. A stage that fails leaves failed.txt, the others go on, and --retry_failed tries it again.
 
-It writes study.json (`rows`), study.csv, study.md, study.html, frontier.png and routes.png, as far as stages are done:
---report alone writes them anew from what is there.
+It writes study.json (`rows`), study.csv, study.md, study.html, questions.html and pictures (frontier-MODEL-TASK.png,
+routes-MODEL-TASK.png), as far as stages are done: --report alone writes them anew from what is there.
 """
 
 from __future__ import annotations

@@ -109,6 +109,11 @@ def cells(row: dict) -> list[str]:
     ]
 
 
+def loss_words(row: dict) -> str:
+    low, high = row["loss_ci95"]
+    return f"{signed(row['loss_difference'])} ({signed(low)} to {signed(high)})"
+
+
 def probability(p: float | None) -> str:
     return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
@@ -133,10 +138,10 @@ def markdown(found: dict) -> str:
         parts.append(f"## {model}, {task}\n\n{own[0]['n']} questions.\n\n{markdown_table(COLUMNS, map(cells, own))}\n")
     text = [row for row in rows if row["task"] == TEXT and row["seed"] == ALL]
     if text:
-        columns = ("model", "method", "layers left out", "layers", "perplexity", "− full, nats a token", "p")
+        columns = ("model", "method", "layers left out", "layers", "perplexity", "− full, nats a token (95 %)", "p")
         lines = [
             (row["model"], row["title"], budget_words(row["budget"]), f"{row['layers']:.2f}",
-             f"{row['perplexity']:.2f}", signed(row["loss_difference"]), probability(row["p"])) for row in text
+             f"{row['perplexity']:.2f}", loss_words(row), probability(row["p"])) for row in text
         ]  # fmt: skip
         parts.append(f"## Text\n\n{markdown_table(columns, lines)}\n")
     if found["missing"]:

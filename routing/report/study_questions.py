@@ -56,9 +56,10 @@ SCRIPT = """
     return [groups.signs[mark], mark];
   };
   const words = own => {
-    const without = own.route.flatMap((count, layer) => count === 0 ? [layer] : []);
-    const part = own.route.some(count => count % 1) ? "parts of the tokens skip layers; all skip: " : "without layers ";
-    return without.length || part[0] === "p" ? part + (without.join(", ") || "none") : "every layer";
+    const layers = wanted => own.route.flatMap((count, layer) => wanted(count) ? [layer] : []).join(", ");
+    const told = [["without layers", layers(count => count === 0)], ["some tokens without", layers(count => count % 1)],
+      ["twice", layers(count => count === 2)]].filter(([, found]) => found).map(part => part.join(" "));
+    return told.join("; ") || "every layer";
   };
   const draw = () => {
     const own = groups.parts[group.value], number = +question.value;

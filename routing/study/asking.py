@@ -28,7 +28,7 @@ from train_models.query_text import query_text
 from train_models.router_kinds import kind_of
 
 BATCH = 32  # prompts, or questions asked with the router on
-PATHS = 160  # evaluated together; a sixth faster than 64 on a CPU
+PATHS = 160  # evaluated together: many, since on a CPU decoding waits for the weights
 
 
 class Asking:

@@ -136,6 +136,13 @@ def problems(values: dict) -> list[str]:
             found.append(f"{key}: {values[key]} names one twice")
     if values.get("test_questions", SHARED) not in (SHARED, BY_SEED):
         found.append(f"test_questions must be {SHARED} or {BY_SEED}, got {values['test_questions']!r}")
+    if values.get("test_questions") == BY_SEED:
+        found += [
+            f"tasks: {name}: test {task['test']} is fewer than the {len(values['seeds'])} seeds, which share the test "
+            f"questions out ({BY_SEED}); ask more, or give test_questions: {SHARED}"
+            for name, task in values["tasks"].items()
+            if isinstance(task, dict) and type(task.get("test")) is int and 0 < task["test"] < len(values["seeds"])
+        ]
     for name, own in values["methods"].items():
         if name not in METHODS:
             found.append(f"methods: {name!r} is unknown; there are {', '.join(METHODS)}")

@@ -7,7 +7,7 @@ study.json holds them under `rows`. Keys of a row, None where it has no such thi
 - static_accuracy, static_difference, static_ci95, static_p, static_p_holm: to the best static path at equal layers;
 - headroom (share of the cross-fitted gain that is used), run_shares (how often each layer runs);
 - training_seconds, training_forwards, training_labels, added_parameters;
-- perplexity, loss_difference (nats a token): of text.
+- perplexity, loss_difference, loss_ci95 (nats a token, to the full model): of text.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def _row(
         "p_holm": None, "static_accuracy": float(static.mean()), "static_difference": to_static["difference"],
         "static_ci95": to_static["ci95"], "static_p": to_static["p"], "static_p_holm": None,
         "added_parameters": parts[0][0].added(key), "run_shares": np.mean(shares, axis=0).tolist(),
-        "perplexity": None, "loss_difference": None,
+        "perplexity": None, "loss_difference": None, "loss_ci95": None,
     }  # fmt: skip
     gain = _headroom(parts, float(layers.mean()), costs)
     row["headroom"] = to_static["difference"] / gain if gain and method not in ("full", "lora") else None
@@ -292,6 +292,7 @@ def _text_row(model: str, key: tuple, seeds: list, by_seed: dict) -> dict:
         "seed": seeds[0] if len(seeds) == 1 else ALL, "n": len(counts),
         "layers": float(np.mean([one["layers"] for one in own])),
         "perplexity": math.exp(losses.sum() / (counts.sum() * len(own))), "loss_difference": found["difference"],
+        "loss_ci95": found["ci95"],
         "p": None if method == "full" else found["p"],
     }  # fmt: skip
 
@@ -303,6 +304,7 @@ def rows_keys() -> tuple[str, ...]:
         "difference_ci95", "difference_lower_bound", "p", "p_holm", "static_accuracy", "static_difference",
         "static_ci95", "static_p", "static_p_holm", "headroom", "training_seconds", "training_forwards",
         "training_labels", "added_parameters", "run_shares", "perplexity", "loss_difference",
+        "loss_ci95",
     )  # fmt: skip
 
 

@@ -208,7 +208,7 @@ def tool_calls(split: str, loader: Callable) -> Iterator[Example]:
 def short_tool_calls(split: str, loader: Callable) -> Iterator[Example]:
     """The calls of `tool_calls` and more of their kind, 2,022 requests, solved as `f(a=1)` in the prompt.
 
-    Prompts and answers have little more than half the tokens. A call is in the same split in both.
+    Prompts have some three fifths of the tokens. A call is in the same split in both.
     """
     yield from _enumerated("short_tool_calls", split, MORE_VALUES, SHORT_SHOTS)
 

@@ -63,6 +63,7 @@ def test_a_sound_plan_has_no_problems():
         ({"tasks": {"all": TASK}}, "not be called all"),
         ({"seeds": [-1]}, "seeds: -1 must be a whole number of at least 0"),
         ({"test_questions": "apart"}, "test_questions must be shared or by_seed, got 'apart'"),
+        ({"test_questions": "by_seed", "seeds": [0, 1, 2, 3, 4, 5]}, "tasks: sums: test 5 is fewer than the 6 seeds"),
         ({"budgets": [0.2, 1.0]}, "budgets: 1.0 must be a share"),
         ({"budgets": [0.2, 0.2]}, "budgets: [0.2, 0.2] names one twice"),
         ({"methods": {"full": {}, "static": {}, "valu": {}}}, "methods: 'valu' is unknown; there are full, lora"),
