@@ -6,10 +6,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from routing.common.files import write_json, write_text
+from routing.common.files import write_text
 from routing.common.run_info import made_with
 from routing.common.tables import csv_text, markdown_table, print_table
-from routing.report.study_page import study_page, verdict
+from routing.report.study_page import share_used, study_page, verdict
 from routing.report.study_plots import budget_words, plot_frontier, plot_run_shares
 from routing.report.study_questions import questions_page
 from routing.report.words import signed
@@ -33,7 +33,7 @@ def write_study(output: Path, plan: Plan, found: dict, opened: dict | None, answ
         answers: to single questions, for a page of them.
     """
     about = {"plan": plan.values, "plan_sha256": plan.digest, "test_opened": opened} | made_with()
-    write_json(output / "study.json", about | found)
+    write_text(output / "study.json", json_text(about | found))
     rows = found["rows"]
     columns = [key for key in rows_keys() if key != "run_shares"]
     lines = ([json.dumps(v) if isinstance(v := row[key], list) else v for key in columns] for row in rows)
@@ -59,6 +59,14 @@ def write_study(output: Path, plan: Plan, found: dict, opened: dict | None, answ
     if found["missing"]:
         print(f"not there yet: {'; '.join(found['missing'])}")
     print(f"written to {output}: study.html, study.md, study.csv, study.json")
+
+
+def json_text(found: dict) -> str:
+    """JSON with a line for each row, of which there are thousands; the rest is indented."""
+    rows = ",\n".join(json.dumps(row, ensure_ascii=False) for row in found["rows"])
+    rest = {key: value for key, value in found.items() if key != "rows"}
+    head = json.dumps(rest, indent=1, ensure_ascii=False).removesuffix("\n}")
+    return head + ',\n "rows": [\n' + rows + "\n ]\n}\n"
 
 
 # kind -> what it shows, what of a row it needs, and what draws it
@@ -103,7 +111,7 @@ def cells(row: dict) -> list[str]:
         f"{row['layers']:.2f}",
         none if row["seconds"] is None else f"{row['seconds'] / row['seconds_full']:.3f}",
         f"{row['flops'] / 1e9:.2f}",
-        none if row["headroom"] is None else f"{row['headroom']:.2f}",
+        none if row["headroom"] is None else share_used(row["headroom"]),
         f"{row['training_seconds']:.0f} s, {row['training_forwards']} passes, {row['training_labels']} labels",
         none if row["added_parameters"] is None else f"{row['added_parameters'] / 1e6:.2f} M",
     ]

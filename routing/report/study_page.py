@@ -103,6 +103,13 @@ $pictures
 </div>
 </section>
 $script""")
+
+
+def share_used(share: float) -> str:
+    """Of a gain: none is used by what is not above the static path."""
+    return f"{share:.2f}" if share > 0 else "none"
+
+
 QUESTIONS = '<p><a href="{}">Any question</a>: which route each method took, and whether it was right.</p>'
 # key of a row, head, how its cell is written
 COLUMNS = (
@@ -117,7 +124,7 @@ COLUMNS = (
     ("layers", "layers", lambda v: f"{v:.2f}"),
     ("seconds", "seconds", lambda v: f"{v:.4f}"),
     ("flops", "GFLOP", lambda v: f"{v / 1e9:.2f}"),
-    ("headroom", "headroom used", lambda v: f"{v:.2f}"),
+    ("headroom", "headroom used", share_used),
     ("training_seconds", "training, s", lambda v: f"{v:.0f}"),
     ("training_forwards", "forward passes", str),
     ("training_labels", "labels", str),

@@ -170,7 +170,7 @@ def _row(
         "difference_lower_bound": to_full["lower_bound"], "p": None if method == "full" else to_full["p"],
         "p_holm": None, "static_accuracy": float(static.mean()), "static_difference": to_static["difference"],
         "static_ci95": to_static["ci95"], "static_p": to_static["p"], "static_p_holm": None,
-        "added_parameters": parts[0][0].added(key), "run_shares": np.mean(shares, axis=0).tolist(),
+        "added_parameters": parts[0][0].added(key), "run_shares": np.mean(shares, axis=0).round(4).tolist(),
         "perplexity": None, "loss_difference": None, "loss_ci95": None,
     }  # fmt: skip
     gain = _headroom(parts, float(layers.mean()), costs)
