@@ -9,10 +9,11 @@ from pathlib import Path
 from routing.common.files import write_text
 from routing.common.run_info import made_with
 from routing.common.tables import csv_text, markdown_table, print_table
+from routing.report.study_overview import overview
 from routing.report.study_page import share_used, study_page, verdict
-from routing.report.study_plots import budget_words, plot_frontier, plot_run_shares
+from routing.report.study_plots import plot_frontier, plot_run_shares
 from routing.report.study_questions import questions_page
-from routing.report.words import signed
+from routing.report.words import budget_words, signed
 from routing.study.plan import ALL, Plan
 from routing.study.results import TEXT, Answers, rows_keys
 
@@ -143,7 +144,11 @@ def markdown(found: dict) -> str:
         )
     for model, task in groups(rows):
         own = shown(rows, model, task)
-        parts.append(f"## {model}, {task}\n\n{own[0]['n']} questions.\n\n{markdown_table(COLUMNS, map(cells, own))}\n")
+        parts += [
+            f"## {model}, {task}\n\n{own[0]['n']} questions. Difference to the full model (95 %), layers executed:\n",
+            f"{overview(own)}\n\nAll columns (docs/study.md tells what they are):\n",
+            f"{markdown_table(COLUMNS, map(cells, own))}\n",
+        ]
     text = [row for row in rows if row["task"] == TEXT and row["seed"] == ALL]
     if text:
         columns = ("model", "method", "layers left out", "layers", "perplexity", "− full, nats a token (95 %)", "p")

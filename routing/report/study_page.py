@@ -9,8 +9,7 @@ from pathlib import Path
 from string import Template
 
 from routing.report.page import facts, page
-from routing.report.study_plots import budget_words
-from routing.report.words import signed
+from routing.report.words import budget_words, signed
 from routing.study.plan import ALL
 
 STYLE = """<style>

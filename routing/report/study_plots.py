@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from routing.report.plots import save
+from routing.report.words import budget_words
 
 # Panels of the frontier: few methods each, or their intervals would hide one another. In all of them stand REFERENCES.
 PANELS = {
@@ -86,8 +87,3 @@ def plot_run_shares(rows: Sequence[dict], path: Path | BinaryIO, title: str) -> 
     axes.set(xlabel="layer", title=title)
     figure.colorbar(image, label="runs of the layer in a question, mean")
     save(figure, path)
-
-
-def budget_words(budget) -> str:
-    """A budget as tables tell it."""
-    return "not set" if budget == "free" else f"{budget:.0%} fewer"

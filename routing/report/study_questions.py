@@ -13,7 +13,7 @@ from string import Template
 
 from routing.report.look_words import MARKS
 from routing.report.page import page
-from routing.report.study_plots import budget_words
+from routing.report.words import budget_words
 from routing.study.methods import METHODS
 from routing.study.results import Answers
 

@@ -34,6 +34,11 @@ def signed(difference: float) -> str:
     return f"{difference:+.3f}".replace("-", "−")
 
 
+def budget_words(budget) -> str:
+    """A budget as tables tell it."""
+    return "not set" if budget == "free" else f"{budget:.0%} fewer"
+
+
 def p_value(p: float) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 

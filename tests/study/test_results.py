@@ -19,6 +19,7 @@ from routing.common.errors import UserError
 from routing.common.files import write_json
 from routing.report import study as report
 from routing.report.study import COLUMNS, markdown, write_study
+from routing.report.study_overview import overview
 from routing.study import comparing
 from routing.study.results import all_answers, collect, made_by, rows_keys
 from routing.study.stages import Place
@@ -124,9 +125,30 @@ def test_what_is_not_there_yet_is_named(tmp_path, few_draws):
     near = found["hypotheses"][0]
     assert near["p_holm"] < 0.05 and not near["holds"] and "is open until all seeds are there" in markdown(found)
     assert "m, seed 1, words" in markdown(found)
+    own = [row for row in found["rows"] if (row["task"], row["seed"]) == ("words", "all")]
+    assert overview(own) in markdown(found)
     shutil.rmtree(tmp_path / "m")
     with pytest.raises(UserError, match="has no answers to test questions yet"):
         collect(plan, Path("plan.yaml"), False, tmp_path)
+
+
+def test_the_overview_by_hand():
+    def row(method: str, budget, difference: float, low: float, high: float, layers: float) -> dict:
+        ends = {"difference": difference, "difference_ci95": [low, high], "layers": layers}
+        return {"method": method, "title": method.upper(), "budget": budget} | ends
+
+    rows = [
+        row("full", "free", 0, 0, 0, 10),
+        row("a", 0.2, -0.1, -0.2, 0.05, 8),
+        row("a", "free", 0.01, 0, 0.02, 10),
+        row("b", 0.1, 0, 0, 0, 9),
+    ]
+    assert overview(rows).splitlines() == [
+        "| method | not set | 10% fewer | 20% fewer |",
+        "| --- | --- | --- | --- |",
+        "| A | +0.010 (+0.000 to +0.020), 10.0 | – | −0.100 (−0.200 to +0.050), 8.0 |",
+        "| B | – | +0.000 (+0.000 to +0.000), 9.0 | – |",
+    ]
 
 
 def test_one_task_and_seed_is_all_there_is(tmp_path, few_draws):
