@@ -59,7 +59,12 @@ class ValueArguments(LabelRunArguments):
     num_windows: int = option(8, "per_layer: windows W of prompt tokens pooled for the routers")
     router_hidden_size: int = option(128, "per_layer: width of each router's hidden layer")
     eval_fraction: float = option(0.1, "per_layer: share of questions held out, by question hash, above 0 to below 1")
-    features_dtype: str = option("float16", "per_layer: dtype of cached router inputs on disk", tuple(DTYPES))
+    features_dtype: str = option(
+        "float32",
+        "per_layer: dtype of cached router inputs on disk; float32 is exact, the others take half the bytes (in "
+        "float16 states of Gemma overflow)",
+        tuple(DTYPES),
+    )
     num_epochs: int | None = option(
         None, "mlp: epochs at most (default 30), of which cross-fitting chooses; per_layer: epochs (default 8)"
     )
