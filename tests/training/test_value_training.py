@@ -17,6 +17,7 @@ from sklearn.linear_model import Ridge as SklearnRidge
 from sklearn.metrics import log_loss, roc_auc_score
 from torch import nn
 from torch.utils.data import default_collate
+from transformers import LlamaForCausalLM
 
 from routing.commands import train
 from routing.common.cli import parse
@@ -485,6 +486,21 @@ def test_routers_of_layers_learn_from_all_verdicts(tmp_path, base, monkeypatch, 
     assert "what each choice adds to the logit" in (folder / "README.md").read_text()
     assert "tried paths to train on" in capsys.readouterr().err
     write_model_card(folder)
+
+
+def test_routers_of_layers_learn_where_states_are_beyond_half_precision(tmp_path, base, monkeypatch):
+    """As those of Gemma 3 are: what is cached of them must hold them, by default."""
+    loud = LlamaForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        loud.model.embed_tokens.weight *= 1e6
+    loud.save_pretrained(tmp_path / "loud")
+    load_tokenizer(str(base)).save_pretrained(tmp_path / "loud")
+    data = write_labels(tmp_path / "labels", tmp_path / "loud", dense=False, few=30)
+    words = ("--router", "per_layer", "--num_epochs", "1", "--router_hidden_size", "16", "--eval_fraction", "0.3")
+    folder = train_with(tmp_path, tmp_path / "loud", data, monkeypatch, *words)
+    assert np.isfinite(json.loads((folder / "training.json").read_text())["held_out"]["log_loss"])
+    with pytest.raises(UserError, match="router inputs are not finite in torch.float16"):
+        train_with(tmp_path, tmp_path / "loud", data, monkeypatch, *words, "--features_dtype", "float16")
 
 
 def test_a_path_that_several_folders_tried_for_a_question_counts_once(tmp_path, base):

@@ -27,6 +27,7 @@ from random import Random
 import numpy as np
 import torch
 from accelerate import PartialState
+from scipy.special import expit
 from scipy.stats import rankdata
 from torch import nn
 from torch.utils.data import Dataset
@@ -192,7 +193,7 @@ def verdict_metrics(logits: np.ndarray, rewards: np.ndarray, rate: float) -> dic
         auc = (rankdata(logits)[rewards == 1].sum() - right * (right + 1) / 2) / (right * wrong)
     order = logits.argsort(kind="stable")
     groups = [group for group in np.array_split(order, BINS) if len(group)]
-    probability = 1 / (1 + np.exp(-logits))
+    probability = expit(logits)
     off = [len(group) * abs(probability[group].mean() - rewards[group].mean()) for group in groups]
     rate = min(max(rate, 1e-6), 1 - 1e-6)
     return {
