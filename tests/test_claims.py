@@ -70,6 +70,16 @@ def test_menus_are_on_a_par_at_24_layers():
     assert few["difference_ci95"][1] < 0
 
 
+def test_menus_lose_least_in_the_study():
+    assert "loses least of all at 10 and 20 % fewer layers, two models, one seed" in verdict_of("`menu`")
+    rows = [row for row in result("study/study.json")["rows"] if (row["task"], row["seed"]) == ("all", "all")]
+    for model in ("smollm2", "gemma3"):
+        assert {row["n"] for row in rows if row["model"] == model} == {507}, "one seed"
+        for budget in (0.1, 0.2):
+            own = {row["method"]: row["difference"] for row in rows if (row["model"], row["budget"]) == (model, budget)}
+            assert max(own, key=own.get) == "value"
+
+
 def test_routers_of_layers_lose():
     assert "loses" in verdict_of("`per_layer`, by value") and "loses" in verdict_of("`per_layer` (Dr.LLM)")
     by_value = result("value/labels.json")["rows"]

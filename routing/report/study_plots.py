@@ -57,7 +57,8 @@ def plot_frontier(rows: Sequence[dict], path: Path | BinaryIO, title: str) -> No
             _line(axes, lines[method], color, mark, "-")
         axes.set_title(name, fontsize=10)
         axes.grid(alpha=0.25)
-        axes.legend(fontsize=7, loc="lower right")
+        # Below: inside it would hide points, which lie anywhere.
+        axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=2, frameon=False)
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_axis_off()
     figure.suptitle(title)
