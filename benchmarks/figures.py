@@ -158,7 +158,7 @@ FIGURES: dict[str, tuple[str, Draw]] = {
     "study/frontier-smollm2-procedural.png": (STUDY, _study),
     "study/frontier-smollm2-choices.png": (STUDY, _study),
     "study/routes-smollm2-all.png": (STUDY, _study),
-    "study/frontier-gemma3-procedural.png": (STUDY, _study),
+    "study/frontier-gemma3-all.png": (STUDY, _study),
     "study/routes-gemma3-all.png": (STUDY, _study),
     "hybrid_sweep/validation_loss.png": (HYBRIDS, partial(_sweep, LanguageModelArguments)),
     "hybrid_sweep/routing_share.png": (HYBRIDS, partial(_sweep, LanguageModelArguments)),

@@ -19,8 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
+from data_models.path_notation import write_path
 from routing.common.errors import UserError
 from routing.labels.reading import LABELS, read_labels
+from routing.search.routes import to_path
 from routing.study.comparing import holm, interval, one_sided, paired, static_mixture
 from routing.study.methods import METHODS
 from routing.study.plan import ALL, FREE, Plan
@@ -78,12 +80,12 @@ def _json(path: Path):
 
 
 def collect(plan: Plan, plan_file: Path, quick: bool, output: Path) -> dict:
-    """All that is there by now: {rows, hypotheses, missing, commands}.
+    """All that is there by now: {rows, hypotheses, missing, commands, settings}.
 
     Raises:
         UserError: if no test question was answered yet.
     """
-    rows, hypotheses, missing, commands = [], [], [], {}
+    rows, hypotheses, missing, commands, settings = [], [], [], {}, {}
     for model in plan.models:
         places = [Place(plan, plan_file, quick, output, model, seed) for seed in plan.seeds]
         found: dict[str, list[Answers]] = {}
@@ -97,13 +99,21 @@ def collect(plan: Plan, plan_file: Path, quick: bool, output: Path) -> dict:
         rows += own + _text_rows(plan, model, places)
         for place in places:
             commands |= _commands(place, output)
+        for one in (one for answers in found.values() for one in answers):
+            _note_settings(settings, one)
         hypotheses += _hypotheses(plan, model, found)
     if not rows:
         raise UserError(
             f"{output} has no answers to test questions yet, so there is nothing to show; run the study on."
         )
     _correct(plan, rows)
-    return {"rows": rows, "hypotheses": hypotheses, "missing": missing, "commands": commands}
+    return {
+        "rows": rows,
+        "hypotheses": hypotheses,
+        "missing": missing,
+        "commands": commands,
+        "settings": settings,
+    }
 
 
 def all_answers(plan: Plan, plan_file: Path, quick: bool, output: Path) -> list[Answers]:
@@ -266,6 +276,21 @@ def _commands(place: Place, output: Path) -> dict[str, list[str]]:
         if own:
             found[f"{place.model}/{place.seed}/{name}"] = list(dict.fromkeys(own))
     return found
+
+
+def _note_settings(settings: dict, answers: Answers) -> None:
+    """Add what validation chose for each method and budget on a task: checkpoint, config fields, the path if it is one.
+
+    Keys are MODEL/SEED/METHOD/BUDGET, then the task.
+    """
+    place = answers.place
+    for (method, budget), one in answers.instances.items():
+        own = {
+            "checkpoint": f"OUTPUT/{place.prefix}/{one['weights']}" if one["weights"] else "",
+            "fields": one["fields"],
+        }
+        own["path"] = None if one["route"] is None else write_path(to_path(one["route"]))
+        settings.setdefault(f"{place.model}/{place.seed}/{method}/{budget}", {})[answers.task] = own
 
 
 def _text_rows(plan: Plan, model: str, places: Sequence[Place]) -> list[dict]:

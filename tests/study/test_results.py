@@ -15,6 +15,7 @@ import pytest
 from fake_study import DEPTH, N, fake_plan, fake_study
 
 from routing.commands import recommend
+from routing.commands.work.recommend import chosen_settings
 from routing.common.errors import UserError
 from routing.common.files import write_json
 from routing.report import study as report
@@ -309,6 +310,14 @@ def test_the_cheapest_method_within_the_loss_is_recommended(study, capsys):
     assert told.startswith("Take menu router by value (20% fewer layers): accuracy 0.750, the full model 0.750")
     assert f"8.0 of {DEPTH} layers, 0.80 of its measured time" in told
     assert "python train.py --x=1" in told and "python data_generation.py --split=search" in told
+    chosen = told.partition("Validation chose, for seed 0:")[2]
+    assert (
+        "  sums: OUTPUT/m/seed-0/value, cost 0.02" in chosen and "  words: OUTPUT/m/seed-0/value, cost 0.02" in chosen
+    )
+    of_one = recommended(output, capsys, "--max_loss", "0.01", "--task", "sums")
+    assert "  sums: OUTPUT" in of_one and "words: OUTPUT" not in of_one
+    static = {"model": "m", "method": "static", "budget": 0.2}
+    assert chosen_settings(study[2]["settings"], static, ["sums"])[1:] == [f"  sums: path 0:{DEPTH}"]
     # The oracle answers everything at fewer layers, and is no method.
     assert "oracle" not in recommended(output, capsys, "--max_loss", "0.9", "--by", "layers")
 

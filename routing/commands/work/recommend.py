@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from routing.common.errors import UserError
+from routing.study.plan import ALL
 
 WORDS = {"seconds": "measured time", "layers": "layers", "flops": "arithmetic"}
 NO_METHOD = ("oracle",)
@@ -58,8 +59,30 @@ def run(study: dict, model: str, task: str, arguments: argparse.Namespace) -> No
     if names:
         print("\nThese commands make it (OUTPUT is a folder of yours, PLAN the plan of the study):")
         print("\n".join(f"  {command}" for command in study["commands"][names[0]]))
+    tasks = [task] if task != ALL else None
+    for line in chosen_settings(study.get("settings", {}), best, tasks):
+        print(line)
     if others := [in_words(row) for row in found[1:4]]:
         print(f"\nNext: {'; '.join(others)}.")
+
+
+def chosen_settings(settings: dict, row: dict, tasks: list[str] | None) -> list[str]:
+    """What validation chose for a row, by task, of the first seed that is there: lines to print."""
+    wanted = (f"{row['model']}/", f"/{row['method']}/{row['budget']}")
+    key = next((key for key in settings if key.startswith(wanted[0]) and key.endswith(wanted[1])), None)
+    if key is None:
+        return []
+    lines = [f"\nValidation chose, for seed {key.split('/')[1]}:"]
+    for task, own in settings[key].items():
+        if tasks is None or task in tasks:
+            fields = {name: value for name, value in own["fields"].items() if value is not None}
+            told = (
+                f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in fields.items()
+            )
+            parts = [own["checkpoint"], *told]
+            parts += [f"path {own['path']}"] if own["path"] else []
+            lines.append(f"  {task}: {', '.join(part for part in parts if part)}")
+    return lines
 
 
 def in_words(row: dict) -> str:
