@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from routing.common.errors import UserError, run_command
 from routing.common.files import write_json
 from routing.common.run_info import made_with
 from routing.study.comparing import paired
@@ -44,13 +45,14 @@ def compared(plan: Plan, answers: list[Answers]) -> list[dict]:
         ]
         seeds = [own for own in seeds if len(own) == len(plan.tasks)]
         for budget in plan.budgets if seeds else ():
-            for number, task in [*enumerate(plan.tasks), (None, ALL)]:
-                parts = [own if number is None else [own[number]] for own in seeds]
-                of_router = np.stack([np.concatenate([one.right((ROUTER, budget)) for one in own]) for own in parts])
-                of_line = np.stack([np.concatenate([line(one, budget)[0] for one in own]) for own in parts])
-                own = {"model": model, "task": task, "budget": budget, "seeds": len(parts), "n": of_router.size}
-                shares = [[line(one, budget)[1] for one in own] for own in parts]
-                found.append(own | {"share_of_full": shares} | paired(of_router, of_line, plan.apart))
+            routers = [[one.right((ROUTER, budget)) for one in own] for own in seeds]
+            lines = [[line(one, budget) for one in own] for own in seeds]
+            for task, part in [*((task, slice(at, at + 1)) for at, task in enumerate(plan.tasks)), (ALL, slice(None))]:
+                of_router = np.stack([np.concatenate(own[part]) for own in routers])
+                of_line = np.stack([np.concatenate([verdicts for verdicts, _ in own[part]]) for own in lines])
+                about = {"model": model, "task": task, "budget": budget, "seeds": len(seeds), "n": of_router.size}
+                shares = [[share for _, share in own[part]] for own in lines]
+                found.append(about | {"share_of_full": shares} | paired(of_router, of_line, plan.apart))
     return found
 
 
@@ -62,6 +64,11 @@ def main() -> None:
     arguments = parser.parse_args()
     plan = read_plan(arguments.plan)
     rows = compared(plan, all_answers(plan, arguments.plan, False, arguments.study))
+    if not rows:
+        raise UserError(
+            f"{arguments.study} has no model and seed whose test questions of all tasks are answered; give the folder "
+            f"of a study of {arguments.plan} (archives of finished seeds lie in benchmarks/results/study)."
+        )
     write_json(arguments.output, {"rows": rows} | made_with())
     for row in rows:
         low, high = row["ci95"]
@@ -71,4 +78,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from routing.report.study_overview import overview
+from routing.report.words import signed
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -71,7 +72,9 @@ def test_menus_are_on_a_par_at_24_layers():
 
 
 def test_menus_lose_least_in_the_study():
-    assert "loses least of all at 10 and 20 % fewer layers, two models, one seed" in verdict_of("`menu`")
+    assert "by its estimate it loses least there at 10 and 20 % fewer layers, two models, one seed" in verdict_of(
+        "`menu`"
+    )
     rows = [row for row in result("study/study.json")["rows"] if (row["task"], row["seed"]) == ("all", "all")]
     for model in ("smollm2", "gemma3"):
         assert {row["n"] for row in rows if row["model"] == model} == {507}, "one seed"
@@ -128,3 +131,14 @@ def test_the_tables_of_the_study():
     rows = [row for row in result("study/study.json")["rows"] if (row["task"], row["seed"]) == ("all", "all")]
     for model in dict.fromkeys(row["model"] for row in rows):
         assert overview([row for row in rows if row["model"] == model]) in page, model
+
+
+def test_the_lines_of_the_study():
+    """What the page tells of all tasks beside the plan's comparison, against benchmarks/study_lines.py."""
+    page = (ROOT / "docs" / "results" / "study.md").read_text(encoding="utf-8")
+    rows = {(row["model"], row["budget"]): row for row in result("study/lines.json")["rows"] if row["task"] == "all"}
+    for model in ("smollm2", "gemma3"):
+        for budget in (0.1, 0.2):
+            row = rows[model, budget]
+            low, high = map(signed, row["ci95"])
+            assert f"{signed(row['difference'])} ({low} to {high})" in page, (model, budget)

@@ -281,15 +281,17 @@ def _commands(place: Place, output: Path) -> dict[str, list[str]]:
 def _note_settings(settings: dict, answers: Answers) -> None:
     """Add what validation chose for each method and budget on a task: checkpoint, config fields, the path if it is one.
 
-    Keys are MODEL/SEED/METHOD/BUDGET, then the task.
+    The checkpoint of a path without weights of its own is that of the adapters, where they stand in for layers. Keys
+    are MODEL/SEED/METHOD/BUDGET, then the task.
     """
     place = answers.place
     for (method, budget), one in answers.instances.items():
+        name = one["weights"] or ("adapters" if one["skip_action"] == "adapter" else "")
         own = {
-            "checkpoint": f"OUTPUT/{place.prefix}/{one['weights']}" if one["weights"] else "",
+            "checkpoint": f"OUTPUT/{place.prefix}/{name}" if name else "",
             "fields": one["fields"],
+            "path": None if one["route"] is None else write_path(to_path(one["route"])),
         }
-        own["path"] = None if one["route"] is None else write_path(to_path(one["route"]))
         settings.setdefault(f"{place.model}/{place.seed}/{method}/{budget}", {})[answers.task] = own
 
 

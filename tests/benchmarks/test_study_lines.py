@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from fake_study import N, fake_plan, fake_study
-from study_lines import compared, line
+from study_lines import compared, line, main
 
+from routing.common.errors import UserError
 from routing.common.files import write_json
 from routing.study.results import Answers, all_answers
 from routing.study.stages import Place
@@ -42,3 +43,12 @@ def test_each_task_and_all_together(tmp_path):
         ("all", 4 * N, 2),
     ]
     assert all(row["difference"] == pytest.approx(0.25) for row in rows)
+
+
+def test_a_folder_without_answers_is_refused(tmp_path, monkeypatch):
+    output = tmp_path / "lines.json"
+    plan = Path(__file__).parents[2] / "experiments" / "study.yaml"
+    monkeypatch.setattr("sys.argv", ["study_lines.py", str(tmp_path), "--plan", str(plan), "--output", str(output)])
+    with pytest.raises(UserError, match="has no model and seed whose test questions of all tasks are answered; give"):
+        main()
+    assert not output.exists()

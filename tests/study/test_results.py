@@ -317,7 +317,9 @@ def test_the_cheapest_method_within_the_loss_is_recommended(study, capsys):
     of_one = recommended(output, capsys, "--max_loss", "0.01", "--task", "sums")
     assert "  sums: OUTPUT" in of_one and "words: OUTPUT" not in of_one
     static = {"model": "m", "method": "static", "budget": 0.2}
-    assert chosen_settings(study[2]["settings"], static, ["sums"])[1:] == [f"  sums: path 0:{DEPTH}"]
+    assert chosen_settings(study[2]["settings"], static, "sums")[1:] == [
+        f"  sums: OUTPUT/m/seed-0/adapters, path 0:{DEPTH}"
+    ]
     # The oracle answers everything at fewer layers, and is no method.
     assert "oracle" not in recommended(output, capsys, "--max_loss", "0.9", "--by", "layers")
 

@@ -59,14 +59,13 @@ def run(study: dict, model: str, task: str, arguments: argparse.Namespace) -> No
     if names:
         print("\nThese commands make it (OUTPUT is a folder of yours, PLAN the plan of the study):")
         print("\n".join(f"  {command}" for command in study["commands"][names[0]]))
-    tasks = [task] if task != ALL else None
-    for line in chosen_settings(study.get("settings", {}), best, tasks):
+    for line in chosen_settings(study.get("settings", {}), best, task):
         print(line)
     if others := [in_words(row) for row in found[1:4]]:
         print(f"\nNext: {'; '.join(others)}.")
 
 
-def chosen_settings(settings: dict, row: dict, tasks: list[str] | None) -> list[str]:
+def chosen_settings(settings: dict, row: dict, asked: str) -> list[str]:
     """What validation chose for a row, by task, of the first seed that is there: lines to print."""
     wanted = (f"{row['model']}/", f"/{row['method']}/{row['budget']}")
     key = next((key for key in settings if key.startswith(wanted[0]) and key.endswith(wanted[1])), None)
@@ -74,7 +73,7 @@ def chosen_settings(settings: dict, row: dict, tasks: list[str] | None) -> list[
         return []
     lines = [f"\nValidation chose, for seed {key.split('/')[1]}:"]
     for task, own in settings[key].items():
-        if tasks is None or task in tasks:
+        if asked in (ALL, task):
             fields = {name: value for name, value in own["fields"].items() if value is not None}
             told = (
                 f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in fields.items()
