@@ -9,8 +9,10 @@ from pathlib import Path
 from routing.common.files import write_text
 from routing.common.run_info import made_with
 from routing.common.tables import csv_text, markdown_table, print_table
+from routing.report import study_hypotheses
+from routing.report.study_hypotheses import hypothesis_rows, probability
 from routing.report.study_overview import overview
-from routing.report.study_page import share_used, study_page, verdict
+from routing.report.study_page import share_used, study_page
 from routing.report.study_plots import plot_frontier, plot_run_shares
 from routing.report.study_questions import questions_page
 from routing.report.words import budget_words, signed
@@ -55,8 +57,9 @@ def write_study(output: Path, plan: Plan, found: dict, opened: dict | None, answ
         if task == ALL or len(groups(rows)) == 1 or not any(key == (model, ALL) for key in groups(rows)):
             lines = [cells(row)[:ON_TERMINAL] for row in own]
             print_table(f"{model}, {task}: {own[0]['n']} questions", COLUMNS[:ON_TERMINAL], lines, ("method",), 190)
-    for one in found["hypotheses"]:
-        print(hypothesis_words(one))
+    if found["hypotheses"]:
+        left = study_hypotheses.COLUMNS[:3]
+        print_table("hypotheses", study_hypotheses.COLUMNS, hypothesis_rows(found["hypotheses"]), left, 190)
     if found["missing"]:
         print(f"not there yet: {'; '.join(found['missing'])}")
     print(f"written to {output}: study.html, study.md, study.csv, study.json")
@@ -123,25 +126,12 @@ def loss_words(row: dict) -> str:
     return f"{signed(row['loss_difference'])} ({signed(low)} to {signed(high)})"
 
 
-def probability(p: float | None) -> str:
-    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def hypothesis_words(one: dict) -> str:
-    """What became of a hypothesis, in a sentence."""
-    return (
-        f"{one['model']}: that {one['says']} {verdict(one)}: difference {signed(one['difference'])}, "
-        f"p {probability(one['p_holm'])} (Holm), {one['n']} questions, {one['seeds']} seed{'s' * (one['seeds'] != 1)}"
-    )
-
-
 def markdown(found: dict) -> str:
     """The tables of a study as Markdown."""
     rows, parts = found["rows"], ["# Study\n"]
     if found["hypotheses"]:
-        parts.append(
-            "## Hypotheses\n\n" + "\n".join(f"- {hypothesis_words(one)}" for one in found["hypotheses"]) + "\n"
-        )
+        table = markdown_table(study_hypotheses.COLUMNS, hypothesis_rows(found["hypotheses"]))
+        parts.append(f"## Hypotheses\n\n{table}\n")
     for model, task in groups(rows):
         own = shown(rows, model, task)
         parts += [

@@ -8,7 +8,9 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from routing.report.page import facts, page
+from routing.report.page import facts, page, table
+from routing.report.study_hypotheses import COLUMNS as HYPOTHESES
+from routing.report.study_hypotheses import hypothesis_rows
 from routing.report.words import budget_words, signed
 from routing.study.plan import ALL
 
@@ -24,6 +26,8 @@ thead button:focus-visible, .scroll:focus-visible, select:focus-visible {
   outline: 3px solid #1b6ca8; outline-offset: 2px; }
 th[aria-sort=ascending] button::after { content: " \\25B2"; }
 th[aria-sort=descending] button::after { content: " \\25BC"; }
+#tested th[scope=row] { white-space: normal; min-width: 12rem; }
+#tested :is(td, th):nth-child(-n+3) { text-align: left; }
 #rows td:nth-child(-n+3), #rows thead th:nth-child(-n+4) { text-align: left; }
 @media (max-width: 40rem) { #rows th[scope=row] { white-space: normal; min-width: 8rem; } body { padding: 1rem; } }
 caption { text-align: left; color: #4a4a4a; padding-bottom: .3rem; }
@@ -190,22 +194,10 @@ def _table(rows: Sequence[dict]) -> str:
     )  # fmt: skip
 
 
-def verdict(one: dict) -> str:
-    """What became of a hypothesis."""
-    return "holds" if one["holds"] else "is not shown" if one["settled"] else "is open until all seeds are there"
-
-
 def _hypotheses(tested: Sequence[dict]) -> str:
     if not tested:
         return "<p>None was tested yet.</p>"
-    lines = [
-        f"<li>{escape(one['model'])}: {escape(one['says'])}. "
-        f"<strong>It {verdict(one)}</strong>: "
-        f"difference {escape(signed(one['difference']))}, p {one['p_holm']:.3g} (Holm), {one['n']} questions, "
-        f"{one['seeds']} seed(s).</li>"
-        for one in tested
-    ]
-    return "<ul>\n" + "\n".join(lines) + "\n</ul>"
+    return f'<div id="tested">{table(HYPOTHESES, hypothesis_rows(tested))}</div>'
 
 
 def _picture(path: Path, title: str) -> str:

@@ -27,7 +27,7 @@ from routing.study.comparing import holm, interval, one_sided, paired, static_mi
 from routing.study.methods import METHODS
 from routing.study.plan import ALL, FREE, Plan
 from routing.study.runner import DONE
-from routing.study.stages import Place, checkpoints, stages_of
+from routing.study.stages import Place, checkpoints
 
 TEXT = "text"  # the task of rows of text
 LEAST_GAIN = 0.005  # of which a share is told: one of less says nothing
@@ -89,12 +89,11 @@ def collect(plan: Plan, plan_file: Path, quick: bool, output: Path) -> dict:
     for model in plan.models:
         places = [Place(plan, plan_file, quick, output, model, seed) for seed in plan.seeds]
         found: dict[str, list[Answers]] = {}
-        for task in plan.tasks:
-            for place in places:
-                if Answers.path(place, task).exists():
-                    found.setdefault(task, []).append(Answers(place, task))
-                else:
-                    missing.append(f"{model}, seed {place.seed}, {task}")
+        for place in places:
+            answered = [Answers(place, task) for task in plan.tasks if Answers.path(place, task).exists()]
+            for one in answered:
+                found.setdefault(one.task, []).append(one)
+            missing += _missing(place, answered)
         own = _rows_of_model(plan, model, found)
         rows += own + _text_rows(plan, model, places)
         for place in places:
@@ -114,6 +113,17 @@ def collect(plan: Plan, plan_file: Path, quick: bool, output: Path) -> dict:
         "commands": commands,
         "settings": settings,
     }
+
+
+def _missing(place: Place, answered: Sequence[Answers]) -> list[str]:
+    """A line of what a model and seed lacks, none where everything is there."""
+    name, tasks = f"{place.model}, seed {place.seed}", place.plan.tasks
+    if not answered:
+        return [name]
+    there = {one.task for one in answered}
+    lacks = [f"answers to {task}" for task in tasks if task not in there]
+    lacks += [f"seconds of {one.task}" for one in answered if one.times is None]
+    return [f"{name}: {', '.join(lacks)}"] if lacks else []
 
 
 def all_answers(plan: Plan, plan_file: Path, quick: bool, output: Path) -> list[Answers]:
@@ -368,14 +378,10 @@ def _hypotheses(plan: Plan, model: str, found: dict[str, list[Answers]]) -> list
         else:
             others = _joined(parts, lambda part, key=key: part.static_at(np.mean(part.instances[key]["layers"])))
         p = one_sided(right, others, one.get("above"), one.get("below"), plan.apart)
-        seen = {"difference": float((right - others).mean()), "p": p, "n": _questions(right, plan), "seeds": len(right)}
+        seen = {key: value for key, value in paired(right, others, plan.apart).items() if key in ("difference", "ci95")}
+        seen |= {"p": p, "n": _questions(right, plan), "seeds": len(right)}
         tested.append({"model": model} | one | seen | {"settled": len(right) == len(plan.seeds)})
     level = plan.tests.get("level", 0.05)
     untested = len(plan.values.get("hypotheses") or []) - len(tested)
     corrected = holm([one["p"] for one in tested] + [1.0] * untested)
     return [one | {"p_holm": p, "holds": one["settled"] and p < level} for one, p in zip(tested, corrected)]
-
-
-def stages_left(place: Place) -> list[str]:
-    """Names of stages of a model and seed that are not done."""
-    return [s.name for s in stages_of(place) if not (place.output / ".stages" / s.name / DONE).exists()]

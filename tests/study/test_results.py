@@ -20,6 +20,7 @@ from routing.common.errors import UserError
 from routing.common.files import write_json
 from routing.report import study as report
 from routing.report.study import COLUMNS, markdown, write_study
+from routing.report.study_hypotheses import hypothesis_rows
 from routing.report.study_overview import overview
 from routing.study import comparing
 from routing.study.results import all_answers, collect, made_by, rows_keys
@@ -115,17 +116,32 @@ def test_hypotheses_are_told(study):
     assert not far["holds"] and far["difference"] == 0.25
 
 
+def test_models_of_a_claim_stand_together():
+    def one(model: str, says: str, **own) -> dict:
+        seen = {"difference": -0.01, "ci95": [-0.03, 0.01], "p_holm": 0.0004, "n": 40, "seeds": 2}
+        return {"model": model, "says": says, "settled": True, "holds": False} | seen | own
+
+    rows = hypothesis_rows([one("a", "x"), one("a", "y", holds=True), one("b", "x", settled=False), one("b", "y")])
+    said = [row[:3] for row in rows]
+    assert said[:2] == [["x", "a", "not shown"], ["x", "b", "open until all seeds are there"]]
+    assert said[2:] == [["y", "a", "holds"], ["y", "b", "not shown"]]
+    assert rows[0][3:] == ["−0.010 (−0.030 to +0.010)", "< 0.001", "40", "2"]
+
+
 def test_what_is_not_there_yet_is_named(tmp_path, few_draws):
     plan = fake_plan()
     fake_study(tmp_path, plan, times=False)
     shutil.rmtree(tmp_path / "m/seed-1/answers-words")
     found = collect(plan, Path("plan.yaml"), False, tmp_path)
-    assert found["missing"] == ["m, seed 1, words"]
+    assert found["missing"] == [
+        "m, seed 0: seconds of sums, seconds of words",
+        "m, seed 1: answers to words, seconds of sums",
+    ]
     whole = row_of(found, method="value", task="all", seed="all")
     assert whole["n"] == 2 * N and whole["seconds"] is None, "of the seed that has all tasks"
     near = found["hypotheses"][0]
-    assert near["p_holm"] < 0.05 and not near["holds"] and "is open until all seeds are there" in markdown(found)
-    assert "m, seed 1, words" in markdown(found)
+    assert near["p_holm"] < 0.05 and not near["holds"] and "open until all seeds are there" in markdown(found)
+    assert "m, seed 1: answers to words" in markdown(found)
     own = [row for row in found["rows"] if (row["task"], row["seed"]) == ("words", "all")]
     assert overview(own) in markdown(found)
     shutil.rmtree(tmp_path / "m")
@@ -202,7 +218,7 @@ def test_files_of_a_study(study):
         rows = list(csv.DictReader(file))
     assert len(rows) == len(saved["rows"]) and rows[0]["accuracy"] == "0.75"
     text = (output / "study.md").read_text()
-    assert "menu router by value" in text and "is not shown" in text and f"| {COLUMNS[0]} |" in text
+    assert "menu router by value" in text and "| not shown |" in text and f"| {COLUMNS[0]} |" in text
     for name in ("frontier-m-all.png", "routes-m-all.png", "frontier-m-sums.png"):
         assert (output / name).read_bytes()[:4] == b"\x89PNG"
 
@@ -212,14 +228,15 @@ def test_the_table_on_the_terminal(study, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(report, "plot_run_shares", lambda rows, path, title: path.touch())
     write_study(tmp_path, study[1], study[2], None)
     shown = capsys.readouterr().out
-    assert "m, all: 80 questions" in shown and "DLR by token" in shown and "is not shown" in shown
+    assert "m, all: 80 questions" in shown and "DLR by token" in shown and "not shown" in shown
 
 
 def test_the_page_reads_without_its_script_and_by_ear(study):
     output, plan, found = study
     page, reader = (output / "study.html").read_text(), Reader()
     reader.feed(page)
-    assert reader.tags.count("tr") == 1 + len(found["rows"]) and reader.tags.count("h1") == 1
+    tested = len(found["hypotheses"])
+    assert tested and reader.tags.count("tr") == 1 + tested + 1 + len(found["rows"]) and reader.tags.count("h1") == 1
     assert "http://" not in page and "https://" not in page, "it needs nothing beside it"
     rows = [own for tag, own in reader.attributes if tag == "tr" and own]
     assert all({"data-method", "data-task", "data-budget", "data-seed"} <= set(own) for own in rows)
