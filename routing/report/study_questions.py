@@ -18,6 +18,7 @@ from routing.study.methods import METHODS
 from routing.study.results import Answers
 
 STYLE = """
+body { max-width: 90rem; }
 .pick { display: flex; flex-wrap: wrap; gap: .6rem 1.2rem; margin: .8rem 0; }
 .pick label { display: flex; flex-direction: column; font-size: .85rem; color: #4a4a4a; max-width: 100%; }
 .pick select, .pick input { font: inherit; padding: .25rem .4rem; min-height: 2.2rem; max-width: 100%; }
@@ -31,7 +32,8 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f5f5f5; paddi
 #routes { border-collapse: separate; border-spacing: 1px; font-size: .87rem; }
 #routes caption { text-align: left; color: #4a4a4a; padding-bottom: .3rem; }
 #routes th, #routes td { padding: .1rem .3rem; border: 0; }
-#routes td.layer { text-align: center; color: #000; min-width: 1.1rem; }
+#routes td.layer { color: #000; }
+#routes .layer { text-align: center; min-width: 1.15rem; padding: .1rem 0; font-size: .78rem; }
 #routes th[scope=row] { text-align: left; position: sticky; left: 0; background: #fff; }
 @media (max-width: 40rem) { body { padding: 1rem; } #routes th[scope=row] { white-space: normal; min-width: 8rem; } }
 """ + "\n".join(f".{name} {{ background: rgb{mark.color}; }}" for name, mark in MARKS.items())
@@ -70,7 +72,7 @@ SCRIPT = """
     head.replaceChildren();
     const depth = own.methods[0].distinct[0].length;
     for (const name of ["method", "layers left out", "verdict", "layers", ...Array(depth).keys()]) {
-      const made = cell("th", name);
+      const made = cell("th", name, typeof name === "number" ? "layer" : "");
       made.scope = "col";
       head.append(made);
     }
