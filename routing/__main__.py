@@ -10,7 +10,7 @@ from importlib import import_module
 
 # name -> what it does; the module routing.commands.NAME has the rest.
 COMMANDS = {
-    "demo": "the whole job on the default model, in some minutes",
+    "demo": "routing by value on the default model and offline questions, in half an hour",
     "generate": "stage 1: label questions with layer paths and verdicts (data_generation.py)",
     "labels": "look at labels, export, import, their card",
     "headroom": "what routing could gain over the best static path, before a router is trained",
