@@ -5,8 +5,7 @@
 A study compares a router with the best static path by validation, mixed so that it runs as many layers. Where
 validation questions are few, that mixture can be worse than the study's own row of the static path at the same budget.
 Here the router is compared, task by task, with that row mixed by a coin with the full model, so that both run as many
-layers; where the row runs more layers than the router, with the row itself. All seeds that are there are taken
-together.
+layers; where the row runs more layers than the router, with the row itself. Of each seed, and of all that are there.
 """
 
 from __future__ import annotations
@@ -36,23 +35,33 @@ def line(answers: Answers, budget: float) -> tuple[np.ndarray, float]:
 
 
 def compared(plan: Plan, answers: list[Answers]) -> list[dict]:
-    """A row for each model, budget and task, and for all tasks together, of the seeds that have all of them."""
+    """Rows for each model, budget and task, of each seed that has all tasks, and of all such seeds together."""
     found = []
     for model in plan.models:
-        seeds = [
-            [own for own in answers if (own.place.model, own.place.seed) == (model, seed)]  # one for each task
+        by_seed = {
+            seed: [own for own in answers if (own.place.model, own.place.seed) == (model, seed)]  # one for each task
             for seed in plan.seeds
-        ]
-        seeds = [own for own in seeds if len(own) == len(plan.tasks)]
-        for budget in plan.budgets if seeds else ():
-            routers = [[one.right((ROUTER, budget)) for one in own] for own in seeds]
-            lines = [[line(one, budget) for one in own] for own in seeds]
-            for task, part in [*((task, slice(at, at + 1)) for at, task in enumerate(plan.tasks)), (ALL, slice(None))]:
-                of_router = np.stack([np.concatenate(own[part]) for own in routers])
-                of_line = np.stack([np.concatenate([verdicts for verdicts, _ in own[part]]) for own in lines])
-                about = {"model": model, "task": task, "budget": budget, "seeds": len(seeds), "n": of_router.size}
-                shares = [[share for _, share in own[part]] for own in lines]
-                found.append(about | {"share_of_full": shares} | paired(of_router, of_line, plan.apart))
+        }
+        by_seed = {seed: own for seed, own in by_seed.items() if len(own) == len(plan.tasks)}
+        for budget in plan.budgets if by_seed else ():
+            groups = {seed: [own] for seed, own in by_seed.items()} | {ALL: list(by_seed.values())}
+            for seed, parts in groups.items():
+                about = {"model": model, "budget": budget, "seed": seed}
+                found += [about | row for row in _rows(plan, budget, parts)]
+    return found
+
+
+def _rows(plan: Plan, budget: float, seeds: list[list[Answers]]) -> list[dict]:
+    """A row for each task, and one for all of them, of seeds together."""
+    found = []
+    routers = [[one.right((ROUTER, budget)) for one in own] for own in seeds]
+    lines = [[line(one, budget) for one in own] for own in seeds]
+    for task, part in [*((task, slice(at, at + 1)) for at, task in enumerate(plan.tasks)), (ALL, slice(None))]:
+        of_router = np.stack([np.concatenate(own[part]) for own in routers])
+        of_line = np.stack([np.concatenate([verdicts for verdicts, _ in own[part]]) for own in lines])
+        shares = [[share for _, share in own[part]] for own in lines]
+        about = {"task": task, "seeds": len(seeds), "n": of_router.size, "share_of_full": shares}
+        found.append(about | paired(of_router, of_line, plan.apart))
     return found
 
 
@@ -72,9 +81,8 @@ def main() -> None:
     write_json(arguments.output, {"rows": rows} | made_with())
     for row in rows:
         low, high = row["ci95"]
-        print(
-            f"{row['model']}, {row['budget']:.0%}, {row['task']}: {row['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
-        )
+        about = f"{row['model']}, seed {row['seed']}, {row['budget']:.0%}, {row['task']}"
+        print(f"{about}: {row['difference']:+.3f} ({low:+.3f} to {high:+.3f})")
 
 
 if __name__ == "__main__":

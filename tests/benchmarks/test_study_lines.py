@@ -37,10 +37,9 @@ def test_each_task_and_all_together(tmp_path):
     plan = fake_plan()
     fake_study(tmp_path, plan)
     rows = compared(plan, all_answers(plan, Path("plan.yaml"), False, tmp_path))
-    assert [(row["task"], row["n"], row["seeds"]) for row in rows] == [
-        ("sums", 2 * N, 2),
-        ("words", 2 * N, 2),
-        ("all", 4 * N, 2),
+    assert [(row["seed"], row["task"], row["n"], row["seeds"]) for row in rows] == [
+        *((seed, *own) for seed in (0, 1) for own in (("sums", N, 1), ("words", N, 1), ("all", 2 * N, 1))),
+        *(("all", *own) for own in (("sums", 2 * N, 2), ("words", 2 * N, 2), ("all", 4 * N, 2))),
     ]
     assert all(row["difference"] == pytest.approx(0.25) for row in rows)
 
